@@ -1,0 +1,51 @@
+"""One function builds every network."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, cast
+
+from misfm.errors import ConfigError
+from misfm.models.base import NETWORKS, SegmentationModel, Shape
+from misfm.registry import closest
+
+
+def create(
+    name: str,
+    *,
+    in_channels: int = 1,
+    num_classes: int,
+    patch_size: Sequence[int],
+    deep_supervision: bool = False,
+    **options: Any,
+) -> SegmentationModel:
+    """Build a network with random weights.
+
+    Args:
+        name: a registered network, such as ``"unet"`` or ``"pctnet"``.
+        in_channels: channels of the image.
+        num_classes: classes of the label map, background included.
+        patch_size: voxels along (D, H, W) of the patches it will see.
+        deep_supervision: return logits of every level, finest first, instead of the finest only.
+        options: the network's own options; see its builder.
+
+    Returns:
+        A module that maps (B, in_channels, D, H, W) to logits (B, num_classes, D, H, W).
+
+    Raises:
+        ConfigError: unknown network or option (the nearest name is offered), or a size it cannot take.
+    """
+    builder = NETWORKS.get(name)
+    allowed = [p for p in inspect.signature(builder).parameters if p not in ("in_channels", "patch_size")]
+    for option in options:
+        if option not in allowed:
+            raise ConfigError(f"Network '{name}' has no option '{option}'; {closest(option, allowed)}")
+    size = tuple(int(side) for side in patch_size)
+    if len(size) != 3 or min(size) < 1 or in_channels < 1 or num_classes < 1:
+        raise ConfigError(
+            "A network needs a patch size of three positive sides and at least one channel and class, "
+            f"got patch_size={size}, in_channels={in_channels}, num_classes={num_classes}."
+        )
+    backbone = builder(in_channels=in_channels, patch_size=cast(Shape, size), **options)
+    return SegmentationModel(backbone, num_classes, deep_supervision=deep_supervision)
