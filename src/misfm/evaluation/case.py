@@ -1,0 +1,128 @@
+"""Scores of one predicted label map against its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from misfm.errors import DataError
+from misfm.evaluation import metrics
+from misfm.evaluation.metrics import LabelMap, Mask
+from misfm.volume import FloatTriple, Volume
+
+_LARGEST_LABEL = 65_535
+# Headers keep affines in float32 or as quaternions: corners may move a little without meaning it.
+_SAME_CORNER_VOXELS = 0.1
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """Agreement on one label of one case.
+
+    Attributes:
+        dice: overlap, 0 to 1.
+        hd95_mm: 95 % Hausdorff distance; ``None`` where infinite, that is, absent in one of the two.
+        assd_mm: average symmetric surface distance; ``None`` where infinite.
+        surface_dice: share of both surfaces within the tolerance, 0 to 1.
+    """
+
+    dice: float
+    hd95_mm: float | None
+    assd_mm: float | None
+    surface_dice: float
+
+
+ABSENT_IN_ONE = LabelScores(dice=0.0, hd95_mm=None, assd_mm=None, surface_dice=0.0)
+
+
+def evaluate_case(
+    prediction: Volume,
+    reference: Volume,
+    labels: Sequence[int],
+    *,
+    tolerance_mm: float | None = None,
+    ignore: int | None = None,
+) -> dict[int, LabelScores | None]:
+    """Score a predicted label map; see `misfm.evaluation.metrics` for the conventions.
+
+    Args:
+        prediction: label map (1, D, H, W) on the grid of the reference.
+        reference: label map (1, D, H, W).
+        labels: the positive values to score; others count as background.
+        tolerance_mm: of the surface Dice; by default the diagonal of a voxel.
+        ignore: value of the reference that marks voxels nobody has judged. They belong to no mask, so where
+            a structure runs into them both masks end at the same cut.
+
+    Returns:
+        Scores by label value; ``None`` for a label absent in both.
+
+    Raises:
+        DataError: the grids differ, or the voxels are not labels.
+    """
+    check_same_grid(prediction, reference)
+    true, predicted = label_values(reference, "reference"), label_values(prediction, "prediction")
+    if ignore is not None:
+        judged = true != ignore
+        true, predicted = true * judged, predicted * judged
+    true, predicted = metrics.compact(true, labels), metrics.compact(predicted, labels)
+    confusion = metrics.confusion_matrix(predicted, true, len(labels) + 1)
+    tolerance = metrics.voxel_diagonal(reference.spacing) if tolerance_mm is None else tolerance_mm
+
+    scores: dict[int, LabelScores | None] = {}
+    for index, (label, dice) in enumerate(zip(labels, metrics.dice(confusion), strict=True), start=1):
+        if dice is None:
+            scores[label] = None
+        elif not (confusion[index].any() and confusion[:, index].any()):
+            scores[label] = ABSENT_IN_ONE
+        else:
+            scores[label] = _score(predicted == index, true == index, reference.spacing, dice, tolerance)
+    return scores
+
+
+def check_same_grid(prediction: Volume, reference: Volume) -> None:
+    """Raise a DataError that says whether shape or affine differ, if one of them does."""
+    if prediction.shape != reference.shape:
+        raise DataError(
+            f"The prediction has shape {prediction.shape} and its reference {reference.shape}; "
+            "predict on the grid of the image the reference was drawn on."
+        )
+    corners = np.array([(*corner, 1) for corner in product(*((0, side) for side in reference.shape))])
+    moved = np.linalg.norm(corners @ (prediction.affine - reference.affine).T, axis=1).max()
+    if not moved <= _SAME_CORNER_VOXELS * min(reference.spacing):
+        raise DataError(
+            "The prediction has the shape of its reference but another affine, which puts a corner "
+            f"{moved:.3g} mm away; predict on the grid of the image the reference was drawn on."
+        )
+
+
+def label_values(volume: Volume, what: str) -> LabelMap:
+    """Return the voxels of a label map as integers (D, H, W).
+
+    Raises:
+        DataError: several channels, fractions, or values below 0 or above 65535; names it by ``what``.
+    """
+    if volume.data.shape[0] != 1:
+        raise DataError(f"The {what} has {volume.data.shape[0]} channels; a label map has one.")
+    data = volume.data[0]
+    if data.min(initial=0) >= 0 and data.max(initial=0) <= _LARGEST_LABEL:
+        values: LabelMap = data.astype(np.uint16)
+        if np.array_equal(values, data):
+            return values
+    raise DataError(
+        f"The {what} is no label map: it holds values other than the whole numbers 0 to {_LARGEST_LABEL}."
+    )
+
+
+def _score(
+    prediction: Mask, reference: Mask, spacing: FloatTriple, dice: float, tolerance_mm: float
+) -> LabelScores:
+    distances = metrics.surface_distances(prediction, reference, spacing)
+    return LabelScores(
+        dice=dice,
+        hd95_mm=metrics.hd95(distances),
+        assd_mm=metrics.assd(distances),
+        surface_dice=metrics.surface_dice(distances, tolerance_mm),
+    )

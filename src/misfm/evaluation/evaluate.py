@@ -1,0 +1,137 @@
+"""Scores of a folder of predictions against a folder of references, as one JSON-ready result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from misfm.data.readers import FILE_SUFFIXES
+from misfm.errors import DataError
+from misfm.evaluation.case import LabelScores, evaluate_case
+from misfm.evaluation.labels import LabelNames, find_label_names, present_labels, read_label_map
+from misfm.evaluation.metrics import voxel_diagonal
+from misfm.evaluation.summary import summarise
+
+Progress = Callable[[int, int], None]
+"""Called with the number of cases done and their total."""
+
+
+def evaluate_folders(
+    predictions_dir: Path | str,
+    references_dir: Path | str,
+    *,
+    tolerance_mm: float | None = None,
+    labels: Mapping[str, int] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score every prediction whose case name also stands in the references folder.
+
+    Args:
+        predictions_dir: label maps ``CASE.nii.gz`` (or any other single-file format that can be read).
+        references_dir: label maps of the same names, such as ``labelsTs`` of an nnU-Net dataset.
+        tolerance_mm: of the surface Dice; by default the voxel diagonal of each reference.
+        labels: name to value of the labels to score; other values count as background.
+        progress: told about every finished case.
+
+    Returns:
+        ``cases[case][label]`` with ``dice``, ``hd95_mm``, ``assd_mm`` and ``surface_dice`` (``None`` where
+        infinite), or ``None`` for a label absent in both; ``mean``, ``interval95`` and ``counts`` by label
+        and for ``"all"`` (see `summarise`); ``tolerance_mm`` by case; ``missing``: cases that only one of
+        the folders has. Labels go by name where ``labels`` or a ``dataset.json`` in the references folder or
+        beside it tells the names, otherwise by their value as a string.
+
+    Raises:
+        DataError: a folder is missing or empty, no case is in both, a file cannot be read, is no label map,
+            holds a label ``dataset.json`` does not know, or lies on another grid than its reference.
+    """
+    if tolerance_mm is not None and not 0 <= tolerance_mm < np.inf:
+        raise DataError(f"The surface Dice needs a tolerance of 0 mm or more, got {tolerance_mm}.")
+    predictions, references = list_cases(Path(predictions_dir)), list_cases(Path(references_dir))
+    names = sorted(predictions.keys() & references.keys())
+    if not names:
+        raise DataError(
+            f"No case is in both folders: {predictions_dir} holds {_some(predictions)} and {references_dir} "
+            f"{_some(references)}; a prediction must bear the file name of its reference."
+        )
+    declared = None if labels else find_label_names(Path(references_dir))
+    known = LabelNames(labels) if labels else declared
+
+    scored: dict[str, ScoredCase] = {}
+    for name in names:
+        scored[name] = _score(predictions[name], references[name], known, tolerance_mm, declared is not None)
+        if progress is not None:
+            progress(len(scored), len(names))
+
+    found = {label for case in scored.values() for label in case.scores}
+    order = list(known.values) if known else sorted(found, key=int)
+    cases = {name: {label: case.scores.get(label) for label in order} for name, case in scored.items()}
+    return {
+        "cases": {case: {k: s and asdict(s) for k, s in scores.items()} for case, scores in cases.items()},
+        **summarise(cases),
+        "tolerance_mm": {name: case.tolerance_mm for name, case in scored.items()},
+        "missing": {
+            "predictions": sorted(references.keys() - predictions.keys()),
+            "references": sorted(predictions.keys() - references.keys()),
+        },
+    }
+
+
+@dataclass(frozen=True)
+class ScoredCase:
+    """Scores of one case by label, and the tolerance in millimetres they were computed with."""
+
+    scores: dict[str, LabelScores | None]
+    tolerance_mm: float
+
+
+def list_cases(folder: Path) -> dict[str, Path]:
+    """Return the label maps of a folder by case name, which is the file name without its suffix.
+
+    Raises:
+        DataError: the folder is missing or holds none, or two files are of one case.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give one that holds label maps such as CASE.nii.gz.")
+    cases: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = next((s for s in FILE_SUFFIXES[::-1] if path.name.lower().endswith(s)), None)
+        if suffix is None or path.name.startswith("."):
+            continue
+        name = path.name[: -len(suffix)]
+        if name in cases:
+            raise DataError(
+                f"{folder} holds case '{name}' twice, {cases[name].name} and {path.name}; keep one."
+            )
+        cases[name] = path
+    if not cases:
+        raise DataError(f"{folder} holds no label maps; expected files such as CASE.nii.gz.")
+    return cases
+
+
+def _score(
+    prediction_path: Path,
+    reference_path: Path,
+    names: LabelNames | None,
+    tolerance_mm: float | None,
+    complete: bool,
+) -> ScoredCase:
+    """Score one case; with ``complete`` a label without a name is an error."""
+    paths = (prediction_path, reference_path)
+    prediction, reference = (read_label_map(path, names if complete else None) for path in paths)
+    names = names or LabelNames(present_labels(prediction, reference))
+    tolerance = voxel_diagonal(reference.spacing) if tolerance_mm is None else float(tolerance_mm)
+    values = list(names.values.values())
+    try:
+        scores = evaluate_case(prediction, reference, values, tolerance_mm=tolerance, ignore=names.ignore)
+    except DataError as error:
+        raise DataError(f"{prediction_path}: {error}") from error
+    return ScoredCase({label: scores[value] for label, value in names.values.items()}, tolerance)
+
+
+def _some(cases: Mapping[str, Path]) -> str:
+    names = sorted(cases)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

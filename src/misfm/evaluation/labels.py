@@ -1,0 +1,85 @@
+"""Label maps from files, and what the values in them mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from misfm.data.readers import read_volume
+from misfm.errors import DataError
+from misfm.evaluation.case import label_values
+from misfm.evaluation.metrics import LabelMap
+from misfm.volume import Volume
+
+
+@dataclass(frozen=True)
+class LabelNames:
+    """What the values of label maps mean.
+
+    Attributes:
+        values: name to positive value, background left out.
+        ignore: value of voxels nobody has judged, if there are any.
+    """
+
+    values: Mapping[str, int]
+    ignore: int | None = None
+
+
+def find_label_names(references_dir: Path) -> LabelNames | None:
+    """Read label names from a ``dataset.json`` in the folder or beside it; ``None`` where there is none.
+
+    Understands nnU-Net's ``{"liver": 1, "ignore": 2}`` and the Decathlon's ``{"1": "liver"}``.
+
+    Raises:
+        DataError: the file is broken or declares something else.
+    """
+    places = (references_dir / "dataset.json", references_dir.resolve().parent / "dataset.json")
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return None
+    try:
+        declared = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        pairs = [(k, v) if str(v).isdecimal() else (v, k) for k, v in declared.items()]
+        values = {str(name): int(value) for name, value in pairs if int(value) > 0}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} has no readable 'labels' such as {{\"liver\": 1}}; correct it, or move it away."
+        ) from error
+    ignore = values.pop("ignore", None)
+    if not values or "all" in values or len(set(values.values())) < len(values):
+        raise DataError(f"{path} must give every label its own value, and none the name 'all': {declared}.")
+    return LabelNames(values, ignore)
+
+
+def read_label_map(path: Path, names: LabelNames | None) -> Volume:
+    """Read a label map; with ``names`` every value in it must be one of them.
+
+    Raises:
+        DataError: unreadable, no label map, or a value without a name.
+    """
+    volume = read_volume(path)
+    try:
+        values = label_values(volume, "file")
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    if names is not None:
+        unknown = sorted(_values(values) - {0, *names.values.values(), names.ignore})
+        if unknown:
+            raise DataError(
+                f"{path} holds the label {unknown[0]}, which dataset.json does not declare; add it there."
+            )
+    return volume.with_data(values)
+
+
+def present_labels(*label_maps: Volume) -> dict[str, int]:
+    """Return the labels found in any of the label maps, under their value as a name."""
+    found = set().union(*(_values(label_map.data) for label_map in label_maps)) - {0}
+    return {str(value): value for value in sorted(found)}
+
+
+def _values(voxels: LabelMap) -> set[int]:
+    return set(np.flatnonzero(np.bincount(voxels.ravel())).tolist())
