@@ -1,0 +1,292 @@
+"""DICOM: files to series, and one series to a Volume, slices ordered by where they lie in the patient."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from misfm.data.checks import (
+    LPS_TO_RAS,
+    MAX_SHEAR,
+    Header,
+    check_shape,
+    make_volume,
+    readable,
+)
+from misfm.errors import DataError
+from misfm.volume import Affine, Volume
+
+_TAGS = [
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "Modality",
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "PixelSpacing",
+    "BitsAllocated",
+    "PixelRepresentation",
+    "SamplesPerPixel",
+]
+_UNEVEN = 0.02
+"""Gaps between slices may differ by this part of the usual gap: header numbers are rounded decimals."""
+
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Series:
+    """The files of one DICOM series, in the order of their paths."""
+
+    uid: str
+    files: tuple[Path, ...]
+    modality: str | None
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """One image of a series: LPS millimetres of its first pixel and its distance along the normal."""
+
+    file: Path
+    header: Any
+    position: NDArray[np.float64]
+    distance: float
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file carries the DICOM mark; names and extensions mean nothing in DICOM."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def list_series(files: Iterable[Path]) -> list[Series]:
+    """Group DICOM images by SeriesInstanceUID, sorted by uid; other objects (reports, plans) are left out.
+
+    Raises:
+        DataError: a file whose header cannot be read.
+    """
+    members: dict[str, list[Path]] = {}
+    modalities: dict[str, str | None] = {}
+    for file in sorted(files):
+        header = _read(file, _TAGS)
+        if "Rows" in header:
+            uid = _uid(file, header)
+            members.setdefault(uid, []).append(file)
+            modalities.setdefault(uid, header.get("Modality"))
+    return [Series(uid, tuple(members[uid]), modalities[uid]) for uid in sorted(members)]
+
+
+def series_at(path: Path) -> Series:
+    """Return the series of a directory that holds one, or the series that one file belongs to.
+
+    Raises:
+        DataError: no series there, or several in a directory.
+    """
+    folder = path if path.is_dir() else path.parent
+    files = [file for file in folder.iterdir() if file.is_file() and is_dicom(file)]
+    if path.is_dir():
+        series = list_series(files)
+    else:
+        uid = _uid(path)
+        series = list_series(file for file in files if _uid(file) == uid)
+    if not series:
+        raise DataError(
+            f"{path} holds no DICOM image series; give a scan or a folder with the slices of one."
+        )
+    if len(series) > 1:
+        examples = ", ".join(one.files[0].name for one in series[:4])
+        raise DataError(
+            f"{path} holds {len(series)} DICOM series; give one file of the wanted one ({examples})."
+        )
+    return series[0]
+
+
+def read_header(series: Series) -> Header:
+    """Shape, spacing, voxel type and modality of a series, from the headers alone.
+
+    Raises:
+        DataError: see ``read_series``.
+    """
+    slices, gap = _stack(series)
+    first = slices[0].header
+    rows, columns = (float(value) for value in first.PixelSpacing)
+    sign = "int" if first.get("PixelRepresentation", 0) else "uint"
+    return Header(
+        (len(slices), int(first.Rows), int(first.Columns)),
+        (gap, rows, columns),
+        f"{sign}{first.get('BitsAllocated', 16)}",
+        series.modality,
+    )
+
+
+def read_series(series: Series) -> Volume:
+    """Read a series; slices of a tilted gantry are moved within their planes onto an orthogonal grid.
+
+    Returns:
+        Volume (1, D, H, W), D along the normal of the slices, in units after rescale slope and intercept.
+
+    Raises:
+        DataError: a damaged or colour file, slices of different size or orientation, two slices in one place,
+            an uneven distance between slices, a single slice, a multi-frame file.
+    """
+    folder = series.files[0].parent
+    slices, gap = _stack(series)
+    voxels = np.stack([_pixels(one.file) for one in slices])
+    row, column = _directions(slices[0].header)
+    height, width = (float(value) for value in slices[0].header.PixelSpacing)
+    normal = np.cross(row, column)
+    origin = slices[0].position
+    # How far each slice is displaced within its plane against a stack along the normal, in pixels.
+    shifts = np.array(
+        [[(s.position - origin) @ column / height, (s.position - origin) @ row / width] for s in slices]
+    )
+    tilt = np.linalg.norm(shifts[-1] * (height, width)) / (gap * (len(slices) - 1))
+    if tilt > MAX_SHEAR:
+        voxels, start = _straighten(voxels, shifts)
+        origin = origin + start[0] * height * column + start[1] * width * row
+    affine: Affine = np.eye(4)
+    affine[:3, :3] = np.stack([normal * gap, column * height, row * width], axis=1)
+    affine[:3, 3] = origin
+    return make_volume(voxels, LPS_TO_RAS @ affine, folder)
+
+
+def _read(file: Path, tags: list[str] | None = None) -> Any:
+    with readable(file), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pydicom.dcmread(file, stop_before_pixels=tags is not None, specific_tags=tags)
+
+
+def _uid(file: Path, header: Any = None) -> str:
+    header = _read(file, ["SeriesInstanceUID"]) if header is None else header
+    # Where an anonymiser emptied the identifier, the files of one folder are taken as one series.
+    return str(header.get("SeriesInstanceUID") or f"files of {file.parent}")
+
+
+def _stack(series: Series) -> tuple[list[_Slice], float]:
+    """Slices in order along their normal, and the distance between them in millimetres."""
+    folder = series.files[0].parent
+    headers: dict[tuple[Any, ...], tuple[Path, Any]] = {}
+    for file in series.files:
+        header = _read(file, _TAGS)
+        _check_slice(file, header)
+        # The same image stored twice under two names is one slice.
+        identity = (header.get("SOPInstanceUID") or file, *header.ImagePositionPatient)
+        headers.setdefault(identity, (file, header))
+    first_file, first = next(iter(headers.values()))
+    row, column = _directions(first)
+    for file, header in headers.values():
+        same_size = (header.Rows, header.Columns) == (first.Rows, first.Columns)
+        same_spacing = np.allclose(header.PixelSpacing, first.PixelSpacing, rtol=1e-3)
+        if (
+            not same_size
+            or not same_spacing
+            or not np.allclose(_directions(header), (row, column), atol=1e-3)
+        ):
+            raise DataError(
+                f"{file} differs in size, pixel spacing or orientation from {first_file.name} of the same "
+                "series; move slices that do not belong together into folders of their own."
+            )
+    normal = np.cross(row, column)
+    slices = []
+    for file, header in headers.values():
+        position = np.array([float(value) for value in header.ImagePositionPatient])
+        slices.append(_Slice(file, header, position, float(position @ normal)))
+    slices.sort(key=lambda one: one.distance)
+    check_shape((len(slices), first.Rows, first.Columns), folder)
+    return slices, _usual_gap(slices)
+
+
+def _check_slice(file: Path, header: Any) -> None:
+    if int(header.get("NumberOfFrames") or 1) > 1:
+        raise DataError(
+            f"{file} is a multi-frame DICOM file; convert it to NIfTI first, for example with dcm2niix."
+        )
+    if int(header.get("SamplesPerPixel") or 1) > 1:
+        raise DataError(
+            f"{file} holds colour (RGB) voxels; only scans with one real number a voxel can be used."
+        )
+    for tag, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+        values = header.get(tag)
+        if values is None or len(values) != count or not np.isfinite(np.array(values, dtype=float)).all():
+            raise DataError(
+                f"{file} does not say where it lies ({tag} is missing); it is no slice of a 3D scan."
+            )
+
+
+def _directions(header: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Unit vectors (LPS) along a row of pixels and down a column."""
+    cosines = np.array([float(value) for value in header.ImageOrientationPatient])
+    row, column = cosines[:3], cosines[3:]
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if min(lengths) == 0:
+        raise DataError(
+            f"{header.get('SOPInstanceUID')} has a singular ImageOrientationPatient; repair its header."
+        )
+    return row / lengths[0], column / lengths[1]
+
+
+def _usual_gap(slices: list[_Slice]) -> float:
+    gaps = np.diff([one.distance for one in slices])
+    usual = float(np.median(gaps))
+    worst = int(np.abs(gaps - usual).argmax())
+    between = f"{slices[worst].file} and {slices[worst + 1].file.name}"
+    if gaps.min() < 1e-3:
+        at = int(gaps.argmin())
+        raise DataError(
+            f"{slices[at].file} and {slices[at + 1].file.name} lie in the same place; split the series into "
+            "one folder for each time point."
+        )
+    if abs(gaps[worst] - usual) > _UNEVEN * usual:
+        raise DataError(
+            f"{between} are {gaps[worst]:.2f} mm apart where {usual:.2f} mm is usual in the series; add the "
+            "missing slices or resample it to even spacing."
+        )
+    return float(gaps.mean())
+
+
+def _pixels(file: Path) -> NDArray[Any]:
+    """Pixels (H, W) of one slice after rescaling; whole numbers stay integers."""
+    header = _read(file)
+    with readable(file), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pixels: NDArray[Any] = header.pixel_array
+        slope = float(header.get("RescaleSlope", 1) or 1)
+        intercept = float(header.get("RescaleIntercept", 0) or 0)
+    if slope.is_integer() and intercept.is_integer():
+        return pixels.astype(np.int32) * int(slope) + int(intercept)
+    return (pixels * slope + intercept).astype(np.float32)
+
+
+def _straighten(
+    voxels: NDArray[Any], shifts: NDArray[np.float64]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Move every slice by its shift (pixels along H and W) onto a common grid wide enough for all.
+
+    Returns:
+        Voxels (D, H', W'), padded with the lowest value, and the pixel position of the new first pixel.
+    """
+    start = np.floor(shifts.min(axis=0))
+    extra = np.ceil(shifts.max(axis=0)) - start
+    size = tuple(int(side + more) for side, more in zip(voxels.shape[1:], extra, strict=True))
+    lowest = voxels.min()
+    straight = np.full((len(voxels), *size), lowest, dtype=voxels.dtype)
+    for before, after, shift in zip(voxels, straight, shifts, strict=True):
+        moved = ndimage.affine_transform(
+            before.astype(np.float64), np.eye(2), start - shift, size, order=1, cval=float(lowest)
+        )
+        after[...] = np.rint(moved) if voxels.dtype.kind == "i" else moved
+    return straight, start
