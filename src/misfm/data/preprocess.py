@@ -41,14 +41,15 @@ def canonical(volume: Volume) -> Volume:
             data = np.flip(data, axis + 1)
             affine[:3, 3] += affine[:3, axis] * (data.shape[axis + 1] - 1)
             affine[:3, axis] *= -1
-    return Volume(np.ascontiguousarray(data), affine)
+    # Adding zero turns -0.0 into 0.0, so that equal grids have equal bytes.
+    return Volume(np.ascontiguousarray(data), affine + 0.0)
 
 
 def content_box(volume: Volume, kind: Kind | None = None, margin_mm: float = 8.0) -> Box:
     """Return the box around the patient, grown by a margin and cut at the border; never empty.
 
     Parts not connected to the largest one (table, tubes, noise) do not count unless they hold a tenth of its
-    voxels; they are judged at about 4 mm, after an opening, because the table mostly touches the skin somewhere.
+    voxels; they are judged at about 4 mm, after an opening, for the table mostly touches the skin somewhere.
     """
     mask = content_mask(volume, kind or detect(volume))
     step = [max(1, round(4.0 / spacing)) for spacing in volume.spacing]
@@ -72,9 +73,9 @@ def content_box(volume: Volume, kind: Kind | None = None, margin_mm: float = 8.0
 def resample(volume: Volume, spacing: Target, *, label: bool = False, cubic: bool = False) -> Volume:
     """Interpolate to another spacing along the volume's own axes; the centre of the field of view stays.
 
-    Images are interpolated linearly (or with Keys' cubic); where the grid gets coarser the kernel is stretched
-    by the same factor, so that no voxel is skipped. An axis more than three times coarser than the next one is
-    copied from the nearest slice, for between thick slices interpolation invents anatomy (as nnU-Net does).
+    Images are interpolated linearly (or with Keys' cubic); where the grid gets coarser the kernel is
+    stretched by the same factor, so that no voxel is skipped. An axis more than three times coarser than the
+    next one is taken from the nearest slice as in nnU-Net: between thick slices interpolation invents anatomy.
 
     In label maps every label is interpolated on its own and the largest share wins: unlike nearest neighbour
     this keeps outlines smooth when the grid gets finer and counts all voxels when it gets coarser, and unlike

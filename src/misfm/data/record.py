@@ -1,0 +1,189 @@
+"""What a store keeps of one volume: its record, compressed voxels, and where patches may be centred."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+from misfm.data.intensity import Kind, Normalisation, content_mask
+from misfm.settings import Settings, Spacing
+from misfm.volume import Affine, FloatTriple, Triple, Volume
+
+MAX_ANCHORS = 4096
+MAX_LABEL_ANCHORS = 1024
+
+# Measured on CT and MR: patches of 64x128x128 touch few blocks, and both codec settings decode in 3-5 ms.
+_CHUNK = (64, 128, 128)
+_BLOCK = (16, 32, 32)
+
+Row = tuple[float, float, float, float]
+
+
+class IngestSettings(Settings):
+    """How scans become volumes of a store; the same for all of its volumes.
+
+    Attributes:
+        spacing: millimetres along (D, H, W), or "native" to keep every scan's own.
+        intensity: "auto", "ct", "mr" or "ct:LOW,HIGH" (window in HU).
+    """
+
+    spacing: Spacing | Literal["native"] = "native"
+    intensity: str = "auto"
+
+
+class Record(Settings):
+    """One volume of a store.
+
+    Attributes:
+        id: hash of stored voxels, affine, settings and, where there is one, label map and case name.
+        case: name of the case.
+        source: path of the scan it came from.
+        channels: number of channels.
+        shape: voxels along (D, H, W) as stored.
+        spacing: millimetres along (D, H, W) as stored.
+        rows: the affine of the stored grid, row by row; see ``affine``.
+        kind: "ct" or "mr".
+        normalisation: one for each channel.
+        lowest: smallest stored value of each channel; what lies outside the volume reads as this.
+        labels: label values that occur, 0 included, or None without a label map.
+        fingerprint: hash of the scan's own voxels before any preprocessing.
+    """
+
+    id: str
+    case: str
+    source: str
+    channels: int
+    shape: Triple
+    spacing: FloatTriple
+    rows: tuple[Row, Row, Row, Row]
+    kind: Kind
+    normalisation: tuple[Normalisation, ...]
+    lowest: tuple[float, ...]
+    labels: tuple[int, ...] | None
+    fingerprint: str
+
+    @property
+    def affine(self) -> Affine:
+        """(4, 4), stored voxel (d, h, w, 1) to RAS millimetres."""
+        return np.array(self.rows, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A volume on its way into a store, small enough to travel between processes.
+
+    Attributes:
+        record: what it is.
+        image: compressed (C, D, H, W) voxels.
+        label: compressed (1, D, H, W) label map, if any.
+        anchors: (N, 3) int16 coordinates of content voxels.
+        label_anchors: (N, 4) int16, a label value and coordinates in each row.
+    """
+
+    record: Record
+    image: bytes
+    label: bytes | None
+    anchors: NDArray[np.int16]
+    label_anchors: NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a volume came from: case name, path and hash of the scan's own voxels."""
+
+    case: str
+    source: str
+    fingerprint: str
+
+
+def fingerprint(volume: Volume) -> str:
+    """Hash of voxels, their type and shape; equal for one scan under two names."""
+    digest = hashlib.sha256(f"{volume.data.dtype.str}{volume.data.shape}".encode())
+    digest.update(np.ascontiguousarray(volume.data).data)
+    return digest.hexdigest()
+
+
+def make_entry(
+    origin: Origin,
+    image: Volume,
+    label: Volume | None,
+    kind: Kind,
+    normalisation: tuple[Normalisation, ...],
+    settings: IngestSettings,
+) -> Entry:
+    """Describe and compress a preprocessed volume.
+
+    Args:
+        origin: where it came from.
+        image: (C, D, H, W) int16 or float32 (other types become float32), not normalised.
+        label: (1, D, H, W) whole numbers on the same grid, or None.
+        kind: "ct" or "mr".
+        normalisation: one for each channel.
+        settings: those of the store.
+    """
+    voxels = image.data if image.data.dtype == np.int16 else image.data.astype(np.float32)
+    values = None if label is None else _small_labels(label.data)
+    digest = hashlib.sha256(f"{voxels.dtype.str}{voxels.shape}{settings.model_dump_json()}".encode())
+    digest.update(np.ascontiguousarray(voxels).data)
+    digest.update(image.affine.tobytes())
+    if values is not None:
+        digest.update(origin.case.encode() + values.tobytes())
+    identity = digest.hexdigest()[:24]
+    generator = np.random.default_rng(int(identity, 16))
+    record = Record(
+        id=identity,
+        case=origin.case,
+        source=origin.source,
+        channels=len(voxels),
+        shape=image.shape,
+        spacing=image.spacing,
+        rows=image.affine.tolist(),
+        kind=kind,
+        normalisation=normalisation,
+        lowest=tuple(float(channel.min()) for channel in voxels),
+        labels=None if values is None else tuple(int(value) for value in np.unique(values)),
+        fingerprint=origin.fingerprint,
+    )
+    anchors = _pick(content_mask(image, kind), MAX_ANCHORS, generator)
+    by_label = [np.empty((0, 4), dtype=np.int16)]
+    for value in record.labels or ():
+        if value != 0 and values is not None:
+            places = _pick(values[0] == value, MAX_LABEL_ANCHORS, generator)
+            by_label.append(np.insert(places, 0, value, axis=1))
+    packed = None if values is None else pack(values)
+    return Entry(record, pack(voxels), packed, anchors, np.concatenate(by_label))
+
+
+def pack(voxels: NDArray[Any]) -> bytes:
+    """Compress (C, D, H, W) voxels into the content of a ``.b2nd`` file, in blocks that are read alone."""
+    shape = voxels.shape[1:]
+    chunks = tuple(min(side, most) for side, most in zip(shape, _CHUNK, strict=True))
+    blocks = tuple(min(side, most) for side, most in zip(chunks, _BLOCK, strict=True))
+    parameters = blosc2.CParams(
+        codec=blosc2.Codec.LZ4HC, clevel=5, filters=[blosc2.Filter.BITSHUFFLE], nthreads=1
+    )
+    array = blosc2.asarray(
+        np.ascontiguousarray(voxels),
+        chunks=(1, *chunks),
+        blocks=(1, *blocks),
+        cparams=parameters,
+        contiguous=True,
+    )
+    return bytes(array.to_cframe())
+
+
+def _small_labels(values: NDArray[Any]) -> NDArray[Any]:
+    return values.astype(np.uint8 if values.max() <= 255 else np.int16)
+
+
+def _pick(mask: NDArray[np.bool_], most: int, generator: np.random.Generator) -> NDArray[np.int16]:
+    """Coordinates (N, 3) of up to ``most`` random voxels of a mask (D, H, W)."""
+    places = np.flatnonzero(mask)
+    if len(places) > most:
+        places = np.sort(generator.choice(places, most, replace=False, shuffle=False))
+    return np.stack(np.unravel_index(places, mask.shape), axis=1).astype(np.int16)
