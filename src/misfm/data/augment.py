@@ -37,40 +37,50 @@ _LATERAL = re.compile(
 class AugmentSettings(Settings):
     """How strongly and how often patches are varied while fine-tuning; ranges are uniform and inclusive."""
 
-    p_spatial: Probability = Field(0.7, description="Share of patches rotated and scaled. Default 0.7.")
-    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = Field(
-        15.0, description="Largest rotation about each of (D, H, W), degrees. Default 15."
+    p_spatial: Probability = Field(
+        default=0.7, description="Share of patches rotated and scaled. Default 0.7."
     )
-    scale: Range = Field((0.85, 1.2), description="Magnification, ratio. Default 0.85 to 1.2.")
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = Field(
+        default=15.0, description="Largest rotation about each of (D, H, W), degrees. Default 15."
+    )
+    scale: Range = Field(default=(0.85, 1.2), description="Magnification, ratio. Default 0.85 to 1.2.")
     flip_axes: tuple[AxisName, ...] = Field(
-        (),
+        default=(),
         description="Axes mirrored with probability 0.5 each. Default none: W is the midline axis, where "
         "labels of paired organs change sides; see safe_flip_axes.",
     )
-    p_noise: Probability = Field(0.1, description="Share of patches with Gaussian noise. Default 0.1.")
-    noise: Range = Field(
-        (0.02, 0.3), description="Noise over the patch's standard deviation. Default 0.02-0.3."
+    p_noise: Probability = Field(
+        default=0.1, description="Share of patches with Gaussian noise. Default 0.1."
     )
-    p_blur: Probability = Field(0.2, description="Share of patches blurred. Default 0.2.")
-    blur: Range = Field((0.5, 1.0), description="Gaussian sigma, voxels. Default 0.5 to 1.")
-    p_low_resolution: Probability = Field(0.25, description="Share sampled down and up again. Default 0.25.")
+    noise: Range = Field(
+        default=(0.02, 0.3), description="Noise over the patch's standard deviation. Default 0.02-0.3."
+    )
+    p_blur: Probability = Field(default=0.2, description="Share of patches blurred. Default 0.2.")
+    blur: Range = Field(default=(0.5, 1.0), description="Gaussian sigma, voxels. Default 0.5 to 1.")
+    p_low_resolution: Probability = Field(
+        default=0.25, description="Share sampled down and up again. Default 0.25."
+    )
     low_resolution: Range = Field(
-        (0.5, 1.0), description="Share of voxels kept along an axis. Default 0.5 to 1."
+        default=(0.5, 1.0), description="Share of voxels kept along an axis. Default 0.5 to 1."
     )
     p_brightness: Probability = Field(
-        0.15, description="Share of patches multiplied by a factor. Default 0.15."
+        default=0.15, description="Share of patches multiplied by a factor. Default 0.15."
     )
-    brightness: Range = Field((0.75, 1.25), description="Factor of all intensities. Default 0.75 to 1.25.")
-    p_contrast: Probability = Field(0.15, description="Share of patches with other contrast. Default 0.15.")
+    brightness: Range = Field(
+        default=(0.75, 1.25), description="Factor of all intensities. Default 0.75 to 1.25."
+    )
+    p_contrast: Probability = Field(
+        default=0.15, description="Share of patches with other contrast. Default 0.15."
+    )
     contrast: Range = Field(
-        (0.75, 1.25), description="Factor of the distance to the mean. Default 0.75 to 1.25."
+        default=(0.75, 1.25), description="Factor of the distance to the mean. Default 0.75 to 1.25."
     )
-    p_gamma: Probability = Field(0.3, description="Share of patches with a gamma curve. Default 0.3.")
+    p_gamma: Probability = Field(default=0.3, description="Share of patches with a gamma curve. Default 0.3.")
     gamma: Range = Field(
-        (0.7, 1.5), description="Exponent on intensities scaled to 0..1. Default 0.7 to 1.5."
+        default=(0.7, 1.5), description="Exponent on intensities scaled to 0..1. Default 0.7 to 1.5."
     )
     p_gamma_inverted: Probability = Field(
-        0.25, description="Share of gamma curves that act on the negative image. Default 0.25."
+        default=0.25, description="Share of gamma curves that act on the negative image. Default 0.25."
     )
 
 

@@ -1,0 +1,260 @@
+"""Generated anatomy of a trunk: implicit surfaces painted over each other.
+
+Structures are signed distances in patient coordinates (up, back, left), in units of half the body's width,
+from the body's centre. The coordinates bend smoothly at random, so one short description yields ever other
+anatomy. Each structure covers what lies there already, with an edge about one voxel wide: partial volume
+without supersampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misfm.volume import FloatTriple, Triple
+
+Array = NDArray[np.floating[Any]]
+Rng = np.random.Generator
+Curve = Callable[[Array], tuple[Array, Array]]
+
+LEFT, RIGHT = 1.0, -1.0
+LIVER, LEFT_KIDNEY, RIGHT_KIDNEY, SPINAL_CORD, AORTA = range(1, 6)
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A scan in the making, or a view of a part of it.
+
+    Attributes:
+        image: HU, float32 (D, H, W).
+        label: label values, same shape.
+        up, back, left: patient coordinates of every voxel.
+        texture, wobble: smooth random fields of unit variance: inside of organs, and their outlines.
+        wall: distance below the inner side of the body wall, negative in and outside of it.
+        edge: width of a blurred border.
+        first, step: coordinates of the first voxel and along (D, H, W), tilt and bending left out.
+    """
+
+    image: Array
+    label: NDArray[np.uint8]
+    up: Array
+    back: Array
+    left: Array
+    texture: Array
+    wobble: Array
+    wall: Array
+    edge: float
+    first: FloatTriple
+    step: FloatTriple
+
+    def near(self, centre: FloatTriple, radii: FloatTriple) -> Canvas:
+        """Return the part that an ellipsoid can reach, sharing memory; the margin covers tilt and bending."""
+        box = tuple(
+            slice(max(0, int((c - r - 0.3 - a) / b)), max(1, math.ceil((c + r + 0.3 - a) / b)))
+            for c, r, a, b in zip(centre, radii, self.first, self.step, strict=True)
+        )
+        fields = ("image", "label", "up", "back", "left", "texture", "wobble", "wall")
+        return replace(self, **{name: getattr(self, name)[box] for name in fields})
+
+    def ellipsoid(self, centre: FloatTriple, radii: FloatTriple, wobble: float = 0.0) -> Array:
+        """Return the signed distance to an ellipsoid, negative inside, its outline moved by ``wobble``."""
+        scaled = [(x - c) / r for x, c, r in zip((self.up, self.back, self.left), centre, radii, strict=True)]
+        inner: Array = np.sqrt(scaled[0] ** 2 + scaled[1] ** 2 + scaled[2] ** 2)
+        a, b, c = (x / r for x, r in zip(scaled, radii, strict=True))
+        slope: Array = np.sqrt(a**2 + b**2 + c**2)
+        # The implicit function over its slope: a distance to first order, exact on the surface.
+        distance: Array = inner * (inner - 1) / (slope + 1e-6) + wobble * self.wobble
+        return distance
+
+    def paint(self, distance: Array, hu: float | Array, label: int = 0) -> None:
+        """Fill where the signed distance is negative; an unlabelled structure also covers labels."""
+        share = np.clip(0.5 - distance / self.edge, 0, 1)
+        self.image[:] += share * (hu - self.image)
+        self.label[share > 0.5] = label
+
+
+def smooth_field(shape: Triple, nodes: int, rng: Rng) -> Array:
+    """Return a Gaussian random field (D, H, W) of unit variance that varies over 1/nodes of each side."""
+    field: Array = rng.standard_normal((nodes + 2,) * 3, np.float32)
+    for side in shape:
+        places = np.linspace(0.5, nodes + 0.5, side, dtype=np.float32)
+        basis = np.exp(-(((places[:, None] - np.arange(nodes + 2, dtype=np.float32)) / 0.75) ** 2))
+        basis /= np.linalg.norm(basis, axis=1, keepdims=True)
+        field = np.tensordot(field, basis, (0, 1))
+    return field
+
+
+def draw_body_wall(canvas: Canvas, rng: Rng) -> Canvas:
+    """Skin, fat, muscle, ribs and the fat-filled cavity inside."""
+    up, back, left = canvas.up, canvas.back, canvas.left
+    depth_ratio, squareness = rng.uniform(0.66, 0.76), rng.uniform(0.3, 0.8)
+    waist = 1 + rng.uniform(0.02, 0.07) * np.cos(3.2 * up + rng.uniform(-0.5, 0.5))
+    x2, y2 = (left / (0.93 * waist)) ** 2, (back / (0.93 * depth_ratio * waist)) ** 2
+    radius = (1 - squareness) * np.sqrt(x2 + y2) + squareness * np.sqrt(np.sqrt(x2**2 + y2**2))
+    depth = (1 - radius) * depth_ratio
+    fat = rng.uniform(0.04, 0.13) * (1 + 0.25 * canvas.wobble)
+    muscle = rng.uniform(0.07, 0.11)
+    canvas.paint(-depth, 20)
+    canvas.paint(0.015 - depth, -100 + 8 * canvas.texture)
+    canvas.paint(fat - depth, rng.uniform(45, 60) + 12 * canvas.texture)
+    wall = depth - fat - muscle
+    canvas.paint(-wall, -95 + 12 * canvas.texture)
+    canvas = replace(canvas, wall=wall)
+    spacing, slope = rng.uniform(0.23, 0.28), rng.uniform(0.4, 0.6)
+    phase = (up - slope * back) / spacing + rng.uniform()
+    across = np.abs(phase - np.rint(phase)) * spacing
+    rib = np.sqrt((across / 1.1) ** 2 + (wall + 0.5 * muscle) ** 2) - 0.033
+    rib = np.maximum(rib, -0.15 - up + 0.5 * np.maximum(0, -back))
+    canvas.paint(rib, np.where((back < -0.25) & (np.abs(left) < 0.4), 130, rng.uniform(400, 800)))
+    return canvas
+
+
+def draw_chest(canvas: Canvas, rng: Rng, medium: float) -> None:
+    """Lungs above their domes, heart, windpipe, oesophagus and sternum."""
+    dome = rng.uniform(0.25, 0.4)
+    air = rng.uniform(-880, -780)
+    for side in (LEFT, RIGHT):
+        lung = canvas.ellipsoid(
+            (0.8, 0.03, 0.42 * side), (0.95, rng.uniform(0.46, 0.54), rng.uniform(0.3, 0.36)), 0.015
+        )
+        base = dome - 0.05 * side - 1.1 * ((canvas.left - 0.42 * side) ** 2 + canvas.back**2)
+        lung = np.maximum(np.maximum(lung, 0.02 - canvas.wall), base - canvas.up)
+        canvas.paint(lung, air + 45 * canvas.texture + 130 * np.maximum(0, canvas.texture - 1.4))
+    centre, radii = _vary(rng, (dome + 0.22, -0.2, 0.12), (0.26, 0.24, 0.28))
+    part = canvas.near(centre, radii)
+    heart = part.ellipsoid(centre, radii, 0.02)
+    part.paint(heart - 0.03, -90)
+    part.paint(heart, rng.uniform(38, 50) + 100 * medium + 8 * part.texture)
+    part.paint(heart + 0.08, rng.uniform(35, 45) + 150 * medium + 8 * part.texture)
+    canvas.paint(_tube(canvas, 0.06, 0.0, 0.05, bottom=dome + 0.4), -980)
+    canvas.paint(_tube(canvas, 0.12, 0.05, 0.035, bottom=dome - 0.1), 35)
+    sternum = np.maximum(np.abs(canvas.wall + 0.04) - 0.03, np.abs(canvas.left) - 0.09)
+    canvas.paint(np.maximum(np.maximum(sternum, canvas.back + 0.3), dome - canvas.up), rng.uniform(250, 450))
+
+
+def draw_upper_belly(canvas: Canvas, rng: Rng, medium: float) -> None:
+    """Liver, spleen and stomach with a gas bubble on top of its fluid."""
+    hu = rng.uniform(45, 65) + 45 * medium
+    centre, radii = _vary(rng, (0.03, -0.08, -0.4), (0.33, 0.42, 0.38))
+    lobe, lobe_radii = _vary(rng, (0.08, -0.26, -0.02), (0.2, 0.2, 0.34))
+    part = canvas.near((0.05, -0.1, -0.2), (0.45, 0.55, 0.65))
+    liver = np.minimum(part.ellipsoid(centre, radii, 0.03), part.ellipsoid(lobe, lobe_radii, 0.02))
+    liver = np.maximum(liver, 0.015 - part.wall)
+    part.paint(liver - 0.01, -60)
+    part.paint(liver, hu + 7 * part.texture, LIVER)
+    vessels = np.maximum(np.abs(part.wobble) - 0.12, np.abs(part.texture) - 0.5) * 0.1
+    part.paint(np.maximum(vessels, liver + 0.08), hu + 30 * medium - 10, LIVER)
+    centre, radii = _vary(rng, (0.1, 0.2, 0.58), (0.24, 0.2, 0.14))
+    part = canvas.near(centre, radii)
+    spleen = np.maximum(part.ellipsoid(centre, radii, 0.03), 0.015 - part.wall)
+    part.paint(spleen, rng.uniform(42, 58) + 70 * medium + 7 * part.texture)
+    centre, radii = _vary(rng, (0.05, -0.22, 0.42), (0.24, 0.24, 0.24))
+    part = canvas.near(centre, radii)
+    stomach = np.maximum(part.ellipsoid(centre, radii, 0.04), 0.02 - part.wall)
+    part.paint(stomach, rng.uniform(35, 50))
+    part.paint(stomach + 0.04, rng.uniform(0, 40) + 15 * part.texture)
+    part.paint(np.maximum(stomach + 0.04, part.back - centre[1] + rng.uniform(-0.05, 0.2)), -960)
+
+
+def draw_lower_belly(canvas: Canvas, rng: Rng, num_loops: int) -> None:
+    """Bowel loops with gas or fluid, psoas muscles and the wings of the pelvis."""
+    for _ in range(num_loops):
+        centre = (rng.uniform(-1.0, -0.15), rng.uniform(-0.42, 0.05), rng.uniform(-0.5, 0.5))
+        radii = (rng.uniform(0.09, 0.2), rng.uniform(0.08, 0.15), rng.uniform(0.09, 0.24))
+        part = canvas.near(centre, radii)
+        loop = np.maximum(part.ellipsoid(centre, radii, 0.04), 0.02 - part.wall)
+        part.paint(loop, rng.uniform(30, 60))
+        content = -900.0 if rng.uniform() < 0.3 else rng.uniform(0, 60)
+        part.paint(loop + 0.035, content + 20 * part.texture)
+    for side in (LEFT, RIGHT):
+        centre, radii = _vary(rng, (-0.75, 0.27, 0.23 * side), (0.6, 0.12, 0.1))
+        canvas.paint(canvas.ellipsoid(centre, radii, 0.01), 55 + 8 * canvas.texture)
+    wing = np.abs(canvas.ellipsoid((-1.1, -0.02, 0.0), (0.6, 0.46, 0.66), 0.015)) - 0.035
+    wing = np.maximum(np.maximum(wing, -0.1 - canvas.back), 0.22 - np.abs(canvas.left))
+    canvas.paint(wing, rng.uniform(300, 600) + 60 * canvas.texture)
+
+
+def spine_curve(rng: Rng) -> Curve:
+    """Return where the middle of a vertebra lies (back, left) at each height."""
+    bow, sway, phase = rng.uniform(0.02, 0.06), rng.uniform(-0.03, 0.03), rng.uniform(0, 6)
+    return lambda up: (0.24 - bow * np.cos(2.2 * up + 0.6), sway * np.sin(2 * up + phase))
+
+
+def draw_spine(canvas: Canvas, rng: Rng, curve: Curve) -> None:
+    """Back muscles, vertebrae with discs, arch and processes, and the cord in its canal."""
+    part = canvas.near((0.0, 0.4, 0.0), (9.0, 0.3, 0.45))
+    row, column = curve(part.up)
+    p, left = part.back - row, part.left - column
+    radius = rng.uniform(0.125, 0.145)
+    canal = radius + 0.06
+    muscle = np.sqrt(((np.abs(left) - 0.17) / 1.2) ** 2 + (p - canal - 0.08) ** 2) - 0.12
+    part.paint(muscle, rng.uniform(48, 60) + 12 * part.texture)
+    period = rng.uniform(0.22, 0.28)
+    phase = part.up / period + rng.uniform()
+    height = np.abs(phase - np.rint(phase)) * period  # from the middle of the nearest vertebra
+    behind = p - canal
+    ring = np.sqrt(left**2 + behind**2)
+    arch = np.maximum(np.abs(ring - 0.1) - 0.03, height - 0.32 * period)
+    spinous = np.maximum(np.abs(left) - 0.025, np.abs(behind - 0.14) - 0.08)
+    spinous = np.maximum(spinous, height - 0.22 * period)
+    transverse = np.sqrt((behind + 0.03) ** 2 + height**2) - 0.035
+    transverse = np.maximum(transverse, np.abs(left) - 0.26)
+    cortex = rng.uniform(450, 900)
+    part.paint(np.minimum(np.minimum(arch, spinous), transverse), cortex)
+    body = np.sqrt((left / 1.25) ** 2 + p**2) - radius
+    part.paint(body, rng.uniform(70, 110))
+    bone = np.maximum(body, height - 0.36 * period)
+    part.paint(bone, cortex)
+    part.paint(bone + 0.03, rng.uniform(150, 300) + 40 * part.texture)
+    part.paint(ring - 0.085, rng.uniform(0, 20))
+    part.paint(ring - rng.uniform(0.052, 0.065), rng.uniform(38, 55), SPINAL_CORD)
+
+
+def draw_vessels(canvas: Canvas, rng: Rng, medium: float, curve: Curve) -> None:
+    """Aorta in front of the spine, to the left; vena cava to the right."""
+    part = canvas.near((0.0, 0.0, 0.0), (9.0, 0.25, 0.3))
+    row, column = curve(part.up)
+    sway, phase = rng.uniform(0.01, 0.04), rng.uniform(0, 6)
+    wave = sway * np.sin(2.5 * part.up + phase)
+    row = row - rng.uniform(0.235, 0.25)
+    cava = np.sqrt(((part.back - row + wave) / 0.8) ** 2 + (part.left - column + 0.13) ** 2)
+    cava = np.maximum(cava - rng.uniform(0.07, 0.09), part.up - 0.35)
+    part.paint(cava, 38 + rng.uniform(0.3, 0.7) * 130 * medium)
+    width = rng.uniform(0.075, 0.095) - 0.012 * np.tanh(-2 * part.up)
+    aorta = np.sqrt((part.back - row - 0.02 + wave / 2) ** 2 + (part.left - column - 0.09 - wave) ** 2)
+    aorta -= width
+    part.paint(aorta - 0.02, -70)
+    part.paint(aorta, rng.uniform(38, 50) + 190 * medium, AORTA)
+
+
+def draw_kidney(canvas: Canvas, rng: Rng, medium: float, side: float) -> None:
+    """A bean in fat with its notch towards the midline; both sides come from one distribution."""
+    label = LEFT_KIDNEY if side == LEFT else RIGHT_KIDNEY
+    centre, radii = _vary(rng, (-0.22, 0.2, 0.4 * side), (0.26, 0.15, 0.145))
+    part = canvas.near(centre, radii)
+    notch = part.ellipsoid((centre[0], centre[1], centre[2] - 0.15 * side), (0.1, 0.08, 0.09))
+    bean = np.maximum(part.ellipsoid(centre, radii, 0.02), 0.02 - part.wall)
+    part.paint(bean - 0.04, -95 + 8 * part.texture)
+    kidney = np.maximum(bean, -notch)
+    hu = rng.uniform(28, 40)
+    part.paint(kidney, hu + 130 * medium + 6 * part.texture, label)
+    part.paint(np.maximum(kidney, bean + 0.06), hu + 70 * medium, label)
+
+
+def _vary(rng: Rng, centre: FloatTriple, radii: FloatTriple) -> tuple[FloatTriple, FloatTriple]:
+    """Shift and resize an ellipsoid as organs of other people differ."""
+    a, b, c = (float(x) for x in np.array(centre) + rng.normal(0, 0.025, 3))
+    d, e, f = (float(x) for x in np.array(radii) * rng.uniform(0.85, 1.15) * rng.uniform(0.9, 1.1, 3))
+    return (a, b, c), (d, e, f)
+
+
+def _tube(canvas: Canvas, back: float, left: float, radius: float, *, bottom: float) -> Array:
+    """Return the signed distance to an upright tube that starts at height ``bottom``."""
+    distance: Array = np.sqrt((canvas.back - back) ** 2 + (canvas.left - left) ** 2) - radius
+    distance = np.maximum(distance, bottom - canvas.up)
+    return distance

@@ -1,0 +1,124 @@
+"""Generated scans look like CT of a trunk, repeat with their seed, and make a dataset other tools read."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from misfm.data.anatomy import smooth_field
+from misfm.data.phantom import (
+    LABEL_NAMES,
+    PhantomSettings,
+    generate_phantom,
+    write_phantom_dataset,
+    write_phantom_scans,
+)
+from misfm.errors import DataError
+
+CASES = [generate_phantom(PhantomSettings(), seed) for seed in range(4)]
+SMALL = PhantomSettings(shape=(20, 24, 28), spacing=(15, 13, 11))
+
+
+def voxels(label, name):
+    return label.data[0] == {name: value for value, name in LABEL_NAMES.items()}[name]
+
+
+def centre(label, name):
+    """Millimetres to the (right, front, top) of the patient."""
+    index = np.argwhere(voxels(label, name)).mean(0)
+    return (label.affine @ (*index, 1))[:3]
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_image_and_label_are_a_plausible_case(case):
+    image, label = CASES[case]
+    assert image.data.dtype == np.int16
+    assert label.data.dtype == np.uint8
+    assert image.orientation == "SPL"
+    assert np.array_equal(image.affine, label.affine)
+    assert set(np.unique(label.data)) == {0, *LABEL_NAMES}
+    assert image.data.min() < -950  # air
+    assert image.data.max() > 350  # bone
+    assert 0.1 < ((image.data > -200) & (image.data < 200)).mean() < 0.6  # soft tissue
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_organs_lie_where_they_do_in_people(case):
+    _, label = CASES[case]
+    left, right = centre(label, "left_kidney"), centre(label, "right_kidney")
+    assert left[0] < centre(label, "spinal_cord")[0] < right[0]
+    assert centre(label, "liver")[0] > centre(label, "aorta")[0]
+    assert centre(label, "liver")[2] > max(left[2], right[2])
+    assert centre(label, "spinal_cord")[1] < centre(label, "aorta")[1]
+
+
+def test_organs_differ_from_their_surroundings_but_not_from_each_other():
+    """Intensity alone does not tell one organ from another, so there is something to learn."""
+    image, label = CASES[0]
+    hu = {name: image.data[0][voxels(label, name)].astype(float) for name in LABEL_NAMES.values()}
+    assert all(0 < np.median(values) < 260 for values in hu.values())
+    assert abs(hu["left_kidney"].mean() - hu["right_kidney"].mean()) < 30
+    unlabelled = image.data[0][label.data[0] == 0]
+    low, high = np.percentile(hu["liver"], (10, 90))
+    assert ((unlabelled > low) & (unlabelled < high)).sum() > (label.data == 1).sum() / 2
+
+
+def test_cases_differ_and_repeat_with_their_seed():
+    again = generate_phantom(PhantomSettings(), 1)
+    assert np.array_equal(again[0].data, CASES[1][0].data)
+    assert np.array_equal(again[1].data, CASES[1][1].data)
+    assert np.array_equal(again[0].affine, CASES[1][0].affine)
+    assert not np.array_equal(CASES[0][0].data, CASES[1][0].data)
+    spread = np.ptp(
+        [[voxels(label, name).sum() for name in LABEL_NAMES.values()] for _, label in CASES], axis=0
+    )
+    assert (spread > 50).all()
+
+
+def test_other_shapes_and_plain_settings():
+    settings = SMALL.model_copy(update={"spacing_jitter": 0, "rotation_degrees": 0, "num_bowel_loops": 0})
+    image, label = generate_phantom(settings, np.random.default_rng(0))
+    assert image.shape == label.shape == (20, 24, 28)
+    assert image.spacing == pytest.approx((15, 13, 11))
+
+
+def test_smooth_field_has_unit_variance_and_is_smooth():
+    rng = np.random.default_rng(0)
+    fields = np.stack([smooth_field((16, 16, 16), 4, rng) for _ in range(200)])
+    assert fields.std() == pytest.approx(1, abs=0.05)
+    assert np.abs(np.diff(fields, axis=1)).mean() < 0.4
+
+
+def test_dataset_has_the_layout_of_nnunet(tmp_path):
+    write_phantom_dataset(tmp_path, num_train=2, num_test=1, seed=7, settings=SMALL)
+    description = json.loads((tmp_path / "dataset.json").read_text())
+    assert description["labels"] == {"background": 0, **{name: value for value, name in LABEL_NAMES.items()}}
+    assert description["numTraining"] == 2
+    assert description["file_ending"] == ".nii.gz"
+    assert sorted(file.name for file in (tmp_path / "labelsTr").iterdir()) == [
+        "phantom_tr_000.nii.gz",
+        "phantom_tr_001.nii.gz",
+    ]
+    for part, names in (("Tr", ["tr_000", "tr_001"]), ("Ts", ["ts_000"])):
+        for name in names:
+            image = nib.load(tmp_path / f"images{part}" / f"phantom_{name}_0000.nii.gz")
+            label = nib.load(tmp_path / f"labels{part}" / f"phantom_{name}.nii.gz")
+            assert image.shape == label.shape == (28, 24, 20)
+            assert np.allclose(image.affine, label.affine)
+            assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
+            assert image.get_data_dtype() == np.int16
+
+
+def test_a_case_does_not_depend_on_how_many_there_are(tmp_path):
+    write_phantom_scans(tmp_path / "one", 1, seed=3, settings=SMALL)
+    write_phantom_scans(tmp_path / "two", 2, seed=3, settings=SMALL)
+    first, second = ((tmp_path / name / "scan_0000.nii.gz").read_bytes() for name in ("one", "two"))
+    assert first == second
+    assert len(list((tmp_path / "two").iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="file"):
+        write_phantom_scans(tmp_path / "file" / "scans", 1, seed=0, settings=SMALL)
