@@ -101,7 +101,7 @@ def test_labels_go_by_name_where_a_dataset_tells_them(folders):
     assert result["mean"]["all"]["dice"] == 0.75  # a label absent everywhere changes no mean
 
     (references.parent / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "liver"}}))
-    with pytest.raises(DataError, match="label 2, which dataset.json does not declare"):
+    with pytest.raises(DataError, match=r"label 2, which dataset\.json does not declare"):
         evaluate_folders(predictions, references)
 
 

@@ -1,0 +1,168 @@
+"""The report on arms that differ in one thing, such as the weights they start from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from misfm.evaluation.arms import ALL, Arm, Comparison, Score, compare_arms
+from misfm.evaluation.statistics import PairedDifference
+from misfm.report.figures import difference_plot, learning_curves
+from misfm.report.html import Picture, ReportData, Table, Verdict
+
+_FEW_CASES = 10
+_NOTHING = "–"
+
+
+def twin_report(
+    title: str,
+    arms: Sequence[Arm],
+    *,
+    figures: Sequence[Picture] = (),
+    summary: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    settings: Mapping[str, str] | None = None,
+) -> ReportData:
+    """Lay out a comparison: verdict, learning curves, differences, tables, and what to keep in mind.
+
+    Args:
+        title: of the page.
+        arms: runs; the name of the first is the baseline, runs of one name are seeds of one arm.
+        figures: further pictures, shown behind the curves.
+        summary: sentences on what was done.
+        notes: caveats, put before those that follow from the numbers of cases and seeds.
+        settings: settings and versions, name to value.
+
+    Raises:
+        ValueError: the arms share no case or no seed; see `compare_arms`.
+    """
+    comparison = compare_arms(arms)
+    drawn, tables = [], [label_table(comparison)]
+    if any(arm.curve for arm in arms):
+        drawn.append(
+            Picture(
+                "Validation Dice while training; thin lines are single seeds, thick ones their mean.",
+                learning_curves(arms),
+            )
+        )
+    if len(comparison.scores) > 1:
+        drawn.append(
+            Picture(
+                f"Test Dice minus that of {comparison.baseline} on the same cases, with 95 % intervals.",
+                difference_plot(comparison),
+            )
+        )
+        tables.append(difference_table(comparison))
+    return ReportData(
+        title=title,
+        verdicts=tuple(verdicts(comparison)),
+        summary=tuple(summary),
+        figures=(*drawn, *figures),
+        tables=(*tables, case_table(arms, comparison)),
+        notes=(*notes, *_caveats(comparison)),
+        settings=settings or {},
+    )
+
+
+def verdicts(comparison: Comparison) -> list[Verdict]:
+    """Say of every arm whether it is ahead of the baseline."""
+    base = comparison.scores[comparison.baseline][ALL]
+    lines = []
+    for name, scores in comparison.scores.items():
+        difference = scores[ALL].difference if ALL in scores else None
+        if difference is None:
+            continue
+        lines.append(
+            Verdict(
+                f"{name} {scores[ALL].mean:.3f} vs {comparison.baseline} {base.mean:.3f}, "
+                f"difference {_signed(difference)}",
+                f"{_judgement(difference)}: better on {difference.cases_ahead} of {difference.cases} cases, "
+                f"{_p_value(difference)}.",
+                _tone(difference),
+            )
+        )
+    return lines or [Verdict(f"{comparison.baseline}: mean test Dice {_with_interval(base)}")]
+
+
+def label_table(comparison: Comparison) -> Table:
+    """Mean test Dice of each label and of all, one column an arm."""
+    rows = [
+        (label, *(_with_interval(score) if score else _NOTHING for score in scores))
+        for label, scores in _by_label(comparison, list(comparison.scores))
+    ]
+    caption = "Mean test Dice by label, with 95 % bootstrap intervals."
+    return Table(caption, ("label", *comparison.scores), tuple(rows))
+
+
+def difference_table(comparison: Comparison) -> Table:
+    """Paired differences to the baseline by label, one column for each other arm."""
+    others = [name for name in comparison.scores if name != comparison.baseline]
+    rows = [
+        (label, *(_signed(score.difference) if score and score.difference else _NOTHING for score in scores))
+        for label, scores in _by_label(comparison, others)
+    ]
+    caption = (
+        f"Difference to {comparison.baseline} on the same cases and seeds, with 95 % bootstrap intervals."
+    )
+    return Table(caption, ("label", *others), tuple(rows))
+
+
+def case_table(arms: Sequence[Arm], comparison: Comparison) -> Table:
+    """Test Dice of each case averaged over its labels, one column a run."""
+    several = len(arms) > len(comparison.scores)
+    headers = [f"{arm.name}, seed {arm.seed}" if several else arm.name for arm in arms]
+    rows = []
+    for case in comparison.cases:
+        values = [[v for v in arm.cases[case].values() if v is not None] for arm in arms]
+        rows.append((case, *(f"{sum(v) / len(v):.3f}" if v else _NOTHING for v in values)))
+    return Table(
+        "Test Dice of every case, mean over its labels.", ("case", *headers), tuple(rows), folded=True
+    )
+
+
+def _by_label(comparison: Comparison, names: Sequence[str]) -> list[tuple[str, list[Score | None]]]:
+    labels = dict.fromkeys(label for scores in comparison.scores.values() for label in scores)
+    return [(label, [comparison.scores[name].get(label) for name in names]) for label in labels]
+
+
+def _caveats(comparison: Comparison) -> list[str]:
+    seeds = min(len(seeds) for seeds in comparison.seeds.values())
+    cases = len(comparison.cases)
+    notes = []
+    if len(comparison.scores) > 1:
+        notes.append(
+            "Intervals resample cases, and seeds where there are several; p-values flip signs of the cases' "
+            "differences. Intervals of single labels are not corrected for their number."
+        )
+    if seeds == 1 and len(comparison.scores) > 1:
+        notes.append(
+            "Each arm was trained with one seed: the intervals say how much other patients would change the "
+            "result, not how much another training run would, which may be more."
+        )
+    if cases < _FEW_CASES:
+        notes.append(f"With {cases} test cases the intervals are rough and tend to be too narrow.")
+    return notes
+
+
+def _tone(difference: PairedDifference) -> Literal["ahead", "behind", "level"]:
+    if difference.interval.low > 0:
+        return "ahead"
+    return "behind" if difference.interval.high < 0 else "level"
+
+
+def _judgement(difference: PairedDifference) -> str:
+    return {"ahead": "Ahead", "behind": "Behind", "level": "No clear difference"}[_tone(difference)]
+
+
+def _signed(difference: PairedDifference) -> str:
+    return (
+        f"{difference.mean:+.3f}\u00a0[{difference.interval.low:+.3f},\u00a0{difference.interval.high:+.3f}]"
+    )
+
+
+def _with_interval(score: Score) -> str:
+    return f"{score.mean:.3f}\u00a0[{score.interval.low:.3f},\u00a0{score.interval.high:.3f}]"
+
+
+def _p_value(difference: PairedDifference) -> str:
+    return f"p\u00a0=\u00a0{difference.p_value:.3f}" if difference.p_value >= 0.001 else "p\u00a0<\u00a00.001"
