@@ -1,0 +1,151 @@
+"""Our own weights file: safetensors with a description that suffices to rebuild the network."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from misfm.errors import WeightsError
+from misfm.settings import Settings, Size, Spacing
+
+FORMAT_VERSION = 1
+METADATA_KEY = "misfm"
+FILE_NAME = "weights.safetensors"
+"""What the weights of a run folder are called."""
+
+
+class NetworkInfo(Settings):
+    """What :func:`misfm.models.create` needs besides sizes."""
+
+    name: str = Field(description="registered name of the network")
+    options: dict[str, Any] = Field(default={}, description="its own options, as given to create")
+
+
+class DataInfo(Settings):
+    """What the weights were trained on."""
+
+    count: int = Field(ge=0, description="volumes or cases")
+    fingerprint: str = Field(description="hash over the content of all of them")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what computes the weights."""
+    return {name: importlib.metadata.version(name) for name in ("misfm", "torch")}
+
+
+class WeightsInfo(Settings):
+    """The description inside a weights file; it suffices for prediction and for transfer.
+
+    Fields without a default may be None where a foreign file does not say.
+    """
+
+    format_version: int = Field(default=FORMAT_VERSION, description="changes when older readers would fail")
+    network: NetworkInfo
+    in_channels: int = Field(ge=1, description="channels of the image")
+    num_classes: int = Field(ge=1, description="outputs of the head; for labels, background included")
+    label_names: tuple[str, ...] = Field(default=(), description="name of each class, background first")
+    patch_size: Size | None = Field(description="voxels (D, H, W) of the patches it was trained on")
+    spacing: Spacing | None = Field(description="mm (D, H, W) the scans were resampled to; None: native")
+    intensity: dict[str, Any] = Field(
+        default={}, description="the intensity rule, as preprocessing recorded it"
+    )
+    pretext: str | None = Field(default=None, description="pretext task; None: trained on label maps")
+    recipe: str | None = Field(default=None, description="named settings it was trained with")
+    steps: int | None = Field(ge=0, description="training steps taken")
+    data: DataInfo | None
+    licence: str = Field(default="unknown", description="SPDX identifier or sentence")
+    versions: dict[str, str] = Field(default_factory=installed_versions)
+
+
+def save(
+    path: str | os.PathLike[str], model: nn.Module, info: WeightsInfo, *, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the state of ``model`` and its description, whole or not at all.
+
+    Args:
+        path: file to write; its folder must exist.
+        model: what :func:`misfm.models.create` built, or any module with a ``backbone``.
+        info: the description.
+        dtype: ``torch.float16`` halves the file. It applies to kernels and matrices whose values fit; norms,
+            biases and running statistics are small and stay exact.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
+    tensors = {name: _stored(tensor, dtype) for name, tensor in model.state_dict().items()}
+    payload = safetensors.torch.save(tensors, metadata={METADATA_KEY: info.model_dump_json()})
+    target = Path(path)
+    try:
+        _replace(target, payload)
+    except OSError as error:
+        reason = error.strerror or error
+        raise WeightsError(
+            f"Cannot write weights to {target}: {reason}; choose an existing folder with room."
+        ) from error
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A contiguous copy on the CPU that shares memory with nothing, narrowed where its values fit."""
+    narrowed = tensor.to(dtype) if tensor.is_floating_point() and tensor.dim() >= 2 else tensor
+    kept = narrowed if narrowed.isfinite().all() else tensor
+    return kept.detach().to("cpu", copy=True).contiguous()
+
+
+def _replace(path: Path, payload: bytes) -> None:
+    """Write to a temporary neighbour, flush to disk, then take the place of ``path``."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """Tensors and description of one of our files.
+
+    Raises:
+        WeightsError: truncated, written by another program, or by a newer version of this one.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            names: list[str] = list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is damaged or cut short ({error}); copy or train it again.") from error
+    if METADATA_KEY not in metadata:
+        raise WeightsError(
+            f"{path} is a safetensors file without misfm's description, so another program wrote it; "
+            "load its tensors yourself and pass them as a mapping name -> tensor."
+        )
+    return tensors, _parse_info(path, metadata[METADATA_KEY])
+
+
+def _parse_info(path: Path, text: str) -> WeightsInfo:
+    try:
+        fields = json.loads(text)
+        if isinstance(fields, dict) and fields.get("format_version", 0) > FORMAT_VERSION:
+            raise WeightsError(
+                f"{path} has weights format {fields['format_version']} and this misfm reads up to "
+                f"{FORMAT_VERSION}; update misfm."
+            )
+        return WeightsInfo.model_validate(fields)
+    except (ValueError, TypeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise WeightsError(
+            f"The description inside {path} is not valid ({reason}); write the file again."
+        ) from error

@@ -1,0 +1,111 @@
+"""Where weights come from: a file of ours or of another project, a run folder, the package, or a mapping."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from misfm.errors import WeightsError
+from misfm.models import Backbone
+from misfm.weights import file
+from misfm.weights.file import WeightsInfo
+from misfm.weights.foreign import ForeignFormat, Translation, recognise, unpickle
+
+Source = str | os.PathLike[str] | Mapping[str, Tensor]
+"""A path, ``"builtin"``, or a mapping name -> tensor with our names or those of a known other project."""
+
+BUILTIN = "builtin"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Weights as found.
+
+    Attributes:
+        label: what to call them in messages.
+        tensors: under the names they were stored with.
+        info: what is known about them; None for a mapping with our own names, which says nothing.
+        format: the reader of another project's weights, None for ours.
+    """
+
+    label: str
+    tensors: dict[str, Tensor]
+    info: WeightsInfo | None = None
+    format: ForeignFormat | None = None
+
+    def translated(self, backbone: Backbone) -> Translation:
+        """The tensors under the names of a model with this backbone."""
+        return self.format.translate(self.tensors, backbone) if self.format else Translation(self.tensors)
+
+
+def open_source(source: Source) -> Opened:
+    """Read ``source`` without running anything that it holds.
+
+    Raises:
+        WeightsError: missing, damaged, or of a kind that misfm does not read.
+    """
+    if isinstance(source, Mapping):
+        reader = recognise(source)
+        if reader is None:
+            return Opened("the mapping", dict(source))
+        return Opened("the mapping", reader.tensors(source) or {}, reader.info(source), reader)
+    if str(source).startswith("hf://"):
+        raise WeightsError(
+            f"{source} cannot be fetched by this version; download the file and give its path."
+        )
+    if str(source) == BUILTIN:
+        return _open_builtin()
+    path = Path(source)
+    return _open_file(path / file.FILE_NAME if path.is_dir() else path)
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """What is known about weights, ready for JSON: the fields of :class:`WeightsInfo` and counts.
+
+    Raises:
+        WeightsError: as :func:`open_source`.
+    """
+    opened = open_source(source)
+    floating = [tensor for tensor in opened.tensors.values() if tensor.is_floating_point()]
+    return {
+        "format": opened.format.title if opened.format else "misfm",
+        **(opened.info.model_dump(mode="json") if opened.info else {}),
+        "num_tensors": len(opened.tensors),
+        "num_values": sum(tensor.numel() for tensor in floating),
+        "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in floating}),
+    }
+
+
+def _open_builtin() -> Opened:
+    resource = importlib.resources.files("misfm.weights").joinpath("builtin.safetensors")
+    if not resource.is_file():
+        raise WeightsError("This installation ships no builtin weights; give the path of a weights file.")
+    with importlib.resources.as_file(resource) as path:
+        return Opened("the builtin weights", *file.read(path))
+
+
+def _open_file(path: Path) -> Opened:
+    if not path.is_file():
+        raise WeightsError(
+            f"There is no weights file {path}; give one, or a run folder that holds {file.FILE_NAME}."
+        )
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
+        return Opened(str(path), *file.read(path))
+    if not start.startswith((b"PK", b"\x80")):  # a zip archive or a bare pickle, as torch writes them
+        raise WeightsError(
+            f"{path} is neither a safetensors file nor a checkpoint written by torch (it may be cut short)."
+        )
+    content = unpickle(path)
+    reader = recognise(content)
+    if reader is None:
+        names = ", ".join(list(map(str, content))[:5])
+        raise WeightsError(f"{path} is a checkpoint of a kind that misfm does not read (it holds {names}).")
+    return Opened(str(path), reader.tensors(content) or {}, reader.info(content), reader)

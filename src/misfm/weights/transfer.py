@@ -1,0 +1,216 @@
+"""Loading weights into a network, with a report of what came from where; nothing is skipped silently."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from misfm.errors import ConfigError, WeightsError
+from misfm.models import Backbone
+from misfm.weights.source import Opened, Source, open_source
+
+SMALLEST_MATCH = 0.1  # of a backbone's parameters; less is another network, not a transfer
+BACKBONE = "backbone."
+ENCODER = "backbone.encoder."
+
+
+class Entry(NamedTuple):
+    """A tensor by its name in the network; one that has no place there, by its name in the source."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class AdaptedEntry(NamedTuple):
+    """A tensor that was changed to fit."""
+
+    name: str
+    shape: tuple[int, ...]
+    how: str
+
+
+@dataclass
+class TransferReport:
+    """What :func:`load` did.
+
+    Attributes:
+        source: where the weights came from.
+        loaded: tensors taken as they are.
+        adapted: tensors changed to fit, and how.
+        reinitialised: tensors of the network that the source did not fill; they keep their fresh values.
+        unused: tensors of the source that the network did not take.
+        pretrained_parameters: how many parameters of the network come from the source ...
+        num_parameters: ... out of this many.
+        notes: what else the reader noticed, in sentences.
+    """
+
+    source: str
+    loaded: list[Entry] = field(default_factory=list)
+    adapted: list[AdaptedEntry] = field(default_factory=list)
+    reinitialised: list[Entry] = field(default_factory=list)
+    unused: list[Entry] = field(default_factory=list)
+    pretrained_parameters: int = 0
+    num_parameters: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        share = self.pretrained_parameters / max(self.num_parameters, 1)
+        lines = [f"{share:.1%} of {self.num_parameters:,} parameters come from {self.source}."]
+        for title, entries in (
+            ("loaded", self.loaded),
+            ("reinitialised", self.reinitialised),
+            ("unused", self.unused),
+        ):
+            if entries:
+                lines.append(f"  {title:<14}{len(entries)} tensors: {_by_module(entries)}")
+        lines += [f"  {'adapted':<14}{entry.name} {entry.shape}: {entry.how}" for entry in self.adapted]
+        return "\n".join(lines + [f"  {note}" for note in self.notes])
+
+
+def _by_module(entries: list[Entry], longest: int = 8) -> str:
+    """Names down to the second module and how many tensors each has, the largest first."""
+    counts = Counter(
+        ".".join(entry.name.removeprefix(BACKBONE).split(".")[:2]) for entry in entries
+    ).most_common()
+    shown = [f"{module} ({count})" for module, count in counts[:longest]]
+    return ", ".join(shown) + (f" and {len(counts) - longest} more modules" if len(counts) > longest else "")
+
+
+def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"] = "all") -> TransferReport:
+    """Fill a network with weights, in place.
+
+    A tensor of the backbone is taken where its name and shape fit. The stem is adapted to another number of
+    image channels: it answers to equal channels as before. The head is taken, with ``transfer="all"``, if and
+    only if all its tensors fit and the weights do not say that they come from a pretext task; a PyMIC file or
+    a mapping cannot say so, hence its head is taken where the number of classes agrees, as PyMIC does.
+
+    Args:
+        model: a network from :func:`misfm.models.create`; its values stay as they are if anything is raised.
+        source: a weights file, a run folder, ``"builtin"``, or a mapping name -> tensor with our names or
+            those of a known other project.
+        transfer: ``"encoder"`` leaves decoder and head as they are.
+
+    Raises:
+        ConfigError: another ``transfer``.
+        WeightsError: the source cannot be read, has values that are not numbers, or belongs to another
+            network: it fits less than a tenth of the backbone, or has another position index.
+    """
+    if transfer not in ("all", "encoder"):
+        raise ConfigError(f"Weights transfer as 'all' or 'encoder', got '{transfer}'.")
+    opened = open_source(source)
+    backbone = cast(Backbone, model.get_submodule("backbone"))
+    _check_position_index(opened, backbone)
+    translation = opened.translated(backbone)
+
+    report = TransferReport(opened.label, notes=translation.notes)
+    scope = BACKBONE if transfer == "all" else ENCODER
+    wanted = model.state_dict()
+    names = {name for name in wanted if name.startswith(scope)}
+    if transfer == "all" and _head_fits(wanted, translation.tensors, opened):
+        names |= {name for name in wanted if not name.startswith(BACKBONE)}
+    taken = _match(
+        wanted, {name: translation.tensors[name] for name in names & translation.tensors.keys()}, report
+    )
+    report.unused = [
+        Entry(n, tuple(tensor.shape)) for n, tensor in translation.tensors.items() if n not in taken
+    ]
+    _check_match(opened, backbone, taken, scope)
+    _check_values(opened, taken)
+
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    report.num_parameters = sum(sizes.values())
+    report.pretrained_parameters = sum(size for name, size in sizes.items() if name in taken)
+    with torch.no_grad():
+        for name, tensor in taken.items():
+            wanted[name].copy_(tensor)
+    return report
+
+
+def _match(
+    wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], report: TransferReport
+) -> dict[str, Tensor]:
+    """The tensors to take, shaped as wanted, each noted in the report."""
+    channels = _stem_channels(wanted, offered)
+    taken: dict[str, Tensor] = {}
+    for name, target in wanted.items():
+        entry = Entry(name, tuple(target.shape))
+        tensor = offered.get(name)
+        if tensor is not None and tensor.shape == target.shape:
+            report.loaded.append(entry)
+            taken[name] = tensor
+        elif tensor is not None and name.startswith(ENCODER) and _differ_by(tensor, target, channels):
+            how = f"from {channels[0]} to {channels[1]} image channels"
+            report.adapted.append(AdaptedEntry(*entry, how))
+            taken[name] = with_channels(tensor, channels[1])
+        else:
+            report.reinitialised.append(entry)
+    return taken
+
+
+def with_channels(weight: Tensor, num_channels: int) -> Tensor:
+    """A stem's weight (out, in, ...) for another number of image channels.
+
+    Each new channel gets the sum over the old ones divided by ``num_channels``, so that an image repeated
+    over its channels gives what it gave before.
+    """
+    shared = weight.float().sum(dim=1, keepdim=True) / num_channels
+    return shared.expand(-1, num_channels, *weight.shape[2:])
+
+
+def _head_fits(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], opened: Opened) -> bool:
+    if opened.info is not None and opened.info.pretext is not None:
+        return False
+    head = {name: tensor for name, tensor in wanted.items() if not name.startswith(BACKBONE)}
+    return all(name in offered and offered[name].shape == tensor.shape for name, tensor in head.items())
+
+
+def _stem_channels(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Image channels of the source and of the network, told by the first convolution of the encoder."""
+    for name, target in wanted.items():
+        if name.startswith(ENCODER) and target.dim() == 5 and name in offered and offered[name].dim() == 5:
+            return offered[name].shape[1], target.shape[1]
+    return 0, 0
+
+
+def _differ_by(tensor: Tensor, target: Tensor, channels: tuple[int, int]) -> bool:
+    """Whether two kernels have the same shape but for these numbers of input channels."""
+    if tensor.dim() != 5 or target.dim() != 5 or (tensor.shape[1], target.shape[1]) != channels:
+        return False
+    return tensor[:, 0].shape == target[:, 0].shape
+
+
+def _check_position_index(opened: Opened, backbone: Backbone) -> None:
+    ours = getattr(backbone, "position_index", None)
+    if opened.info is None or ours is None or opened.info.network.name != "pctnet":
+        return
+    theirs = opened.info.network.options.get("position_index", "textbook")
+    if theirs != ours:
+        raise WeightsError(
+            f"{opened.label} was trained with the position index '{theirs}' and this network has '{ours}'; "
+            f'create the network with position_index="{theirs}".'
+        )
+
+
+def _check_values(opened: Opened, taken: Mapping[str, Tensor]) -> None:
+    broken = [name for name, tensor in taken.items() if not tensor.isfinite().all()]
+    if broken:
+        raise WeightsError(f"{opened.label} holds infinite or undefined values, first in {broken[0]}.")
+
+
+def _check_match(opened: Opened, backbone: Backbone, taken: Mapping[str, Tensor], scope: str) -> None:
+    """Refuse weights that hardly fit the part of the backbone they are for."""
+    sizes = {f"{BACKBONE}{name}": parameter.numel() for name, parameter in backbone.named_parameters()}
+    sizes = {name: size for name, size in sizes.items() if name.startswith(scope)}
+    share = sum(size for name, size in sizes.items() if name in taken) / max(sum(sizes.values()), 1)
+    if share < SMALLEST_MATCH:
+        known = f"network '{opened.info.network.name}'" if opened.info else "an unknown network"
+        example = next(iter(opened.tensors), "none")
+        raise WeightsError(
+            f"{opened.label} has weights of {known} (such as {example}) that fit {share:.0%} of this "
+            f"{type(backbone).__name__}; create the network they were trained with."
+        )
