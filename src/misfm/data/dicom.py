@@ -73,21 +73,26 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
-def list_series(files: Iterable[Path]) -> list[Series]:
-    """Group DICOM images by SeriesInstanceUID, sorted by uid; other objects (reports, plans) are left out.
+def list_series(files: Iterable[Path]) -> tuple[list[Series], list[Path]]:
+    """Group DICOM images by SeriesInstanceUID; other objects (reports, plans) are left out.
 
-    Raises:
-        DataError: a file whose header cannot be read.
+    Returns:
+        The series, ordered by their first file, and the files whose header cannot be read.
     """
+    damaged = []
     members: dict[str, list[Path]] = {}
     modalities: dict[str, str | None] = {}
     for file in sorted(files):
-        header = _read(file, _TAGS)
+        try:
+            header = _read(file, _TAGS)
+        except DataError:
+            damaged.append(file)
+            continue
         if "Rows" in header:
             uid = _uid(file, header)
             members.setdefault(uid, []).append(file)
             modalities.setdefault(uid, header.get("Modality"))
-    return [Series(uid, tuple(members[uid]), modalities[uid]) for uid in sorted(members)]
+    return [Series(uid, tuple(paths), modalities[uid]) for uid, paths in members.items()], damaged
 
 
 def series_at(path: Path) -> Series:
@@ -98,11 +103,11 @@ def series_at(path: Path) -> Series:
     """
     folder = path if path.is_dir() else path.parent
     files = [file for file in folder.iterdir() if file.is_file() and is_dicom(file)]
-    if path.is_dir():
-        series = list_series(files)
-    else:
-        uid = _uid(path)
-        series = list_series(file for file in files if _uid(file) == uid)
+    series, damaged = list_series(files)
+    if damaged:
+        _read(damaged[0], _TAGS)
+    if not path.is_dir():
+        series = [one for one in series if path in one.files]
     if not series:
         raise DataError(
             f"{path} holds no DICOM image series; give a scan or a folder with the slices of one."
@@ -170,8 +175,7 @@ def _read(file: Path, tags: list[str] | None = None) -> Any:
         return pydicom.dcmread(file, stop_before_pixels=tags is not None, specific_tags=tags)
 
 
-def _uid(file: Path, header: Any = None) -> str:
-    header = _read(file, ["SeriesInstanceUID"]) if header is None else header
+def _uid(file: Path, header: Any) -> str:
     # Where an anonymiser emptied the identifier, the files of one folder are taken as one series.
     return str(header.get("SeriesInstanceUID") or f"files of {file.parent}")
 

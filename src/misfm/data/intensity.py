@@ -107,23 +107,28 @@ def detect(volume: Volume, modality_hint: str | None = None) -> Kind:
 
 
 def content_mask(volume: Volume, kind: Kind) -> NDArray[np.bool_]:
-    """Return which voxels (D, H, W) show the patient rather than air; all of them if none stands out."""
-    mask: NDArray[np.bool_]
+    """Return which voxels (D, H, W) show the patient rather than air; all of them if none stands out.
+
+    Only the first channel is looked at, for the others may be of another kind (PET beside CT).
+    """
+    image = volume.data[0]
     if kind == "ct":
-        mask = np.any(volume.data > BODY_HU, axis=0)
+        mask: NDArray[np.bool_] = image > BODY_HU
     else:
-        mask = np.zeros(volume.shape, dtype=np.bool_)
-        for channel in volume.data:
-            sample = channel.ravel()[:: max(1, channel.size // 100_000)]
-            low, high = np.percentile(sample, _MR_PERCENTILES)
-            mask |= channel > low + _MR_NOISE * (high - low)
+        sample = image.ravel()[:: max(1, image.size // 100_000)]
+        low, high = np.percentile(sample, _MR_PERCENTILES)
+        mask = image > low + _MR_NOISE * (high - low)
     if not mask.any():
         mask[...] = True
     return mask
 
 
 def fit(rule: IntensityRule, volume: Volume) -> Normalisation:
-    """Return the normalisation of a volume with one channel; a constant volume becomes zero, never NaN."""
+    """Return the normalisation of a volume with one channel; a constant volume becomes zero, never NaN.
+
+    For the same numbers everywhere, fit to the whole scan in canonical orientation, before it is cropped or
+    resampled.
+    """
     if rule.kind == "ct":
         lower, upper = rule.window or (-1000.0, 1000.0)
         return Normalisation(lower=lower, upper=upper, shift=(lower + upper) / 2, scale=(upper - lower) / 2)

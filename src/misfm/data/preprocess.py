@@ -75,7 +75,7 @@ def resample(volume: Volume, spacing: Target, *, label: bool = False, cubic: boo
 
     Images are interpolated linearly (or with Keys' cubic); where the grid gets coarser the kernel is
     stretched by the same factor, so that no voxel is skipped. An axis more than three times coarser than the
-    next one is taken from the nearest slice as in nnU-Net: between thick slices interpolation invents anatomy.
+    next one is taken from the nearest slice (nnU-Net): between thick slices interpolation invents anatomy.
 
     In label maps every label is interpolated on its own and the largest share wins: unlike nearest neighbour
     this keeps outlines smooth when the grid gets finer and counts all voxels when it gets coarser, and unlike

@@ -47,7 +47,7 @@ class Record(Settings):
         shape: voxels along (D, H, W) as stored.
         spacing: millimetres along (D, H, W) as stored.
         rows: the affine of the stored grid, row by row; see ``affine``.
-        kind: "ct" or "mr".
+        kind: "ct" or "mr", of the first channel.
         normalisation: one for each channel.
         lowest: smallest stored value of each channel; what lies outside the volume reads as this.
         labels: label values that occur, 0 included, or None without a label map.
@@ -122,7 +122,7 @@ def make_entry(
         origin: where it came from.
         image: (C, D, H, W) int16 or float32 (other types become float32), not normalised.
         label: (1, D, H, W) whole numbers on the same grid, or None.
-        kind: "ct" or "mr".
+        kind: "ct" or "mr", of the first channel.
         normalisation: one for each channel.
         settings: those of the store.
     """

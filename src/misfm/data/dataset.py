@@ -1,0 +1,223 @@
+"""Labelled datasets in nnU-Net format, read as they are: dataset.json beside imagesTr, labelsTr, imagesTs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from misfm.data.intensity import Kind
+from misfm.data.readers import read_volume
+from misfm.errors import DataError
+from misfm.volume import Affine, Triple, Volume
+
+GRID_TOLERANCE = 0.02
+"""How far corners of two equal grids may lie apart, in voxels: rounding of header numbers, no more."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """Image and label map of a subject.
+
+    Attributes:
+        name: the file name without channel number and ending.
+        image_paths: one file for each channel.
+        label_path: None where the dataset has no label map of this case.
+    """
+
+    name: str
+    image_paths: tuple[Path, ...]
+    label_path: Path | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder in nnU-Net format.
+
+    Attributes:
+        path: the folder.
+        channel_names: "CT", "T1", ... in the order of the channels.
+        label_names: label value to name, background included, the ignored label left out.
+        ignore_label: value of voxels that training and evaluation leave out, if there is one.
+        file_ending: of images and label maps.
+    """
+
+    path: Path
+    channel_names: tuple[str, ...]
+    label_names: dict[int, str]
+    ignore_label: int | None
+    file_ending: str
+
+    @classmethod
+    def open(cls, path: str | Path) -> Dataset:
+        """Read ``dataset.json`` of version 2 (or 1: ``modality``, labels under their numbers).
+
+        Raises:
+            DataError: no such file, or one that does not say channels and labels properly.
+        """
+        path = Path(path)
+        content = _read_json(path / "dataset.json")
+        try:
+            channels = content.get("channel_names", content.get("modality"))
+            names = tuple(str(channels[key]) for key in sorted(channels, key=int))
+            labels = dict(content["labels"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"{path / 'dataset.json'} must hold 'channel_names' and 'labels' as nnU-Net wants them."
+            ) from error
+        values, ignore = _parse_labels(labels, path / "dataset.json")
+        return cls(path, names, values, ignore, str(content.get("file_ending", ".nii.gz")))
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """ "ct" or "mr" for each channel; as in nnU-Net, only the name CT means HU."""
+        return tuple("ct" if name.strip().upper() == "CT" else "mr" for name in self.channel_names)
+
+    def cases(self, split: Literal["Tr", "Ts"] = "Tr") -> list[Case]:
+        """Cases of ``imagesTr`` or ``imagesTs``, ordered by name; files of missing channels are named too.
+
+        Raises:
+            DataError: no images named like ``CASE_0000.nii.gz`` in ``imagesTr``.
+        """
+        folder = self.path / f"images{split}"
+        pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(self.file_ending)}")
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        names = {match[1] for file in files if (match := pattern.fullmatch(file.name))}
+        if not names and split == "Tr":
+            raise DataError(f"{folder} holds no image; name images CASE_0000{self.file_ending}.")
+        return [self._case(name, split) for name in sorted(names)]
+
+    def splits(self) -> list[dict[str, list[str]]]:
+        """Folds of ``splits_final.json`` as {"train": names, "val": names}; empty without that file.
+
+        Raises:
+            DataError: a damaged file, or one that names cases the dataset has not.
+        """
+        file = self.path / "splits_final.json"
+        if not file.exists():
+            return []
+        folds = _read_json(file, list)
+        try:
+            splits = [
+                {part: [str(name) for name in fold[part]] for part in ("train", "val")} for fold in folds
+            ]
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{file} must hold a list of folds, each with 'train' and 'val' names."
+            ) from error
+        known = {case.name for case in self.cases("Tr")}
+        unknown = sorted({name for fold in splits for part in fold.values() for name in part} - known)
+        if unknown:
+            raise DataError(
+                f"{file} names cases that are not in imagesTr ({', '.join(unknown[:5])}); correct it."
+            )
+        return splits
+
+    def read_case(self, case: Case) -> tuple[Volume, Volume | None]:
+        """Read and check a case.
+
+        Returns:
+            Image (C, D, H, W) and label map (1, D, H, W) on the same grid, or None without one.
+
+        Raises:
+            DataError: a missing or damaged file, channels or label map on another grid than the first
+                channel, label values that dataset.json does not name.
+        """
+        for number, file in enumerate(case.image_paths):
+            if not file.exists():
+                name = self.channel_names[number]
+                raise DataError(
+                    f"{file} is missing: channel {number} ({name}) of case {case.name}; add the file."
+                )
+        channels = [read_volume(file) for file in case.image_paths]
+        for file, channel in zip(case.image_paths[1:], channels[1:], strict=True):
+            _check_grid(file, channel, case.image_paths[0], channels[0])
+        kind = np.result_type(*(channel.data.dtype for channel in channels))
+        data = np.concatenate([channel.data for channel in channels]).astype(kind, copy=False)
+        image = Volume(data, channels[0].affine)
+        if case.label_path is None:
+            return image, None
+        label = read_volume(case.label_path)
+        _check_grid(case.label_path, label, case.image_paths[0], image)
+        return image, Volume(self._check_labels(label, case.label_path), image.affine)
+
+    def _case(self, name: str, split: str) -> Case:
+        numbers = range(len(self.channel_names))
+        folder = self.path / f"images{split}"
+        images = tuple(folder / f"{name}_{number:04d}{self.file_ending}" for number in numbers)
+        label = self.path / f"labels{split}" / f"{name}{self.file_ending}"
+        return Case(name, images, label if label.exists() else None)
+
+    def _check_labels(self, label: Volume, path: Path) -> Any:
+        values = np.unique(label.data)
+        if not np.array_equal(values, np.rint(values)):
+            raise DataError(f"{path} has label values that are not whole numbers; it is no label map.")
+        known = {*self.label_names, *(() if self.ignore_label is None else (self.ignore_label,))}
+        unknown = [str(int(value)) for value in values if int(value) not in known]
+        if unknown:
+            raise DataError(
+                f"{path} has labels that dataset.json does not name ({', '.join(unknown[:8])}); add them "
+                "there or correct the label map."
+            )
+        return label.data.astype(np.uint8 if max(known) <= 255 else np.int16)
+
+
+def _read_json(path: Path, kind: type = dict) -> Any:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; give the folder of a dataset in nnU-Net format.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}); correct it.") from error
+    if not isinstance(content, kind):
+        raise DataError(f"{path} must hold a JSON {'list' if kind is list else 'object'}; correct it.")
+    return content
+
+
+def _parse_labels(labels: dict[str, Any], path: Path) -> tuple[dict[int, str], int | None]:
+    """Label values to names, and the value to ignore."""
+    if all(str(key).isdigit() and isinstance(value, str) for key, value in labels.items()):
+        labels = {value: int(key) for key, value in labels.items()}
+    for name, value in labels.items():
+        if isinstance(value, Sequence):
+            raise DataError(
+                f"{path} defines label '{name}' as a region {value}; only single labels are supported."
+            )
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise DataError(f"{path} gives label '{name}' the value {value!r}; labels are whole numbers.")
+    ignore = labels.pop("ignore", None)
+    values = sorted(labels.values())
+    if len(values) < 2 or values != list(range(len(values))):
+        raise DataError(
+            f"{path} numbers its labels {values}; number them 0 (background), 1, 2, ... without gaps."
+        )
+    if ignore is not None and ignore < len(values):
+        raise DataError(f"{path} gives 'ignore' the value {ignore}; it must be above all other labels.")
+    return {labels[name]: name for name in sorted(labels, key=labels.__getitem__)}, ignore
+
+
+def _check_grid(path: Path, volume: Volume, reference_path: Path, reference: Volume) -> None:
+    if volume.shape != reference.shape:
+        raise DataError(
+            f"{path} lies on another grid than {reference_path.name}: its shape is {volume.shape}, not "
+            f"{reference.shape}; resample it to the image."
+        )
+    apart = _corners(volume.affine, volume.shape) - _corners(reference.affine, volume.shape)
+    distance = float(np.linalg.norm(apart, axis=1).max())
+    if distance > max(1e-3, GRID_TOLERANCE * min(reference.spacing)):
+        raise DataError(
+            f"{path} lies on another grid than {reference_path.name}: their affines place a corner "
+            f"{distance:.3g} mm apart; resample it to the image or correct its header."
+        )
+
+
+def _corners(affine: Affine, shape: Triple) -> Affine:
+    """Millimetres (8, 3) of the centres of a grid's corner voxels."""
+    corners = np.array(list(itertools.product(*((0.0, side - 1.0) for side in shape))))
+    return corners @ affine[:3, :3].T + affine[:3, 3]

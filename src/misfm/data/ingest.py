@@ -1,0 +1,290 @@
+"""Scans and labelled cases into a store: read, orient, crop, resample, fit intensities, compress, add."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from misfm.data.dataset import Case, Dataset
+from misfm.data.intensity import IntensityRule, Kind, detect, fit, parse_intensity
+from misfm.data.preprocess import canonical, content_box, resample
+from misfm.data.record import Entry, IngestSettings, Origin, fingerprint, make_entry
+from misfm.data.scan import ScanSource, find_scans
+from misfm.data.store import Store
+from misfm.errors import DataError, MisfmError
+from misfm.volume import Box, Volume
+
+__all__ = ["IngestEvent", "IngestReport", "IngestSettings", "ingest", "ingest_dataset", "prepare"]
+
+Outcome = Literal["added", "skipped", "duplicate", "quarantined"]
+
+
+@dataclass(frozen=True)
+class IngestEvent:
+    """One source is done.
+
+    Attributes:
+        source: its path.
+        outcome: "added", "skipped" (unchanged since it was ingested), "duplicate" or "quarantined".
+        reason: why it was quarantined, or what it duplicates; else empty.
+        done: sources done so far.
+        total: all sources.
+    """
+
+    source: str
+    outcome: Outcome
+    reason: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """Numbers of sources by outcome, and the quarantined ones of this run with their reasons."""
+
+    added: int
+    skipped: int
+    duplicates: int
+    quarantined: tuple[tuple[str, str], ...]
+
+
+def ingest(
+    sources: Sequence[str | Path],
+    store_path: str | Path,
+    settings: IngestSettings,
+    *,
+    workers: int = 0,
+    progress: Callable[[IngestEvent], None] | None = None,
+    scheduler: str | None = None,
+) -> IngestReport:
+    """Bring all scans of ``sources`` into a store; run it again to resume or to add what is new.
+
+    Args:
+        sources: see ``find_scans``.
+        store_path: folder of the store, made where missing.
+        settings: spacing and intensity; must be those of an existing store.
+        workers: processes on this machine; up to 1 works in this process.
+        progress: called after every source.
+        scheduler: address of a dask scheduler to use instead, whose workers see the same files.
+
+    Raises:
+        DataError: a source is missing or empty, or the store cannot be written. A scan that cannot be used is
+            no error: it is quarantined with its reason.
+        ConfigError: the store was made with other settings.
+    """
+    parse_intensity(settings.intensity)
+    scans = find_scans(sources)
+    store = Store.create(store_path, settings)
+    counts: Counter[Outcome] = Counter()
+    quarantined = []
+
+    def finish(scan: ScanSource, outcome: Outcome, reason: str = "") -> None:
+        counts[outcome] += 1
+        if progress:
+            progress(IngestEvent(str(scan.path), outcome, reason, counts.total(), len(scans)))
+
+    pending = []
+    for scan in scans:
+        if store.is_known(str(scan.path), scan.stamp):
+            finish(scan, "skipped")
+        else:
+            pending.append(scan)
+    with _workers(workers, scheduler) as run:
+        for scan, result in run(partial(_prepare_scan, settings=settings), pending):
+            if isinstance(result, str):
+                store.quarantine(str(scan.path), result)
+                quarantined.append((str(scan.path), result))
+                finish(scan, "quarantined", result)
+                continue
+            twin = store.find(result.record.fingerprint)
+            if twin is None or (twin.source == str(scan.path) and twin.id != result.record.id):
+                store.add(result, scan.stamp)
+                finish(scan, "added")
+            else:
+                store.add_duplicate(str(scan.path), scan.stamp, twin)
+                same = twin.source == str(scan.path)
+                finish(scan, "skipped" if same else "duplicate", "" if same else twin.source)
+    return IngestReport(counts["added"], counts["skipped"], counts["duplicate"], tuple(quarantined))
+
+
+def ingest_dataset(
+    dataset: Dataset,
+    cases: Iterable[Case],
+    store_path: str | Path,
+    settings: IngestSettings,
+    *,
+    progress: Callable[[IngestEvent], None] | None = None,
+) -> Store:
+    """Bring labelled cases into a store, image and label map side by side; unchanged cases are skipped.
+
+    Args:
+        dataset: the dataset the cases belong to; its channel names decide CT or MR under "auto".
+        cases: those to add, each with a label map.
+        store_path: folder of the store, made where missing.
+        settings: spacing and intensity; must be those of an existing store.
+        progress: called after every case.
+
+    Raises:
+        DataError: a case that cannot be used (``Dataset.read_case``): unlike a scan without labels it was
+            asked for by name, so it is not passed over.
+        ConfigError: the store was made with other settings.
+    """
+    rule = parse_intensity(settings.intensity)
+    store = Store.create(store_path, settings)
+    cases = list(cases)
+    for done, case in enumerate(cases, start=1):
+        if case.label_path is None:
+            raise DataError(
+                f"Case {case.name} of {dataset.path} has no label map; add it or leave out the case."
+            )
+        source = str(case.image_paths[0].absolute())
+        stamps = [ScanSource(path, case.name).stamp for path in (*case.image_paths, case.label_path)]
+        outcome: Outcome = "skipped"
+        if not store.is_known(source, "; ".join(stamps)):
+            image, label = dataset.read_case(case)
+            rules = [rule or IntensityRule(kind=kind) for kind in dataset.kinds]
+            origin = Origin(case.name, source, fingerprint(image))
+            store.add(prepare(origin, image, label, rules, settings), "; ".join(stamps))
+            outcome = "added"
+        if progress:
+            progress(IngestEvent(source, outcome, "", done, len(cases)))
+    return store
+
+
+def prepare(
+    origin: Origin,
+    image: Volume,
+    label: Volume | None,
+    rules: Sequence[IntensityRule],
+    settings: IngestSettings,
+) -> Entry:
+    """Turn a scan as read into an entry of a store.
+
+    Args:
+        origin: where it came from.
+        image: (C, D, H, W) on its own grid.
+        label: (1, D, H, W) on the same grid, or None; cropping never removes a labelled voxel.
+        rules: one for each channel.
+        settings: those of the store.
+    """
+    kind = rules[0].kind
+    image = canonical(image)
+    normalisation = tuple(
+        fit(rule, Volume(channel[None], image.affine))
+        for rule, channel in zip(rules, image.data, strict=True)
+    )
+    box = content_box(image, kind)
+    if label is not None:
+        label = canonical(label)
+        box = _around_labels(box, label)
+        label = resample(label.crop(box), settings.spacing, label=True)
+    is_whole = image.data.dtype.kind in "iu"
+    image = resample(image.crop(box), settings.spacing)
+    if is_whole and all(rule.kind == "ct" for rule in rules):
+        # One HU is far below the noise of any CT, and int16 halves the store.
+        image = image.with_data(np.rint(image.data).astype(np.int16))
+    return make_entry(origin, image, label, kind, normalisation, settings)
+
+
+def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | str:
+    """The entry of a scan, or why it cannot be used; runs in the workers."""
+    try:
+        volume = scan.read()
+        _check_scan(volume, scan.path)
+        kind: Kind = scan.kind or detect(volume, scan.modality)
+        rule = parse_intensity(settings.intensity) or IntensityRule(kind=kind)
+        origin = Origin(scan.case, str(scan.path), fingerprint(volume))
+        return prepare(origin, volume, None, [rule], settings)
+    except MisfmError as error:
+        return str(error)
+    except MemoryError:
+        return (
+            f"{scan.path} does not fit into memory; ingest it on a larger machine or with a coarser spacing."
+        )
+
+
+def _check_scan(volume: Volume, path: Path) -> None:
+    """Refuse what would only mislead pretraining: nothing to see, or a label map lying beside its image."""
+    data = volume.data[0]
+    lowest = data.min()
+    if lowest == data.max():
+        raise DataError(f"{path} shows nothing: all its voxels are {lowest:g}; export the scan again.")
+    before, after = data[..., :-1], data[..., 1:]
+    inside = (before != lowest) & (after != lowest)
+    # In label maps nearly all neighbours are equal, in scans hardly any outside of their background.
+    if inside.any() and (before[inside] == after[inside]).mean() > 0.7:
+        raise DataError(f"{path} looks like a label map; leave it out, or give a dataset in nnU-Net format.")
+
+
+def _around_labels(box: Box, label: Volume) -> Box:
+    """The smallest box with all of ``box`` and all labelled voxels."""
+    start, size = list(box.start), list(box.size)
+    labelled = label.data[0] != 0
+    for axis in range(3):
+        rows = np.flatnonzero(labelled.any(axis=tuple({0, 1, 2} - {axis})))
+        if len(rows):
+            stop = max(box.stop[axis], int(rows[-1]) + 1)
+            start[axis] = min(start[axis], int(rows[0]))
+            size[axis] = stop - start[axis]
+    return Box((start[0], start[1], start[2]), (size[0], size[1], size[2]))
+
+
+Run = Callable[
+    [Callable[[ScanSource], Entry | str], Sequence[ScanSource]], Iterator[tuple[ScanSource, Entry | str]]
+]
+
+
+@contextmanager
+def _workers(count: int, scheduler: str | None) -> Iterator[Run]:
+    """A map over scans that keeps their order: in this process, in local ones or on a dask cluster."""
+    if count <= 1 and scheduler is None:
+        yield lambda function, scans: ((scan, function(scan)) for scan in scans)
+        return
+    # Half a second to import, and needed here only.
+    from distributed import Client, LocalCluster
+
+    if scheduler is not None:
+        with Client(scheduler, timeout=30) as client:
+            yield partial(_run_on, client)
+    else:
+        with (
+            LocalCluster(
+                n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield partial(_run_on, client)
+
+
+def _run_on(
+    client: Any, function: Callable[[ScanSource], Entry | str], scans: Sequence[ScanSource]
+) -> Iterator[tuple[ScanSource, Entry | str]]:
+    """Results in the order of scans; few are in flight at a time, which bounds memory."""
+    ahead = 2 * max(1, sum(client.ncores().values()))
+    flying: deque[tuple[ScanSource, Any]] = deque()
+    for scan in scans:
+        flying.append((scan, client.submit(function, scan, pure=False)))
+        if len(flying) > ahead:
+            yield _collect(*flying.popleft())
+    while flying:
+        yield _collect(*flying.popleft())
+
+
+def _collect(scan: ScanSource, future: Any) -> tuple[ScanSource, Entry | str]:
+    from distributed import KilledWorker
+
+    try:
+        return scan, future.result()
+    except KilledWorker:
+        return (
+            scan,
+            f"{scan.path} ended the process that read it, mostly for want of memory; use fewer workers.",
+        )

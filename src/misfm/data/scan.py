@@ -1,0 +1,176 @@
+"""Finding scans by headers only: files, trees, DICOM, nnU-Net datasets and nnssl's pretrain_data.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from misfm.data.dataset import Dataset
+from misfm.data.dicom import Series, is_dicom, list_series, read_series, series_at
+from misfm.data.intensity import Kind
+from misfm.data.readers import FILE_SUFFIXES, has_suffix, read_volume, stem
+from misfm.errors import DataError
+from misfm.volume import Volume
+
+
+@dataclass(frozen=True)
+class ScanSource:
+    """A scan that was found but not read yet.
+
+    Attributes:
+        path: the file, or the folder of a DICOM series (its first file where the folder holds several).
+        case: name of the case.
+        kind: "ct" or "mr" where a dataset says so, which is trusted.
+        series: the files of a DICOM series, None for other formats.
+    """
+
+    path: Path
+    case: str
+    kind: Kind | None = None
+    series: Series | None = None
+
+    @property
+    def modality(self) -> str | None:
+        """DICOM Modality, which is a hint: some exporters write CT for anything."""
+        return self.series.modality if self.series else None
+
+    @property
+    def stamp(self) -> str:
+        """Size and time of last change: a source with the same stamp has not changed."""
+        states = [
+            file.stat() for file in (self.series.files if self.series else (self.path,)) if file.exists()
+        ]
+        newest = max((state.st_mtime_ns for state in states), default=0)
+        return f"{len(states)} files, {sum(state.st_size for state in states)} bytes, {newest} ns"
+
+    def read(self) -> Volume:
+        """Read the scan; see ``read_volume``."""
+        return read_series(self.series) if self.series else read_volume(self.path)
+
+
+def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
+    """Find all scans in files and trees, in the order of sources, then paths; each path once.
+
+    A tree may hold NIfTI, NRRD and MetaImage files, DICOM files with any name (grouped by series, wherever
+    they lie), nnU-Net datasets (their images, every channel a scan of its own, never their label maps) and
+    ``pretrain_data.json`` (what it lists). Hidden files and folders are passed over. A damaged DICOM file or
+    a listed file that is missing is returned as well, so that reading it tells what is wrong.
+
+    Raises:
+        DataError: a source that does not exist or holds no scan.
+    """
+    found: dict[Path, ScanSource] = {}
+    for source in sources:
+        path = Path(source).absolute()
+        if not path.exists():
+            raise DataError(f"{source} does not exist; check the path.")
+        scans = _in_tree(path) if path.is_dir() else _in_file(path)
+        if not scans:
+            raise DataError(
+                f"{source} holds no scan; give NIfTI, NRRD, MetaImage or DICOM files or a folder of them."
+            )
+        for scan in scans:
+            found.setdefault(scan.path, scan)
+    return list(found.values())
+
+
+def _in_file(path: Path) -> list[ScanSource]:
+    if path.name == "dataset.json":
+        return _in_dataset(path.parent)
+    if path.suffix == ".json":
+        return _in_nnssl(path)
+    if is_dicom(path):
+        return _from_series([series_at(path)])
+    return [ScanSource(path, stem(path))] if has_suffix(path, FILE_SUFFIXES) else []
+
+
+def _in_tree(root: Path) -> list[ScanSource]:
+    scans: list[ScanSource] = []
+    dicom_files: list[Path] = []
+    for folder, names in _walk(root):
+        if _is_dataset(folder):
+            scans += _in_dataset(folder)
+        elif "pretrain_data.json" in names:
+            scans += _in_nnssl(folder / "pretrain_data.json")
+        else:
+            for name in names:
+                path = folder / name
+                if has_suffix(path, FILE_SUFFIXES):
+                    scans.append(ScanSource(path, stem(path)))
+                elif is_dicom(path):
+                    dicom_files.append(path)
+                elif has_suffix(path, (".dcm",)):
+                    scans.append(ScanSource(path, stem(path)))
+    series, damaged = list_series(dicom_files)
+    scans += _from_series(series) + [ScanSource(path, stem(path)) for path in damaged]
+    return sorted(scans, key=lambda scan: scan.path)
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders and the names of their files; what lies below a dataset belongs to the dataset."""
+    for folder, subfolders, names in os.walk(root):
+        path = Path(folder)
+        skip = _is_dataset(path) or "pretrain_data.json" in names
+        subfolders[:] = [] if skip else sorted(name for name in subfolders if not name.startswith("."))
+        yield path, sorted(name for name in names if not name.startswith("."))
+
+
+def _from_series(series: Iterable[Series]) -> list[ScanSource]:
+    """Name a series after its folder where it is the only one there, else after its first file."""
+    series = list(series)
+    folders = [one.files[0].parent for one in series]
+    scans = []
+    for one, folder in zip(series, folders, strict=True):
+        path = folder if folders.count(folder) == 1 else one.files[0]
+        scans.append(ScanSource(path, path.name if path == folder else stem(path), series=one))
+    return scans
+
+
+def _is_dataset(folder: Path) -> bool:
+    return (folder / "dataset.json").is_file() and (folder / "imagesTr").is_dir()
+
+
+def _in_dataset(folder: Path) -> list[ScanSource]:
+    dataset = Dataset.open(folder)
+    scans = []
+    for case in [*dataset.cases("Tr"), *dataset.cases("Ts")]:
+        for path, kind in zip(case.image_paths, dataset.kinds, strict=True):
+            name = case.name if len(dataset.kinds) == 1 else stem(path)
+            scans.append(ScanSource(path, name, kind))
+    return scans
+
+
+def _in_nnssl(file: Path) -> list[ScanSource]:
+    """Images of nnssl's ``pretrain_data.json``, named collection__dataset__subject__session__image."""
+    try:
+        content = json.loads(file.read_bytes())
+        scans = []
+        for dataset_id, dataset in content["datasets"].items():
+            for subject_id, subject in dataset["subjects"].items():
+                for session_id, session in subject["sessions"].items():
+                    for image in session["images"]:
+                        names = (
+                            content["collection_name"],
+                            dataset_id,
+                            subject_id,
+                            session_id,
+                            image["name"],
+                        )
+                        scans.append(_nnssl_image(file, "__".join(map(str, names)), image))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file} is no list of images as nnssl writes it ({error!r}); correct it.") from error
+    return scans
+
+
+def _nnssl_image(file: Path, case: str, image: dict[str, Any]) -> ScanSource:
+    path = Path(image["image_path"])
+    # nnssl takes $nnssl_raw from the environment; it is the folder that holds the dataset's folder.
+    if path.parts[0].startswith("$"):
+        path = file.parent.parent.joinpath(*path.parts[1:])
+    modality = str(image.get("modality") or "").strip().upper()
+    kind: Kind | None = None if not modality else "ct" if modality == "CT" else "mr"
+    return ScanSource((file.parent / path).absolute(), case, kind)
