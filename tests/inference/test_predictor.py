@@ -1,0 +1,148 @@
+"""Label maps lie on the scan they belong to, whatever its orientation, spacing and tilt."""
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from misfm.data.intensity import IntensityRule
+from misfm.errors import DataError
+from misfm.inference.predictor import PredictionSpec, Predictor
+from misfm.volume import Volume
+
+CT = IntensityRule(kind="ct")
+
+
+class Threshold(nn.Module):
+    """Calls label 1 what is brighter than 0 HU, and remembers the windows it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes, self.range = set(), (0.0, 0.0)
+
+    def forward(self, x):
+        self.shapes.add(tuple(x.shape))
+        self.range = (min(self.range[0], x.min().item()), max(self.range[1], x.max().item()))
+        return [torch.cat([-10 * x[:, :1], 10 * x[:, :1]], dim=1)]
+
+
+def scan():
+    """An L-shaped bright object, off centre, in a body of -200 HU, in air."""
+    voxels = np.full((1, 18, 22, 26), -1000, np.int16)
+    voxels[:, 2:16, 3:20, 3:24] = -200
+    voxels[:, 4:7, 5:16, 6:9] = 700
+    voxels[:, 4:7, 12:16, 9:19] = 700
+    affine = np.diag([-3.0, 2.0, 1.5, 1.0])
+    affine[:3, 3] = (12, -40, 7)
+    return Volume(voxels, affine)
+
+
+def reordered(volume, order, flips):
+    """The same voxels at the same places, stored along other axes."""
+    data, affine = volume.data, volume.affine.copy()
+    for axis in flips:
+        data = np.flip(data, axis + 1)
+        affine[:3, 3] += affine[:3, axis] * (data.shape[axis + 1] - 1)
+        affine[:3, axis] *= -1
+    return Volume(data.transpose(0, *(axis + 1 for axis in order)), affine[:, [*order, 3]])
+
+
+def tilted(volume):
+    angle = 0.3
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    other = np.eye(4)
+    other[1:3, 1:3] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+    return Volume(volume.data, turn @ other @ volume.affine)
+
+
+def predictor(**changes):
+    spec = {"patch_size": (8, 8, 8), "intensity": CT, "num_classes": 2}
+    return Predictor(Threshold(), PredictionSpec(**{**spec, **changes}), batch_size=4)
+
+
+FLIPS = [tuple(axis for axis in range(3) if chosen[axis]) for chosen in product((0, 1), repeat=3)]
+
+
+@pytest.mark.parametrize("order", permutations(range(3)))
+@pytest.mark.parametrize("place", [lambda volume: volume, tilted], ids=["straight", "oblique"])
+def test_mask_overlays_the_object_in_all_48_orientations(order, place):
+    for flips in FLIPS:
+        volume = reordered(place(scan()), order, flips)
+        mask = predictor(patch_size=(12, 14, 16)).predict(volume)
+        assert mask.data.dtype == np.uint8
+        assert np.array_equal(mask.affine, volume.affine)
+        assert np.array_equal(mask.data, (volume.data > 0).astype(np.uint8))
+
+
+def ball(shape, spacing):
+    """A ball of 15 mm radius at a place that is no multiple of any spacing."""
+    affine = np.diag([spacing[0], -spacing[1], -spacing[2], 1.0])[[2, 1, 0, 3]]
+    affine[:3, 3] = (11.3, 5.9, -30.1)
+    index = np.indices(shape).reshape(3, -1)
+    place = (affine[:3, :3] @ index).T + affine[:3, 3]
+    middle = affine[:3, :3] @ (np.array(shape) / 2.2) + affine[:3, 3]
+    distance = np.linalg.norm(place - middle, axis=1).reshape(shape)
+    return Volume((1000 * np.clip((15 - distance) / 4, -0.6, 1))[None].astype(np.float64), affine)
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (1.3, 2.7, 1.9), (5.0, 1.0, 1.0)])
+@pytest.mark.parametrize("flips", [(), (0, 2)])
+def test_other_spacing_of_the_network_moves_nothing(spacing, flips):
+    volume = reordered(ball((24, 40, 44), (2.5, 1.4, 1.2)), (1, 2, 0), flips)
+    mask = predictor(spacing=spacing).predict(volume)
+    truth = volume.data > 0
+    assert np.array_equal(mask.affine, volume.affine)
+    assert 2 * (truth & (mask.data == 1)).sum() / (truth.sum() + mask.data.sum()) > 0.95
+    centres = [np.argwhere(voxels).mean(0) for voxels in (truth, mask.data)]
+    assert np.abs(centres[0] - centres[1]).max() < 0.15
+
+
+def test_streamed_interpolation_equals_interpolating_everything(monkeypatch):
+    """Slab by slab, and with any number of slices at a time, the same labels come out."""
+    volume = ball((30, 30, 30), (1.7, 1.1, 1.1))
+    small = predictor(spacing=(2.3, 1.6, 1.6), patch_size=(4, 16, 16)).predict(volume)
+    monkeypatch.setattr("misfm.inference.predictor._MAX_VALUES", 1)
+    assert np.array_equal(
+        small.data, predictor(spacing=(2.3, 1.6, 1.6), patch_size=(4, 16, 16)).predict(volume).data
+    )
+    whole = predictor(spacing=(2.3, 1.6, 1.6), patch_size=(64, 64, 64)).predict(volume)
+    assert (small.data != whole.data).mean() < 1e-3
+
+
+def test_windows_have_the_patch_size_and_normalised_intensities():
+    by_window = predictor()
+    by_window.predict(scan())
+    assert {shape[1:] for shape in by_window.network.shapes} == {(1, 8, 8, 8)}
+    assert by_window.network.range == pytest.approx((-1, 0.7))
+
+
+def test_scan_smaller_than_a_window_and_voxels_of_other_types():
+    volume = scan()
+    mask = predictor(patch_size=(40, 40, 40)).predict(Volume(volume.data.astype(np.int32), volume.affine))
+    assert np.array_equal(mask.data, (volume.data > 0).astype(np.uint8))
+
+
+def test_mr_is_normalised_over_the_whole_scan():
+    """Intensity scales of MR mean nothing: the same scan times ten gives the same labels."""
+    voxels = np.random.default_rng(0).normal(100, 20, (1, 12, 14, 16)).astype(np.float32)
+    affine = np.eye(4)
+    masks = [
+        predictor(intensity=IntensityRule(kind="mr")).predict(Volume(voxels * scale, affine)).data
+        for scale in (1, 10)
+    ]
+    assert 0.3 < masks[0].mean() < 0.7
+    assert (masks[0] != masks[1]).mean() < 1e-3
+
+
+def test_empty_scan_is_background():
+    air = Volume(np.full((1, 9, 9, 9), -1000, np.int16), np.eye(4))
+    assert not predictor().predict(air).data.any()
+
+
+def test_wrong_number_of_channels_is_a_data_error():
+    two = Volume(np.zeros((2, 9, 9, 9), np.int16), np.eye(4))
+    with pytest.raises(DataError, match=r"2 channel\(s\) and the network takes 1"):
+        predictor().predict(two)
