@@ -1,0 +1,224 @@
+"""A run is one YAML: what it may contain, how recipes, files and ``--set`` are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError
+
+from misfm.data.augment import AugmentSettings
+from misfm.errors import ConfigError
+from misfm.pretext.base import PRETEXTS, PretextTask
+from misfm.registry import closest
+from misfm.settings import Settings, Size
+from misfm.training.loop import TrainingSettings
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Tree = dict[str, Any]
+
+
+class NetworkSettings(Settings):
+    """Which network; the options are those of its builder in :mod:`misfm.models`."""
+
+    name: str = "unet"
+    """A registered network."""
+    options: dict[str, Any] = {}
+    """Options of its builder; what is left out keeps the builder's default."""
+
+
+class PretextSettings(Settings):
+    """Which pretext task; the options are the fields of its class in :mod:`misfm.pretext`."""
+
+    name: str = "volume-fusion-v2"
+    """A registered pretext task."""
+    options: dict[str, Any] = {}
+    """Fields of the task; what is left out keeps its default."""
+
+    def build(self) -> PretextTask:
+        """Return the task.
+
+        Raises:
+            ConfigError: unknown task, unknown option or a value out of range.
+        """
+        return parse(PRETEXTS.get(self.name), dict(self.options), f"pretext task '{self.name}'")
+
+
+class RunSettings(Settings):
+    """What pretraining and fine-tuning have in common."""
+
+    recipe: str
+    """Name and version of the recipe the settings started from."""
+    seed: int = 0
+    """The one seed all draws come from."""
+    network: NetworkSettings = NetworkSettings()
+    """The network to train."""
+    patch_size: Size = (48, 48, 48)
+    """Voxels along (D, H, W) the network sees (MIS-FM: 64, 128, 128)."""
+    batch_size: Count = 2
+    """Samples in a batch (MIS-FM: 4 in pretraining, 2 in fine-tuning)."""
+    training: TrainingSettings
+    """Steps, optimiser, schedule."""
+
+
+class PretrainSettings(RunSettings):
+    """Settings of ``misfm pretrain``."""
+
+    store: str
+    """Folder written by ``misfm ingest``."""
+    pretext: PretextSettings = PretextSettings()
+    """What is learnt."""
+    validation_share: Share = 0.05
+    """Share of the volumes kept out of training to measure the pretext on (at least one)."""
+    validation_batches: Count = 8
+    """Batches of the fixed validation set."""
+
+
+class FinetuneSettings(RunSettings):
+    """Settings of ``misfm finetune``."""
+
+    dataset: str
+    """Folder of an nnU-Net-format dataset."""
+    weights: str | None = None
+    """Where to start from: a file, a run folder or ``builtin``; null starts from random weights."""
+    transfer: str = "all"
+    """all: encoder and decoder; encoder: encoder only."""
+    intensity: str | None = None
+    """auto, ct, mr or ct:LOW,HIGH; null takes that of the weights, or auto."""
+    spacing: tuple[float, float, float] | str | None = None
+    """mm along (D, H, W) or "native"; null takes that of the weights, or the dataset's median."""
+    cases: tuple[str, ...] | int | None = None
+    """Names or number of the training cases to use; null uses all."""
+    split: str | None = None
+    """A file in the form of nnU-Net's splits_final.json; null takes the dataset's own, else 80/20."""
+    fold: Annotated[int, Field(ge=0)] = 0
+    """Which entry of the split."""
+    labelled_share: Share = 0.6
+    """Share of patches centred on a labelled voxel."""
+    deep_supervision: bool = True
+    """Train on the outputs of all levels."""
+    augmentation: AugmentSettings = AugmentSettings()
+    """How patches are varied."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Overlap of the windows in validation and prediction."""
+
+
+RunSettingsT = TypeVar("RunSettingsT", bound=RunSettings)
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes shipped with misfm."""
+    folder = files("misfm") / "configs"
+    names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+    return sorted(names)
+
+
+def resolve(
+    kind: type[RunSettingsT],
+    *,
+    recipe: str,
+    config: Path | None = None,
+    options: Mapping[str, Any],
+    assignments: Sequence[str] = (),
+) -> RunSettingsT:
+    """Put a run's settings together: recipe, then file, then options, then ``--set``; the last one wins.
+
+    Args:
+        kind: :class:`PretrainSettings` or :class:`FinetuneSettings`.
+        recipe: name of a shipped recipe, unless the file names another with ``extends``.
+        config: a YAML file of settings.
+        options: dotted keys and values of command-line options; None values are left out.
+        assignments: ``"a.b=value"`` strings, values in YAML.
+
+    Raises:
+        ConfigError: unknown recipe or key (with the nearest name), or a value that is not allowed.
+    """
+    overrides = read_file(config) if config is not None else {}
+    name = str(overrides.pop("extends", recipe))
+    section = "pretrain" if kind is PretrainSettings else "finetune"
+    tree = merge(read_recipe(name, section), {"recipe": name, **overrides})
+    for key, value in options.items():
+        if value is not None:
+            tree = merge(tree, nest(key, value))
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"--set takes KEY=VALUE, got '{assignment}'.")
+        tree = merge(tree, nest(key.strip(), load_yaml(text, f"--set {assignment}")))
+    return parse(kind, tree, "settings")
+
+
+def read_recipe(name: str, section: str) -> Tree:
+    """Return the ``pretrain`` or ``finetune`` settings of a shipped recipe, on top of the one it extends."""
+    if name not in recipe_names():
+        raise ConfigError(f"There is no recipe '{name}'; {closest(name, recipe_names())}")
+    recipe = load_yaml((files("misfm") / "configs" / f"{name}.yaml").read_text(encoding="utf-8"), name)
+    parent = recipe.get("extends")
+    return merge(read_recipe(parent, section) if parent else {}, recipe.get(section) or {})
+
+
+def read_file(path: Path) -> Tree:
+    """Read a YAML file of settings."""
+    try:
+        tree = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Cannot read the settings in {path}: {error}.") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no settings: expected lines such as 'batch_size: 2'.")
+    return tree
+
+
+def load_yaml(text: str, origin: str) -> Any:
+    """Parse YAML without running anything in it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def merge(base: Tree, overrides: Tree) -> Tree:
+    """Return ``base`` with the values of ``overrides``; mappings are merged key by key."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def nest(key: str, value: Any) -> Tree:
+    """Turn ``("a.b", 1)`` into ``{"a": {"b": 1}}``."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return dict(value)
+
+
+def parse(kind: type[SettingsT], tree: Tree, what: str) -> SettingsT:
+    """Validate ``tree``; the error is one sentence naming the key, what is wrong and the nearest valid key."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            options = sibling_keys(kind, first["loc"])
+            raise ConfigError(f"There is no setting '{key}' in the {what}; {closest(key, options)}") from error
+        raise ConfigError(
+            f"Setting '{key}' of the {what} is wrong: {first['msg']} (got {first.get('input')!r})."
+        ) from error
+
+
+def sibling_keys(kind: type[Settings], location: Sequence[int | str]) -> list[str]:
+    """Dotted names of the settings that lie beside a misspelt one."""
+    names: list[str] = []
+    for part in location[:-1]:
+        annotation = kind.model_fields[str(part)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
+            return names
+        kind = annotation
+        names.append(str(part))
+    return [".".join([*names, field]) for field in kind.model_fields]

@@ -1,0 +1,134 @@
+"""Patches for training: batch ``i`` is a pure function of the seed and ``i``.
+
+Patches are centred on content (body, not air) or on labelled voxels, and lie within the volume wherever it is
+large enough; elsewhere they reach over its border and are padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+from torch.utils.data import Dataset
+
+from misfm.data.intensity import normalise
+from misfm.data.record import Record
+from misfm.data.store import Store
+from misfm.seeding import generator_for
+from misfm.volume import Box, Triple
+
+IGNORED_CLASS = -1
+"""Class of voxels that were not annotated (the ``ignore`` label of nnU-Net datasets)."""
+
+
+@dataclass(frozen=True)
+class UnlabelledPatches(Dataset[tuple[Tensor, Tensor]]):
+    """Batches for pretraining.
+
+    ``self[i]`` is ``(patches, valid)``: (B, N, C, D, H, W) float32 normalised intensities, and (B, N, 2, 3)
+    int64, the first voxel and the first voxel behind of what lies inside the volume.
+
+    Attributes:
+        store: where the volumes are.
+        records: the volumes to draw from.
+        patch_size: voxels along (D, H, W).
+        num_patches: N, patches of one volume in a sample.
+        batch_size: B; the volumes of a batch differ as long as there are enough.
+        seed: of the run.
+    """
+
+    store: Store
+    records: Sequence[Record]
+    patch_size: Triple
+    num_patches: int
+    batch_size: int
+    seed: int
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        generator = generator_for(self.seed, "patches", index)
+        patches, valid = [], []
+        for record in draw_records(self.records, self.batch_size, generator):
+            for _ in range(self.num_patches):
+                box = draw_box(self.store.anchors(record), record.shape, self.patch_size, generator)
+                voxels, inside = self.store.read_patch(record, box)
+                patches.append(torch.from_numpy(normalise(record.normalisation, voxels)))
+                valid.append(torch.tensor([inside.start, inside.stop]))
+        shape = (self.batch_size, self.num_patches)
+        return torch.stack(patches).unflatten(0, shape), torch.stack(valid).unflatten(0, shape)
+
+
+@dataclass(frozen=True)
+class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
+    """Batches for fine-tuning.
+
+    ``self[i]`` is ``(image, label)``: (B, C, D, H, W) float32 and (B, D, H, W) int64, in which voxels that were
+    not annotated are :data:`IGNORED_CLASS`.
+
+    Attributes:
+        store: where the labelled volumes are.
+        records: the cases to draw from.
+        patch_size: voxels along (D, H, W).
+        batch_size: B.
+        seed: of the run.
+        labelled_share: share of patches centred on a labelled voxel. The label is drawn first, uniformly from
+            those of the case, so that a small organ is seen as often as a large one.
+        ignore_label: value in the label maps that stands for "not annotated", if any.
+    """
+
+    store: Store
+    records: Sequence[Record]
+    patch_size: Triple
+    batch_size: int
+    seed: int
+    labelled_share: float = 0.6
+    ignore_label: int | None = None
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        generator = generator_for(self.seed, "patches", index)
+        images, labels = [], []
+        for record in draw_records(self.records, self.batch_size, generator):
+            box = draw_box(self._anchors(record, generator), record.shape, self.patch_size, generator)
+            voxels, _ = self.store.read_patch(record, box)
+            classes, _ = self.store.read_label_patch(record, box)
+            label = torch.from_numpy(classes[0].astype(np.int64))
+            if self.ignore_label is not None:
+                label[label == self.ignore_label] = IGNORED_CLASS
+            images.append(torch.from_numpy(normalise(record.normalisation, voxels)))
+            labels.append(label)
+        return torch.stack(images), torch.stack(labels)
+
+    def _anchors(self, record: Record, generator: Generator) -> NDArray[np.int16]:
+        by_label = self.store.label_anchors(record)
+        present = [label for label in sorted(by_label) if label not in (0, self.ignore_label)]
+        if present and float(torch.rand((), generator=generator)) < self.labelled_share:
+            return by_label[present[int(torch.randint(len(present), (), generator=generator))]]
+        return self.store.anchors(record)
+
+
+def draw_records(records: Sequence[Record], count: int, generator: Generator) -> list[Record]:
+    """Draw ``count`` records, all different as long as there are enough."""
+    order: list[int] = []
+    while len(order) < count:
+        order += torch.randperm(len(records), generator=generator).tolist()
+    return [records[i] for i in order[:count]]
+
+
+def draw_box(anchors: NDArray[np.int16], shape: Triple, size: Triple, generator: Generator) -> Box:
+    """Draw a box around one of the anchors (N, 3); see the module's docstring for how it meets the border."""
+    center = anchors[int(torch.randint(len(anchors), (), generator=generator))]
+    starts = [
+        fit_start(int(middle) - side // 2, side, length)
+        for middle, side, length in zip(center, size, shape, strict=True)
+    ]
+    return Box((starts[0], starts[1], starts[2]), size)
+
+
+def fit_start(start: int, side: int, length: int) -> int:
+    """Move a box along an axis into the volume, or centre it on a volume that is shorter than the box."""
+    if side >= length:
+        return -((side - length) // 2)
+    return min(max(start, 0), length - side)

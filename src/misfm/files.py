@@ -1,0 +1,44 @@
+"""Writing files so that a reader sees either the old content or the new, never half of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from misfm.errors import DataError
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path``; on success it becomes ``path``, else it is removed.
+
+    Raises:
+        DataError: the folder cannot be made or written to, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"Cannot write {path}: {reason}. Free space or choose another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically; see :func:`atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; see :func:`atomic_write`."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,87 @@
+"""Losses on logits (B, K, D, H, W) and class maps (B, D, H, W)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -1
+"""Class of voxels that count in no loss and no score."""
+
+
+def soft_dice_loss(logits: Tensor, target: Tensor, *, background: bool, smooth: float = 1e-5) -> Tensor:
+    """Return 1 minus the soft Dice coefficient, a scalar in [0, 1].
+
+    For class k, Dice_k = (2 sum p_k y_k + s) / (sum p_k + sum y_k + s), with sums over the batch and the
+    voxels that are not :data:`IGNORE`; classes that occur in neither the target nor (noticeably) the
+    prediction thus score 1. The mean over classes leaves out class 0 unless ``background``.
+
+    Args:
+        logits: (B, K, D, H, W).
+        target: (B, D, H, W) int64, values 0..K-1 or :data:`IGNORE`.
+        background: count class 0 as a class.
+        smooth: s, avoids 0/0.
+    """
+    num_classes = logits.shape[1]
+    probabilities = logits.float().softmax(1).flatten(2).transpose(0, 1).flatten(1)
+    labels = target.flatten()
+    keep = labels != IGNORE
+    probabilities = probabilities * keep
+    truth = torch.zeros_like(probabilities).scatter_(
+        0, labels.clamp(min=0)[None], keep[None].to(probabilities)
+    )
+    overlap = (probabilities * truth).sum(1)
+    dice = (2 * overlap + smooth) / (probabilities.sum(1) + truth.sum(1) + smooth)
+    return 1 - (dice if background or num_classes == 1 else dice[1:]).mean()
+
+
+def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy in nats over the voxels that are not :data:`IGNORE`; 0 where there are none."""
+    total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
+    return total / (target != IGNORE).sum().clamp(min=1)
+
+
+def deep_supervision_weights(num_outputs: int) -> list[float]:
+    """1, 1/2, 1/4, ... divided by their sum, finest output first (nnU-Net; PyMIC ``deep_sup``)."""
+    weights = [0.5**level for level in range(num_outputs)]
+    return [weight / sum(weights) for weight in weights]
+
+
+def segmentation_loss(
+    outputs: Tensor | Sequence[Tensor], target: Tensor, *, background: bool = False
+) -> dict[str, Tensor]:
+    """Dice and cross-entropy at equal weight, averaged over the outputs of deep supervision.
+
+    Args:
+        outputs: logits (B, K, D, H, W), or a list of them, finest first; the target is brought to coarser
+            grids by taking the nearest voxel.
+        target: (B, D, H, W) int64, values 0..K-1 or :data:`IGNORE`.
+        background: count class 0 in the Dice term.
+
+    Returns:
+        ``{"dice": …, "cross_entropy": …}``, scalars already weighted by 1/2 so that their sum is the loss.
+    """
+    levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    dice = cross_entropy = target.new_zeros((), dtype=torch.float32)
+    for weight, logits in zip(deep_supervision_weights(len(levels)), levels, strict=True):
+        labels = target
+        if logits.shape[2:] != target.shape[1:]:
+            labels = F.interpolate(target[:, None].float(), size=logits.shape[2:], mode="nearest")[
+                :, 0
+            ].long()
+        dice = dice + 0.5 * weight * soft_dice_loss(logits, labels, background=background)
+        cross_entropy = cross_entropy + 0.5 * weight * cross_entropy_loss(logits, labels)
+    return {"dice": dice, "cross_entropy": cross_entropy}
+
+
+def hard_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """Dice of the most likely classes, (K,) in [0, 1]; NaN for a class in neither prediction nor target."""
+    num_classes = logits.shape[1]
+    keep = target != IGNORE
+    predicted, truth = logits.max(1).indices[keep], target[keep]
+    confusion = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
+    confusion = confusion.view(num_classes, num_classes).double()
+    return 2 * confusion.diagonal() / (confusion.sum(0) + confusion.sum(1))

@@ -1,0 +1,134 @@
+"""A lean residual U-Net: the default where compute is small.
+
+The design spends as little as possible at full resolution, where a convolution costs most: one convolution
+in the encoder, one residual block in the decoder, and skips that are added instead of concatenated
+(as in SegResNet, arXiv 1810.11654), which halves the width of every decoder convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from misfm.errors import ConfigError
+from misfm.models.base import NETWORKS, Backbone, Shape
+
+NEGATIVE_SLOPE = 0.01
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(norm(conv(act(norm(x)))))), pre-activated, (B, C, D, H, W) -> the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *preactivated_conv(channels, channels), *preactivated_conv(channels, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the residual to the input."""
+        return x + cast(Tensor, self.layers(x))
+
+
+def preactivated_conv(in_channels: int, out_channels: int, stride: Shape = (1, 1, 1)) -> list[nn.Module]:
+    """Norm, activation, 3x3x3 convolution."""
+    return [
+        nn.InstanceNorm3d(in_channels, affine=True),
+        nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True),
+        nn.Conv3d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1),
+    ]
+
+
+class UNetEncoder(nn.Module):
+    """Patch (B, C, D, H, W) -> one feature a level, high to low resolution."""
+
+    def __init__(self, in_channels: int, channels: Sequence[int], strides: Sequence[Shape]) -> None:
+        super().__init__()
+        self.stem = nn.Conv3d(in_channels, channels[0], kernel_size=3, padding=1)
+        self.levels = nn.ModuleList(
+            nn.Sequential(*preactivated_conv(fine, coarse, stride), ResidualBlock(coarse))
+            for fine, coarse, stride in zip(channels, channels[1:], strides, strict=False)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """All features; the last is the bottleneck."""
+        features = [cast(Tensor, self.stem(x))]
+        for level in self.levels:
+            features.append(level(features[-1]))
+        return features
+
+
+class UNetDecoder(nn.Module):
+    """Encoder features -> one feature a level, finest first, the bottleneck left out."""
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        pairs = list(zip(channels, channels[1:], strict=False))
+        self.squeezes = nn.ModuleList(nn.Conv3d(coarse, fine, kernel_size=1) for fine, coarse in pairs)
+        self.blocks = nn.ModuleList(ResidualBlock(fine) for fine, _ in pairs)
+        self.norms = nn.ModuleList(
+            nn.Sequential(nn.InstanceNorm3d(fine, affine=True), nn.LeakyReLU(NEGATIVE_SLOPE))
+            for fine, _ in pairs
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Features of each level, finest first."""
+        x = features[-1]
+        outputs: list[Tensor] = []
+        for level in reversed(range(len(self.squeezes))):
+            skip = features[level]
+            up = F.interpolate(self.squeezes[level](x), size=skip.shape[2:], mode="nearest")
+            x = self.blocks[level](skip + up)
+            outputs.append(self.norms[level](x))
+        return outputs[::-1]
+
+
+class UNet(Backbone):
+    """See :func:`build_unet`."""
+
+    def __init__(self, in_channels: int, channels: Sequence[int], strides: Sequence[Shape]) -> None:
+        super().__init__()
+        self.encoder = UNetEncoder(in_channels, channels, strides)
+        self.decoder = UNetDecoder(channels)
+        self.channels = tuple(channels[:-1])
+        steps: list[Shape] = [(1, 1, 1)]
+        for stride in strides:
+            steps.append(cast(Shape, tuple(a * b for a, b in zip(steps[-1], stride, strict=True))))
+        self.strides = tuple(steps[:-1])
+        self.min_divisor = steps[-1]
+
+
+@NETWORKS.register("unet")
+def build_unet(
+    in_channels: int, patch_size: Shape, *, channels: Sequence[int] = (8, 24, 48, 96, 128)
+) -> UNet:
+    """Build the lean residual U-Net.
+
+    Args:
+        in_channels: channels of the image.
+        patch_size: voxels along (D, H, W); an axis is halved from level to level while at least 4 voxels stay.
+            The shapes of the weights do not depend on it, so weights move between patch sizes.
+        channels: features of each level, fine to coarse.
+
+    Raises:
+        ConfigError: fewer than two levels.
+    """
+    if len(channels) < 2 or min(channels) < 1:
+        raise ConfigError(
+            f"A U-Net needs at least two levels of one or more channels, got channels={channels}."
+        )
+    return UNet(in_channels, channels, level_strides(patch_size, len(channels) - 1))
+
+
+def level_strides(patch_size: Shape, num_steps: int, smallest: int = 4) -> list[Shape]:
+    """Stride of each step down: 2 along an axis while that leaves ``smallest`` voxels of it, else 1."""
+    strides: list[Shape] = []
+    sides = list(patch_size)
+    for _ in range(num_steps):
+        stride = [2 if side >= 2 * smallest else 1 for side in sides]
+        sides = [-(-side // s) for side, s in zip(sides, stride, strict=True)]
+        strides.append((stride[0], stride[1], stride[2]))
+    return strides

@@ -1,0 +1,75 @@
+"""The contract every pretext task follows; a new task is one new file in this folder."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Generator, Tensor, nn
+
+from misfm.models.base import Backbone, SegmentationModel, Shape
+from misfm.registry import Registry
+from misfm.settings import Settings
+
+
+@dataclass(frozen=True)
+class PretextBatch:
+    """What the network sees and what it should answer.
+
+    Attributes:
+        inputs: (B, C, D, H, W) float, on the training device.
+        targets: what the task's loss compares with; for class maps (B, D, H, W) int64.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+
+class PretextTask(Settings):
+    """A self-supervised task; its fields are its options.
+
+    Attributes:
+        num_patches: how many patches of one volume make a sample.
+    """
+
+    num_patches: ClassVar[int] = 1
+
+    def source_size(self, patch_size: Shape) -> Shape:
+        """Voxels along (D, H, W) to cut from a volume for a network input of ``patch_size``."""
+        return patch_size
+
+    @abstractmethod
+    def prepare(
+        self, patches: Tensor, valid: Tensor, patch_size: Shape, generator: Generator
+    ) -> PretextBatch:
+        """Turn raw patches into inputs and targets, on the device the patches are on.
+
+        Args:
+            patches: (B, N, C, *source_size) float normalised intensities; never written to.
+            valid: (B, N, 2, 3) int64 on the CPU, first voxel and first voxel behind of what lies inside the
+                volume; the rest of a patch is padding.
+            patch_size: (D, H, W) of the inputs to return.
+            generator: a CPU generator, the only source of randomness.
+        """
+
+    @abstractmethod
+    def build_model(self, backbone: Backbone) -> nn.Module:
+        """Put the task's own head on a backbone."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
+        """Named terms whose sum is minimised; each a scalar that carries gradients."""
+
+    @abstractmethod
+    def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
+        """Numbers a person can read, beside what chance would reach."""
+
+
+def segmentation_model(backbone: Backbone, num_classes: int) -> SegmentationModel:
+    """Return the model of a task whose target is a class map of ``num_classes``."""
+    return SegmentationModel(backbone, num_classes)
+
+
+PRETEXTS: Registry[type[PretextTask]] = Registry("pretext task", "misfm.pretext")

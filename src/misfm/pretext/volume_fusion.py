@@ -1,0 +1,246 @@
+r"""Volume Fusion: segment by how much of another volume was mixed into each block of voxels.
+
+A foreground sub-volume I_f and a background sub-volume I_b are fused voxel by voxel with a coefficient
+:math:`\alpha \in \{0, 1/K, …, 1\}`, and the network segments the fused volume into the K + 1 levels:
+
+.. math::
+    X = \alpha \odot I_f + (1 - \alpha) \odot I_b, \qquad Y = K \alpha .
+
+No label is needed, yet the task has the form of the one that follows: a 3D class map, from the same encoder
+*and decoder*. The two published versions differ in where I_f and I_b come from and in how the level map Y is
+drawn; here they are two samplers under one :func:`fuse`.
+
+======================  ====================================  ============================================
+                        v1 (arXiv 2306.16925)                 v2 (TIP 2025, doi 10.1109/TIP.2025.3610249)
+======================  ====================================  ============================================
+I_f and I_b             patches of two volumes of the batch   two random resized crops of one volume
+augmentation            flips                                 rescaling, flips, contrast, gamma, inversion
+level map Y             10-40 boxes, later ones on top        grid of equal blocks, 70 % of them foreground
+intensities             as stored                             [0, 1]
+======================  ====================================  ============================================
+
+Departures from the authors' code: a constant patch stays constant (theirs becomes NaN), and voxels in which
+I_f and I_b hardly differ, whose level nobody could tell, can be left out of the loss (``min_difference``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Generator, LongTensor, Tensor, nn
+
+from misfm.losses import IGNORE, hard_dice, segmentation_loss
+from misfm.models.base import Backbone, Shape
+from misfm.pretext.base import PRETEXTS, PretextBatch, PretextTask, segmentation_model
+from misfm.pretext.views import ViewSettings, apply_view, flip, sample_flips, sample_view
+from misfm.seeding import draw_int
+
+Range = tuple[int, int]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def fuse(foreground: Tensor, background: Tensor, levels: Tensor, num_levels: int = 4) -> Tensor:
+    r"""Return X = α I_f + (1 - α) I_b with α = levels / K.
+
+    Args:
+        foreground: I_f, (B, C, D, H, W).
+        background: I_b, (B, C, D, H, W).
+        levels: Y, (D, H, W) or (B, D, H, W), integers 0..K.
+        num_levels: K.
+
+    Returns:
+        X, (B, C, D, H, W).
+    """
+    levels = levels[None] if levels.ndim == 3 else levels
+    alpha = levels.to(foreground.dtype)[:, None] / num_levels
+    return torch.lerp(background, foreground, alpha)
+
+
+def sample_levels_v1(
+    shape: Shape,
+    *,
+    num_levels: int = 4,
+    num_blocks: Range = (10, 40),
+    block_size: tuple[Range, Range, Range] = ((8, 40), (8, 80), (8, 80)),
+    generator: Generator,
+) -> LongTensor:
+    """Draw the level map of v1: boxes painted one after the other, the later on top of the earlier.
+
+    Args:
+        shape: (D, H, W) of the map.
+        num_levels: K; each box gets a level uniform in 1..K, unpainted voxels keep 0.
+        num_blocks: fewest and most boxes.
+        block_size: smallest and largest side along each of (D, H, W), drawn independently; a box is centred
+            anywhere in the map and clipped at its border.
+        generator: where all draws come from.
+
+    Returns:
+        Y, (D, H, W) int64, values 0..K, on the generator's device.
+    """
+    levels = torch.zeros(shape, dtype=torch.int64, device=generator.device)
+    count = draw_int(*num_blocks, generator)
+    lows = torch.tensor([low for low, _ in block_size])
+    spans = torch.tensor([high - low + 1 for low, high in block_size])
+    sides = lows + draw_below(spans, count, generator)
+    starts = draw_below(torch.tensor(shape), count, generator) - sides // 2
+    painted = 1 + draw_below(torch.tensor([num_levels]), count, generator)[:, 0]
+    boxes = zip(starts.clamp(min=0).tolist(), (starts + sides).tolist(), painted.tolist(), strict=True)
+    for (d, h, w), (d_stop, h_stop, w_stop), level in boxes:
+        levels[d:d_stop, h:h_stop, w:w_stop] = level
+    return levels  # type: ignore[return-value]
+
+
+def sample_levels_v2(
+    shape: Shape,
+    *,
+    num_levels: int = 4,
+    foreground_ratio: float = 0.7,
+    block_size: tuple[Range, Range, Range] = ((8, 32), (8, 32), (8, 32)),
+    generator: Generator,
+) -> LongTensor:
+    """Draw the level map of v2: a grid of equal blocks, a fixed share of which is foreground.
+
+    Args:
+        shape: (D, H, W) of the map.
+        num_levels: K; each foreground block gets a level uniform in 1..K.
+        foreground_ratio: share of the whole blocks that is foreground, rounded down to a count.
+        block_size: smallest and largest side along each of (D, H, W); one size is drawn for the map (and cut
+            to its shape). The grid starts at a random offset that still fits the largest number of whole
+            blocks; the margin around it keeps level 0.
+        generator: where all draws come from.
+
+    Returns:
+        Y, (D, H, W) int64, values 0..K, on the generator's device.
+    """
+    device = generator.device
+    sides = [min(draw_int(*limits, generator), side) for limits, side in zip(block_size, shape, strict=True)]
+    counts = [length // side for length, side in zip(shape, sides, strict=True)]
+    offsets = [draw_int(0, length % side, generator) for length, side in zip(shape, sides, strict=True)]
+    total = counts[0] * counts[1] * counts[2]
+    grid = torch.randint(1, num_levels + 1, (total,), generator=generator, device=device)
+    background = torch.randperm(total, generator=generator, device=device)[int(total * foreground_ratio) :]
+    grid[background] = 0
+    blocks = grid.view(*counts)
+    for axis, side in enumerate(sides):
+        blocks = blocks.repeat_interleave(side, dim=axis)
+    levels = torch.zeros(shape, dtype=torch.int64, device=device)
+    d, h, w = (slice(start, start + n) for start, n in zip(offsets, blocks.shape, strict=True))
+    levels[d, h, w] = blocks
+    return levels  # type: ignore[return-value]
+
+
+def draw_below(limits: Tensor, count: int, generator: Generator) -> Tensor:
+    """Draw (count, n) integers, column i uniform in 0..limits[i] - 1, on the CPU."""
+    draws = torch.rand(count, len(limits), generator=generator, device=generator.device, dtype=torch.float64)
+    return (draws.cpu() * limits).long()
+
+
+class VolumeFusion(PretextTask):
+    """What both versions share: K + 1 classes, Dice + cross-entropy, the pretext Dice as score."""
+
+    num_levels: Annotated[int, Field(ge=1)] = 4
+    """K, the number of foreground levels."""
+    min_difference: Annotated[float, Field(ge=0)] = 0.0
+    """Leave voxels with |I_f - I_b| below this out of the loss; 0 keeps all, as published."""
+
+    def fused_batch(self, foreground: Tensor, background: Tensor, levels: Tensor) -> PretextBatch:
+        """Fuse (B, C, D, H, W) pairs by (B, D, H, W) levels into inputs and targets."""
+        inputs = fuse(foreground, background, levels, self.num_levels)
+        if self.min_difference > 0:
+            undecidable = ((foreground - background).abs() < self.min_difference).all(1)
+            levels = levels.masked_fill(undecidable, IGNORE)
+        return PretextBatch(inputs, levels)
+
+    def build_model(self, backbone: Backbone) -> nn.Module:
+        """Segmentation into K + 1 levels."""
+        return segmentation_model(backbone, self.num_levels + 1)
+
+    def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
+        """(Dice + cross-entropy) / 2 over all K + 1 classes (MIS-FM, framework figure)."""
+        return segmentation_loss(outputs, batch.targets, background=True)
+
+    def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
+        """Mean Dice of levels 1..K, and what guessing every voxel by the levels' shares would reach."""
+        logits = outputs if isinstance(outputs, Tensor) else outputs[0]
+        dice = hard_dice(logits.detach(), batch.targets)[1:]
+        known = batch.targets[batch.targets != IGNORE]
+        shares = torch.bincount(known, minlength=self.num_levels + 1).double() / max(len(known), 1)
+        return {"pretext_dice": float(dice.nanmean()), "chance_dice": float(shares[1:].mean())}
+
+
+@PRETEXTS.register("volume-fusion-v1")
+class VolumeFusionV1(VolumeFusion):
+    """Volume Fusion of arXiv 2306.16925: the foreground is the next volume of the batch."""
+
+    num_blocks: Range = (10, 40)
+    """Fewest and most boxes in a sample."""
+    block_size: tuple[Range, Range, Range] = ((8, 40), (8, 80), (8, 80))
+    """Smallest and largest side along (D, H, W), voxels (published for 64x128x128 patches)."""
+    flip_probability: Probability = 0.5
+    """Chance of a mirror along each axis."""
+
+    def prepare(
+        self, patches: Tensor, valid: Tensor, patch_size: Shape, generator: Generator
+    ) -> PretextBatch:
+        """Fuse each patch with the next one of the batch; see the base class."""
+        flipped = [flip(patch, sample_flips(self.flip_probability, generator)) for patch in patches[:, 0]]
+        background = torch.stack(flipped)
+        levels = [
+            sample_levels_v1(
+                patch_size,
+                num_levels=self.num_levels,
+                num_blocks=self.num_blocks,
+                block_size=self.block_size,
+                generator=generator,
+            )
+            for _ in flipped
+        ]
+        return self.fused_batch(background.roll(1, 0), background, torch.stack(levels).to(patches.device))
+
+
+@PRETEXTS.register("volume-fusion-v2")
+class VolumeFusionV2(VolumeFusion):
+    """Volume Fusion of TIP 2025: both sub-volumes are augmented crops of one volume."""
+
+    num_patches: ClassVar[int] = 2
+
+    foreground_ratio: Probability = 0.7
+    """Share of blocks that is foreground."""
+    block_size: tuple[Range, Range, Range] = ((8, 32), (8, 32), (8, 32))
+    """Smallest and largest side along (D, H, W), voxels (published for 64x128x128 patches)."""
+    views: ViewSettings = ViewSettings()
+    """How the two crops are drawn and augmented."""
+    inversion_probability: Probability = 0.25
+    """Chance that both crops are inverted together, x -> 1 - x."""
+
+    def source_size(self, patch_size: Shape) -> Shape:
+        """Room for the largest crop."""
+        return self.views.source_size(patch_size)
+
+    def prepare(
+        self, patches: Tensor, valid: Tensor, patch_size: Shape, generator: Generator
+    ) -> PretextBatch:
+        """Fuse two augmented crops of each volume; see the base class."""
+        foregrounds, backgrounds, levels = [], [], []
+        for pair, extents in zip(patches, valid.tolist(), strict=True):
+            plans = [sample_view(self.views, patch_size, extent, generator) for extent in extents]
+            views = [apply_view(crop, plan, patch_size) for crop, plan in zip(pair, plans, strict=True)]
+            if float(torch.rand((), generator=generator)) < self.inversion_probability:
+                views = [1 - view for view in views]
+            foregrounds.append(views[0])
+            backgrounds.append(views[1])
+            levels.append(
+                sample_levels_v2(
+                    patch_size,
+                    num_levels=self.num_levels,
+                    foreground_ratio=self.foreground_ratio,
+                    block_size=self.block_size,
+                    generator=generator,
+                )
+            )
+        return self.fused_batch(
+            torch.stack(foregrounds), torch.stack(backgrounds), torch.stack(levels).to(patches.device)
+        )

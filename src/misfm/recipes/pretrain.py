@@ -1,0 +1,109 @@
+"""Self-supervised pretraining: store -> patches -> pretext task -> network -> weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from misfm.config import PretrainSettings
+from misfm.data.patches import UnlabelledPatches
+from misfm.data.record import Record
+from misfm.data.store import Store
+from misfm.errors import DataError
+from misfm.models import create
+from misfm.seeding import derive_seed, generator_for
+from misfm.training.loop import Validation, fit
+from misfm.training.logging import logger
+from misfm.training.objectives import PretextObjective
+from misfm.training.run import RunFolder
+
+
+def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> dict[str, float]:
+    """Pretrain a network on a store and write its weights into the run folder.
+
+    Args:
+        settings: everything about the run.
+        out: the run folder.
+        resume: go on with the run in ``out``.
+
+    Returns:
+        The numbers of the last validation, such as ``pretext_dice``.
+
+    Raises:
+        DataError: no store, or too few volumes in it.
+        ConfigError: the folder holds another run.
+        Interrupted: stopped by the user; the state is saved.
+    """
+    store = Store.open(settings.store)
+    task = settings.pretext.build()
+    training, held_out = split_records(store.records(), settings)
+    torch.manual_seed(derive_seed(settings.seed, "initial weights"))
+    backbone = create(
+        settings.network.name,
+        in_channels=training[0].channels,
+        num_classes=2,
+        patch_size=settings.patch_size,
+        **settings.network.options,
+    ).backbone
+    model = task.build_model(backbone)
+    run = RunFolder(out)
+    run.begin(settings.model_dump(mode="json"), resume=resume)
+
+    def patches(records: Sequence[Record], seed: int) -> UnlabelledPatches:
+        size = task.source_size(settings.patch_size)
+        return UnlabelledPatches(store, records, size, task.num_patches, settings.batch_size, seed)
+
+    objective = PretextObjective(task, settings.patch_size)
+    probe = PretextValidation(objective, patches(held_out, derive_seed(settings.seed, "validation")), settings)
+    fit(
+        model,
+        objective,
+        patches(training, settings.seed),
+        settings.training,
+        run,
+        seed=settings.seed,
+        validation=Validation(probe, key="negative_loss"),
+    )
+    return {}
+
+
+def split_records(records: Sequence[Record], settings: PretrainSettings) -> tuple[list[Record], list[Record]]:
+    """Split the volumes of a store into training and held-out ones, the same way for the same seed."""
+    if len(records) < 2:
+        raise DataError(
+            f"The store {settings.store} holds {len(records)} volume(s); pretraining needs at least two, one of "
+            "them to measure progress on. Add scans with `misfm ingest`."
+        )
+    order = torch.randperm(len(records), generator=generator_for(settings.seed, "split")).tolist()
+    count = max(1, round(settings.validation_share * len(records)))
+    return [records[i] for i in order[count:]], [records[i] for i in order[:count]]
+
+
+@dataclass(frozen=True)
+class PretextValidation:
+    """Loss and score on a fixed set of fused patches of held-out volumes."""
+
+    objective: PretextObjective
+    patches: UnlabelledPatches
+    settings: PretrainSettings
+
+    def __call__(self, model: nn.Module) -> Mapping[str, float]:
+        """Return the means over the fixed batches."""
+        device = next(model.parameters()).device
+        totals: dict[str, float] = {}
+        count = self.settings.validation_batches
+        for index in range(count):
+            raw = tuple(part.to(device) for part in self.patches[index])
+            batch = self.objective.prepare(raw, generator_for(self.patches.seed, "prepare", index))
+            outputs = model(batch.inputs)
+            loss = sum(float(term) for term in self.objective.loss(outputs, batch).values())
+            numbers = {"validation_loss": loss, "negative_loss": -loss}
+            for name, value in self.objective.score(outputs, batch).items():
+                numbers[f"validation_{name}"] = value
+            for name, value in numbers.items():
+                totals[name] = totals.get(name, 0.0) + value / count
+        return totals

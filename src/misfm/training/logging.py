@@ -1,0 +1,76 @@
+"""What a training run tells: ``metrics.jsonl``, TensorBoard, ``log.txt`` and the terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from misfm.files import write_text
+from misfm.training.run import RunFolder
+
+logger = logging.getLogger("misfm")
+
+
+class MetricsLog:
+    """Writes one JSON object a logged step and the same numbers to TensorBoard.
+
+    Args:
+        run: where to write.
+        steps: length of the run.
+        start: first step of this session; rows logged at or after it by a killed session are dropped, since
+            those steps are repeated.
+    """
+
+    def __init__(self, run: RunFolder, steps: int, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # one second to import: only when training starts
+
+        rows = [row for row in run.read_metrics() if row["step"] <= start]
+        write_text(run.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = open(run.metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=start or None)
+        self._handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(self._handler)
+        self._steps = steps
+        self._start = start
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()
+        logger.removeHandler(self._handler)
+        self._handler.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers of the state after ``step`` steps; NaN becomes null."""
+        row = {name: (round(value, 6) if value == value else None) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if value is not None)
+        logger.info("step %d/%d  %s  %s", step, self._steps, numbers, self._time_left(step))
+
+    def _time_left(self, step: int) -> str:
+        done = step - self._start
+        if done <= 0 or step >= self._steps:
+            return ""
+        seconds = (time.perf_counter() - self._began) / done * (self._steps - step)
+        return f"{format_duration(seconds)} left"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as ``1 h 05 min``, ``3 min 20 s`` or ``12 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,305 @@
+"""The only training loop: pretraining and fine-tuning differ in their objective, not in how they are run.
+
+Batch ``i`` is a pure function of the run's seed and ``i``, and so is every other draw; a run killed at any
+moment and resumed from its last checkpoint therefore repeats the uninterrupted one bit for bit (on one device
+and thread count).
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from pydantic import Field
+from torch import Generator, Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from misfm.errors import MisfmError
+from misfm.pretext.base import PretextBatch
+from misfm.seeding import derive_seed, generator_for
+from misfm.settings import Settings
+from misfm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from misfm.training.logging import MetricsLog, logger
+from misfm.training.memory import keep_freed_memory
+from misfm.training.optim import OptimizerSettings, build_optimizer, set_learning_rate
+from misfm.training.run import RunFolder
+from misfm.training.schedules import ScheduleSettings, learning_rate_scale
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class TrainingSettings(Settings):
+    """How long and how to train."""
+
+    steps: Count
+    """Optimiser steps."""
+    accumulate: Count = 1
+    """Batches whose gradients are averaged into one step."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """Optimiser and its numbers."""
+    schedule: ScheduleSettings = ScheduleSettings()
+    """Learning rate over the run."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast where the device computes in it natively, else float32."""
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read patches ahead; 0 reads in the training process."""
+    log_every: Count = 20
+    """Steps between rows of metrics.jsonl."""
+    validate_every: Count = 500
+    """Steps between validations."""
+    checkpoint_every: Count = 200
+    """Steps between checkpoints."""
+
+
+class Objective(Protocol):
+    """What is trained for: turns raw patches into inputs and targets, and scores outputs."""
+
+    def prepare(self, batch: Any, generator: Generator) -> PretextBatch:
+        """Return inputs and targets on the device the batch is on."""
+        ...
+
+    def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
+        """Named terms; their sum is minimised."""
+        ...
+
+    def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
+        """Numbers a person can read."""
+        ...
+
+
+class Interrupted(MisfmError):
+    """The user or the system asked to stop; the state is saved."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How to judge the model during training.
+
+    Attributes:
+        run: called with the model in eval mode; returns numbers to log.
+        key: the one of them that tells the best checkpoint; larger is better.
+    """
+
+    run: Callable[[nn.Module], Mapping[str, float]]
+    key: str
+
+
+@dataclass
+class Session:
+    """One process's share of a run: what :func:`fit` hands to its steps.
+
+    Attributes:
+        fabric: device and precision.
+        model: as set up by Fabric.
+        optimizer: likewise.
+        objective: what is trained for.
+        settings: of the training.
+        seed: of the run.
+        state: the checkpoint as of now; its tensors are filled in when it is saved.
+    """
+
+    fabric: Fabric
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    settings: TrainingSettings
+    seed: int
+    state: Checkpoint
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    batches: Dataset[Any],
+    settings: TrainingSettings,
+    run: RunFolder,
+    *,
+    seed: int,
+    validation: Validation | None = None,
+) -> nn.Module:
+    """Train ``model`` from the run's last checkpoint, or from its present weights where there is none.
+
+    Args:
+        model: trained in place.
+        objective: see :class:`Objective`.
+        batches: ``batches[i]`` is raw batch ``i``, a (nested) tuple of tensors.
+        settings: steps, optimiser, schedule, precision, and how often to log, validate and save.
+        run: the folder for metrics and checkpoints.
+        seed: of the run.
+        validation: judged every ``validate_every`` steps and after the last.
+
+    Returns:
+        The trained model on the CPU, in eval mode.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM, after saving; says how to go on.
+        MisfmError: the loss is not finite.
+    """
+    session = begin_session(model, objective, settings, run, seed)
+    state, steps = session.state, settings.steps
+    with MetricsLog(run, steps, state.step) as log, stop_requests() as stop:
+        stream = batch_stream(batches, state.step * settings.accumulate, settings)
+        began, first = time.perf_counter(), state.step
+        while state.step < steps:
+            logged = is_due(state.step + 1, settings.log_every, steps)
+            report = train_step(session, stream, logged=logged)
+            state.step += 1
+            if logged:
+                elapsed = time.perf_counter() - began
+                samples = report.pop("batch_size") * settings.accumulate * (state.step - first)
+                log.write(state.step, {**report, "samples_per_s": samples / elapsed})
+                began, first = time.perf_counter(), state.step
+            if validation is not None and is_due(state.step, settings.validate_every, steps):
+                validate(session, validation, run, log)
+                began, first = time.perf_counter(), state.step
+            if stop.requested or is_due(state.step, settings.checkpoint_every, steps):
+                save(session, run.last)
+            if stop.requested and state.step < steps:
+                raise Interrupted(
+                    f"Stopped after step {state.step}; the state is saved in {run.path}: run the same command "
+                    "with --resume to go on."
+                )
+    return model.cpu().eval()
+
+
+def begin_session(
+    model: nn.Module, objective: Objective, settings: TrainingSettings, run: RunFolder, seed: int
+) -> Session:
+    """Choose device and precision, and restore the last checkpoint if there is one."""
+    keep_freed_memory()
+    fabric = Fabric(accelerator="auto", devices=1, precision=fabric_precision(settings.precision))
+    optimizer = build_optimizer(model, settings.optimizer)
+    state = Checkpoint(step=0, model={}, optimizer={}, best_score=None, best_step=None)
+    if run.last.exists():
+        state = load_checkpoint(run.last)
+        model.load_state_dict(state.model)
+        logger.info("resuming after step %d", state.step)
+    wrapped, optimizer = fabric.setup(model, optimizer)
+    if state.step:
+        optimizer.load_state_dict(state.optimizer)
+    return Session(fabric, wrapped, optimizer, objective, settings, seed, state)
+
+
+def train_step(session: Session, stream: Iterator[Any], *, logged: bool) -> dict[str, float]:
+    """Take one optimiser step; return what to log, or nothing unless ``logged`` (reading costs a sync)."""
+    settings, seed, step = session.settings, session.seed, session.state.step
+    scale = learning_rate_scale(step, settings.steps, settings.schedule)
+    set_learning_rate(session.optimizer, settings.optimizer.lr, scale)
+    torch.manual_seed(derive_seed(seed, "network", step))  # dropout and drop path
+    report: dict[str, float] = {}
+    for part in range(settings.accumulate):
+        raw = session.fabric.to_device(next(stream))
+        batch = session.objective.prepare(raw, generator_for(seed, "prepare", step, part))
+        outputs = session.model(batch.inputs)
+        terms = session.objective.loss(outputs, batch)
+        loss = torch.stack(list(terms.values())).sum()
+        session.fabric.backward(loss / settings.accumulate)
+        if logged and part == settings.accumulate - 1:
+            report = {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+            report.update(session.objective.score(outputs, batch), batch_size=len(batch.inputs))
+    norm = clip_gradients(session)
+    session.optimizer.step()
+    session.optimizer.zero_grad()
+    if logged:
+        report.update(lr=settings.optimizer.lr * scale.decoder, gradient_norm=norm())
+        if not math.isfinite(report["loss"]):
+            raise MisfmError(
+                f"The loss is {report['loss']} at step {step + 1}: lower training.optimizer.lr, or set "
+                "training.precision to float32."
+            )
+    return report
+
+
+def clip_gradients(session: Session) -> Callable[[], float]:
+    """Clip the norm of all gradients; return a way to read the norm as it was before."""
+    limit = session.settings.optimizer.clip_norm or math.inf
+    norm = session.fabric.clip_gradients(
+        session.model, session.optimizer, max_norm=limit, error_if_nonfinite=False
+    )
+    return lambda: float(norm) if norm is not None else math.nan
+
+
+def validate(session: Session, validation: Validation, run: RunFolder, log: MetricsLog) -> None:
+    """Judge the model, log the numbers and keep the checkpoint if it is the best so far."""
+    session.model.eval()
+    with torch.inference_mode():
+        numbers = validation.run(session.model)
+    session.model.train()
+    log.write(session.state.step, numbers)
+    score = numbers[validation.key]
+    if session.state.best_score is None or score > session.state.best_score:
+        session.state.best_score, session.state.best_step = score, session.state.step
+        save(session, run.best)
+
+
+def save(session: Session, path: Path) -> None:
+    """Write the present state of the run."""
+    session.state.model = session.model.state_dict()
+    session.state.optimizer = session.optimizer.state_dict()
+    save_checkpoint(path, session.state)
+
+
+def batch_stream(batches: Dataset[Any], first: int, settings: TrainingSettings) -> Iterator[Any]:
+    """Yield raw batches from index ``first`` to the end of the run, read ahead by worker processes."""
+    return iter(
+        DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(first, settings.steps * settings.accumulate),
+            num_workers=settings.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+    )
+
+
+def is_due(step: int, every: int, steps: int) -> bool:
+    """Whether something done every ``every`` steps and at the end is done after ``step`` steps."""
+    return step % every == 0 or step == steps
+
+
+def fabric_precision(precision: str) -> Literal["bf16-mixed", "32-true"]:
+    """Translate a precision setting; ``auto`` takes bfloat16 only where it is computed natively."""
+    if precision == "auto":
+        native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_bfloat16_cpu()
+        precision = "bfloat16" if native else "float32"
+    return "bf16-mixed" if precision == "bfloat16" else "32-true"
+
+
+def has_bfloat16_cpu() -> bool:
+    """Whether the processor multiplies bfloat16 (AVX512-BF16 or AMX); emulation is slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@dataclass
+class StopRequest:
+    """Set by a signal, looked at between steps."""
+
+    requested: bool = False
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request to stop after the present step; a second one kills."""
+    stop = StopRequest()
+
+    def ask(number: int, _: Any) -> None:
+        stop.requested = True
+        signal.signal(number, previous[signal.Signals(number)])
+
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,126 @@
+"""The run folder: settings, environment, log, metrics, checkpoints and weights of one training."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from misfm.errors import ConfigError
+from misfm.files import write_json, write_text
+
+VERSIONED = ("misfm", "torch", "numpy", "lightning-fabric", "blosc2", "nibabel", "SimpleITK")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths within a run folder.
+
+    Attributes:
+        path: the folder itself.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings, YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best validation score."""
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def weights(self) -> Path:
+        """The final weights, to predict with and to transfer."""
+        return self.path / "weights.safetensors"
+
+    def begin(self, settings: dict[str, Any], *, resume: bool) -> None:
+        """Write settings and environment, or check that a resumed run has the same settings.
+
+        Raises:
+            ConfigError: the folder holds a run and ``resume`` is off, or its settings differ.
+            DataError: the folder cannot be written.
+        """
+        if self.config.exists():
+            if not resume:
+                raise ConfigError(
+                    f"{self.path} already holds a run: add --resume to go on with it, or choose another --out."
+                )
+            saved = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            changed = first_difference(saved, settings)
+            if changed:
+                raise ConfigError(
+                    f"The run in {self.path} was started with other settings ({changed}): resume it with the "
+                    "options it was started with, or choose another --out."
+                )
+        else:
+            if self.path.is_dir() and any(self.path.iterdir()) and not resume:
+                raise ConfigError(f"{self.path} is not empty and holds no run: choose another --out.")
+            write_text(self.config, yaml.safe_dump(settings, sort_keys=False))
+        write_json(self.path / "environment.json", environment())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All logged steps, oldest first; a last line cut short by a kill is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def first_difference(saved: Any, given: Any, key: str = "") -> str:
+    """Name the first setting that differs between two resolved configurations; empty if none does."""
+    if isinstance(saved, dict) and isinstance(given, dict):
+        for name in [*given, *(name for name in saved if name not in given)]:
+            found = first_difference(saved.get(name), given.get(name), f"{key}.{name}" if key else str(name))
+            if found:
+                return found
+        return ""
+    return "" if saved == given else f"{key} was {saved}, now {given}"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git state, for ``environment.json``."""
+    versions = {}
+    for package in VERSIONED:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "command": sys.argv,
+        "git": git_state(Path(__file__).parent),
+    }
+
+
+def git_state(folder: Path) -> str | None:
+    """Commit of the checkout misfm runs from, with ``+changes`` if it is not clean; None outside git."""
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
