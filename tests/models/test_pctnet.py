@@ -202,6 +202,16 @@ def test_eval_is_deterministic_and_training_drops():
         assert torch.equal(one, model(x)[0])
 
 
+def test_mixed_precision_stays_close():
+    model, x = tiny((16, 32, 32), deep_supervision=False).eval(), torch.randn(1, 1, 16, 32, 32)
+    exact = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(x)
+    mixed.float().sum().backward()
+    assert (mixed.float() - exact).abs().max() < 0.05 * exact.abs().max()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_drop_path_leaves_out_a_fifth_of_the_branches_and_keeps_the_mean():
     torch.manual_seed(0)
     block = SwinBlock(4, WindowSettings((2, 2, 2), 2, num_heads=1), shifted=False).train()
