@@ -37,6 +37,7 @@ class Bands(nn.Module):
     """Five classes by intensity."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 5, D, H, W) of normalised voxels (B, 1, D, H, W)."""
         return torch.cat([-((x - centre) ** 2) for centre in (-1.0, -0.5, 0.0, 0.5, 1.0)], dim=1)
 
 

@@ -190,7 +190,7 @@ def _as_tensor(voxels: NDArray[Any]) -> Tensor:
 
 
 def _reorient(labels: NDArray[np.uint8], affine: Affine, target: Affine) -> NDArray[np.uint8]:
-    """Permute and flip (D, H, W) from the grid of ``affine`` to that of ``target``, which has the same voxels."""
+    """Permute and flip (D, H, W) from the grid of ``affine`` to that of ``target``, the same otherwise."""
     columns = np.linalg.inv(affine[:3, :3]) @ target[:3, :3]
     order = np.abs(columns).argmax(axis=0)
     backwards = tuple(axis for axis, source in enumerate(order) if columns[source, axis] < 0)
