@@ -82,14 +82,13 @@ class Predictor:
                 "give the images it was trained on."
             )
         upright = canonical(volume)
+        # Of the whole scan, as at ingest: how a scan was cropped must not change its intensities.
+        normalisations = [fit(self.spec.intensity, Volume(c[None], upright.affine)) for c in upright.data]
         box = content_box(upright, self.spec.intensity.kind)
         body = upright.crop(box)
         image = resample(body, self.spec.spacing or "native")
-        normalised = _Normalised(
-            self.network, [fit(self.spec.intensity, Volume(c[None], body.affine)) for c in body.data]
-        )
         slabs = predict_logits(
-            normalised,
+            _Normalised(self.network, normalisations),
             _as_tensor(image.data),
             self.spec.patch_size,
             overlap=self.overlap,
