@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -185,7 +184,7 @@ def _parse_labels(labels: dict[str, Any], path: Path) -> tuple[dict[int, str], i
     if all(str(key).isdigit() and isinstance(value, str) for key, value in labels.items()):
         labels = {value: int(key) for key, value in labels.items()}
     for name, value in labels.items():
-        if isinstance(value, Sequence):
+        if isinstance(value, list):
             raise DataError(
                 f"{path} defines label '{name}' as a region {value}; only single labels are supported."
             )

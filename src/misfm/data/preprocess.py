@@ -91,7 +91,7 @@ def resample(volume: Volume, spacing: Target, *, label: bool = False, cubic: boo
         Float32 image or label map of the input's type; the volume itself where nothing changes.
     """
     old = volume.spacing
-    wanted = old if spacing == "native" else [s or o for s, o in zip(spacing, old, strict=True)]
+    wanted = old if isinstance(spacing, str) else [s or o for s, o in zip(spacing, old, strict=True)]
     new = tuple(o if abs(float(w) / o - 1) < 1e-3 else float(w) for w, o in zip(wanted, old, strict=True))
     if new == old:
         return volume

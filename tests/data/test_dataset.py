@@ -1,0 +1,195 @@
+"""Datasets in nnU-Net format, and cases whose parts do not fit together."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from misfm.data.dataset import Case, Dataset
+from misfm.errors import DataError
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(
+    not SHARED.exists(), reason="the shared test scans are not beside the repository"
+)
+
+AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
+LABELS = {"background": 0, "left": 1, "right": 2}
+
+
+def save(path, voxels, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+
+
+def describe(folder, **changes):
+    content = {"channel_names": {"0": "CT", "1": "T2"}, "labels": LABELS, "file_ending": ".nii.gz"} | changes
+    folder.mkdir(exist_ok=True)
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = describe(tmp_path / "Dataset007_Two")
+    generator = np.random.default_rng(0)
+    for name in ("imagesTr/b", "imagesTr/a_1", "imagesTs/c"):
+        save(folder / f"{name}_0000.nii.gz", generator.integers(-1000, 1000, (4, 5, 6)).astype(np.int16))
+        save(folder / f"{name}_0001.nii.gz", generator.normal(0, 1, (4, 5, 6)).astype(np.float32))
+    for name in ("a_1", "b"):
+        save(folder / "labelsTr" / f"{name}.nii.gz", generator.integers(0, 3, (4, 5, 6)).astype(np.uint8))
+    return folder
+
+
+def test_cases_with_channels_and_labels(folder):
+    dataset = Dataset.open(folder)
+    assert dataset.channel_names == ("CT", "T2")
+    assert dataset.kinds == ("ct", "mr")
+    assert dataset.label_names == {0: "background", 1: "left", 2: "right"}
+    assert dataset.ignore_label is None
+    assert [case.name for case in dataset.cases()] == ["a_1", "b"]
+    assert dataset.cases("Ts") == [
+        Case("c", (folder / "imagesTs/c_0000.nii.gz", folder / "imagesTs/c_0001.nii.gz"), None)
+    ]
+    image, label = dataset.read_case(dataset.cases()[0])
+    assert image.data.shape == (2, 6, 5, 4)
+    assert image.data.dtype == np.float32
+    assert label is not None
+    assert label.data.dtype == np.uint8
+    assert np.array_equal(label.data[0], nib.load(folder / "labelsTr/a_1.nii.gz").get_fdata().T)
+    assert dataset.read_case(dataset.cases("Ts")[0])[1] is None
+
+
+def test_labels_stored_as_floats_are_labels(folder):
+    save(folder / "labelsTr/b.nii.gz", np.full((4, 5, 6), 2.0))
+    label = Dataset.open(folder).read_case(Dataset.open(folder).cases()[1])[1]
+    assert label is not None
+    assert label.data.dtype == np.uint8
+
+
+def test_ignore_and_the_first_version(tmp_path):
+    dataset = Dataset.open(describe(tmp_path / "a", labels=LABELS | {"ignore": 3}))
+    assert dataset.ignore_label == 3
+    assert 3 not in dataset.label_names
+    old = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "left"}}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "dataset.json").write_text(json.dumps(old))
+    assert Dataset.open(tmp_path / "b").label_names == {0: "background", 1: "left"}
+    assert Dataset.open(tmp_path / "b").channel_names == ("MRI",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"labels": {"background": 0, "both": [1, 2]}}, "region"),
+        ({"labels": {"background": 0, "left": 2}}, "without gaps"),
+        ({"labels": {"background": 0, "left": "1"}}, "whole numbers"),
+        ({"labels": LABELS | {"ignore": 1}}, "above all other labels"),
+        ({"labels": {}}, "without gaps"),
+        ({"channel_names": None}, "channel_names"),
+    ],
+)
+def test_a_bad_description_is_refused(tmp_path, changes, reason):
+    with pytest.raises(DataError, match=reason) as error:
+        Dataset.open(describe(tmp_path / "d", **changes))
+    assert "dataset.json" in str(error.value)
+
+
+def test_no_description_or_no_images(tmp_path):
+    with pytest.raises(DataError, match=r"dataset\.json does not exist"):
+        Dataset.open(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read as JSON"):
+        Dataset.open(tmp_path)
+    with pytest.raises(DataError, match=r"CASE_0000\.nii\.gz"):
+        Dataset.open(describe(tmp_path / "d")).cases()
+
+
+def other_shape(folder):
+    save(folder / "labelsTr/b.nii.gz", np.zeros((4, 5, 7), np.uint8))
+
+
+def other_place(folder):
+    moved = AFFINE.copy()
+    moved[0, 3] = 0.5
+    save(folder / "labelsTr/b.nii.gz", np.zeros((4, 5, 6), np.uint8), moved)
+
+
+def other_direction(folder):
+    save(folder / "labelsTr/b.nii.gz", np.zeros((4, 5, 6), np.uint8), np.diag([-1.0, 1, 2, 1]))
+
+
+def unknown_label(folder):
+    save(folder / "labelsTr/b.nii.gz", np.full((4, 5, 6), 7, np.uint8))
+
+
+def fractions(folder):
+    save(folder / "labelsTr/b.nii.gz", np.full((4, 5, 6), 0.5))
+
+
+def no_channel(folder):
+    (folder / "imagesTr/b_0001.nii.gz").unlink()
+
+
+def channel_elsewhere(folder):
+    save(folder / "imagesTr/b_0001.nii.gz", np.zeros((4, 5, 6), np.float32), np.diag([1.0, 1, 3, 1]))
+
+
+@pytest.mark.parametrize(
+    ("fault", "file", "reason"),
+    [
+        (other_shape, "labelsTr/b.nii.gz", r"another grid.*\(7, 5, 4\), not \(6, 5, 4\)"),
+        (other_place, "labelsTr/b.nii.gz", r"another grid.*0\.5 mm apart"),
+        (other_direction, "labelsTr/b.nii.gz", "another grid"),
+        (unknown_label, "labelsTr/b.nii.gz", r"does not name \(7\)"),
+        (fractions, "labelsTr/b.nii.gz", "not whole numbers"),
+        (no_channel, "imagesTr/b_0001.nii.gz", r"missing: channel 1 \(T2\)"),
+        (channel_elsewhere, "imagesTr/b_0001.nii.gz", "another grid"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_parts_that_do_not_fit_are_named(folder, fault, file, reason):
+    fault(folder)
+    dataset = Dataset.open(folder)
+    with pytest.raises(DataError, match=reason) as error:
+        dataset.read_case(dataset.cases()[1])
+    assert str(folder / file) in str(error.value)
+
+
+def test_rounding_of_header_numbers_is_no_other_grid(folder):
+    nearly = AFFINE + np.pad(np.full((3, 1), 4e-3), ((0, 1), (3, 0)))
+    save(folder / "labelsTr/b.nii.gz", np.zeros((4, 5, 6), np.uint8), nearly)
+    dataset = Dataset.open(folder)
+    image, label = dataset.read_case(dataset.cases()[1])
+    assert label is not None
+    assert np.array_equal(label.affine, image.affine)
+
+
+def test_splits(folder):
+    dataset = Dataset.open(folder)
+    assert dataset.splits() == []
+    (folder / "splits_final.json").write_text('[{"train": ["a_1"], "val": ["b"]}]')
+    assert dataset.splits() == [{"train": ["a_1"], "val": ["b"]}]
+    (folder / "splits_final.json").write_text('[{"train": ["a_1"], "val": ["z"]}]')
+    with pytest.raises(DataError, match=r"not in imagesTr \(z\)"):
+        dataset.splits()
+    (folder / "splits_final.json").write_text('[{"train": ["a_1"]}]')
+    with pytest.raises(DataError, match="'train' and 'val'"):
+        dataset.splits()
+
+
+@needs_shared
+def test_real_datasets():
+    for name, labels, counts in (
+        ("Dataset001_Hippocampus", 3, (62, 41)),
+        ("Dataset002_HeadNeckCT", 6, (32, 24)),
+    ):
+        dataset = Dataset.open(SHARED / name)
+        assert len(dataset.label_names) == labels
+        assert (len(dataset.cases()), len(dataset.cases("Ts"))) == counts
+        assert len(dataset.splits()[0]["train"]) + len(dataset.splits()[0]["val"]) == counts[0]
+        image, label = dataset.read_case(dataset.cases()[0])
+        assert label is not None
+        assert label.shape == image.shape

@@ -1,0 +1,211 @@
+"""Ingest: once is enough, killed is no harm, bad scans stand aside, labels stay where they belong."""
+
+import gzip
+import json
+import shutil
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from misfm.data.dataset import Dataset
+from misfm.data.ingest import IngestSettings, ingest, ingest_dataset
+from misfm.data.preprocess import to_grid
+from misfm.data.readers import read_volume
+from misfm.data.store import Store
+from misfm.errors import ConfigError, DataError
+
+NATIVE = IngestSettings()
+SPL = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def save(path, voxels, affine=SPL):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+    return path
+
+
+def ct(seed=0, shape=(30, 32, 34)):
+    """A noisy body in air, as a NIfTI stores it: axes (x, y, z)."""
+    generator = np.random.default_rng(seed)
+    voxels = generator.integers(-1010, -990, shape).astype(np.int16)
+    voxels[6:-6, 5:-5, 4:-4] = generator.integers(-100, 200, (shape[0] - 12, shape[1] - 10, shape[2] - 8))
+    return voxels
+
+
+@pytest.fixture
+def scans(tmp_path):
+    for seed in range(3):
+        save(tmp_path / "scans" / f"case{seed}.nii.gz", ct(seed))
+    return tmp_path / "scans"
+
+
+def test_a_scan_is_cropped_and_stays_where_it_was(tmp_path):
+    affine = np.array([[0, 0, 2.0, 10], [1.5, 0, 0, -20], [0, -1.5, 0, 30], [0, 0, 0, 1]])
+    source = read_volume(save(tmp_path / "scan.nii.gz", ct(shape=(60, 62, 64)), affine))
+    ingest([tmp_path / "scan.nii.gz"], tmp_path / "s", NATIVE)
+    store = Store.open(tmp_path / "s")
+    (record,) = store.records()
+    assert record.case == "scan"
+    assert record.kind == "ct"
+    assert store.read(record).orientation == "SPL"
+    assert np.prod(record.shape) <= np.prod(source.shape)
+    again = to_grid(store.read(record), source)
+    body = source.data > -600
+    assert np.array_equal(again.data[body], source.data[body])
+
+
+def test_spacing_and_intensity_are_those_of_the_settings(tmp_path, scans):
+    settings = IngestSettings(spacing=(2, 2, 3), intensity="ct:-200,600")
+    ingest([scans], tmp_path / "s", settings)
+    for record in Store.open(tmp_path / "s").records():
+        assert record.spacing == pytest.approx((2, 2, 3))
+        assert record.normalisation[0].lower == -200
+        assert Store.open(tmp_path / "s").read(record).data.dtype == np.int16
+
+
+def test_again_is_cheap_and_only_new_files_are_read(tmp_path, scans):
+    events = []
+    first = ingest([scans], tmp_path / "s", NATIVE, progress=events.append)
+    assert (first.added, first.skipped, first.duplicates, first.quarantined) == (3, 0, 0, ())
+    assert [(event.outcome, event.done, event.total) for event in events] == [
+        ("added", n, 3) for n in (1, 2, 3)
+    ]
+    before = Store.open(tmp_path / "s").fingerprint()
+    save(scans / "new.nii.gz", ct(9))
+    second = ingest([scans], tmp_path / "s", NATIVE)
+    assert (second.added, second.skipped) == (1, 3)
+    (scans / "case0.nii.gz").touch()
+    third = ingest([scans], tmp_path / "s", NATIVE)
+    assert (third.added, third.skipped, third.duplicates) == (0, 4, 0)
+    assert Store.open(tmp_path / "s").fingerprint() != before
+
+
+def test_the_same_voxels_under_two_names_are_one_volume(tmp_path, scans):
+    shutil.copy(scans / "case0.nii.gz", scans / "zz_copy.nii.gz")
+    # another compression, another file, the same voxels
+    (scans / "zz_plain.nii").write_bytes(gzip.decompress((scans / "case1.nii.gz").read_bytes()))
+    report = ingest([scans], tmp_path / "s", NATIVE)
+    assert (report.added, report.duplicates) == (3, 2)
+    assert [record.case for record in Store.open(tmp_path / "s").records()] == ["case0", "case1", "case2"]
+    assert ingest([scans], tmp_path / "s", NATIVE).skipped == 5
+
+
+def test_bad_scans_are_quarantined_and_the_rest_goes_on(tmp_path, scans):
+    truncated = scans / "case1.nii.gz"
+    whole = truncated.read_bytes()
+    truncated.write_bytes(whole[:-100])
+    save(scans / "flat.nii.gz", np.full((8, 8, 8), -1000, np.int16))
+    save(scans / "mask.nii.gz", (ct() > -600).astype(np.uint8) * np.arange(1, 35, dtype=np.uint8))
+    report = ingest([scans], tmp_path / "s", NATIVE)
+    assert report.added == 2
+    reasons = dict(report.quarantined)
+    assert list(reasons) == [str(scans / name) for name in ("case1.nii.gz", "flat.nii.gz", "mask.nii.gz")]
+    assert "cannot be read" in reasons[str(truncated)]
+    assert "shows nothing" in reasons[str(scans / "flat.nii.gz")]
+    assert Store.open(tmp_path / "s").quarantined() == list(report.quarantined)
+    truncated.write_bytes(whole)
+    assert ingest([scans], tmp_path / "s", NATIVE).added == 1
+    assert len(Store.open(tmp_path / "s").quarantined()) == 2
+
+
+def test_killed_and_started_again_gives_the_same_store(tmp_path, scans, monkeypatch):
+    ingest([scans], tmp_path / "whole", NATIVE)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    def stop_after_one(event):
+        if event.done == 2:
+            monkeypatch.setattr(Store, "_remember", killed)
+
+    with pytest.raises(KeyboardInterrupt):
+        ingest([scans], tmp_path / "s", NATIVE, progress=stop_after_one)
+    monkeypatch.undo()
+    assert len(Store.open(tmp_path / "s").records()) == 2
+    report = ingest([scans], tmp_path / "s", NATIVE)
+    assert (report.added, report.skipped) == (1, 2)
+    assert Store.open(tmp_path / "s").records() == Store.open(tmp_path / "whole").records()
+    files = [sorted(path.name for path in (tmp_path / name / "volumes").iterdir()) for name in ("s", "whole")]
+    assert files[0] == files[1]
+
+
+def test_faults_that_stop_an_ingest(tmp_path, scans):
+    with pytest.raises(DataError, match="does not exist"):
+        ingest([tmp_path / "nowhere"], tmp_path / "s", NATIVE)
+    with pytest.raises(ConfigError, match="intensity rule"):
+        ingest([scans], tmp_path / "s", IngestSettings(intensity="pet"))
+    assert not (tmp_path / "s").exists()
+    ingest([scans], tmp_path / "s", NATIVE)
+    with pytest.raises(ConfigError, match="made with spacing native"):
+        ingest([scans], tmp_path / "s", IngestSettings(spacing=(1, 1, 1)))
+
+
+def test_dask_is_imported_only_when_asked_for(tmp_path, scans):
+    loaded = "distributed" in sys.modules
+    ingest([scans], tmp_path / "s", NATIVE)
+    assert ("distributed" in sys.modules) == loaded
+
+
+@pytest.mark.slow
+def test_workers_make_the_same_store(tmp_path, scans):
+    (scans / "bad.nii.gz").write_bytes(b"nothing")
+    shutil.copy(scans / "case0.nii.gz", scans / "zz_copy.nii.gz")
+    alone = ingest([scans], tmp_path / "alone", NATIVE)
+    together = ingest([scans], tmp_path / "together", NATIVE, workers=2)
+    assert together == alone
+    assert Store.open(tmp_path / "together").records() == Store.open(tmp_path / "alone").records()
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    folder = tmp_path / "Dataset001_Organ"
+    for seed, name in enumerate("ab"):
+        save(folder / "imagesTr" / f"{name}_0000.nii.gz", ct(seed))
+        label = np.zeros((30, 32, 34), np.uint8)
+        label[10:18, 10:18, 10:18] = 1
+        label[0, 0, 0] = 2
+        label[20, 20, 20] = 3
+        save(folder / "labelsTr" / f"{name}.nii.gz", label)
+    labels = {"background": 0, "organ": 1, "dot": 2, "ignore": 3}
+    content = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return Dataset.open(folder)
+
+
+def test_labelled_cases_keep_every_label(tmp_path, dataset):
+    store = ingest_dataset(dataset, dataset.cases(), tmp_path / "s", NATIVE)
+    assert [record.case for record in store.records()] == ["a", "b"]
+    for case, record in zip(dataset.cases(), store.records(), strict=True):
+        image, label = dataset.read_case(case)
+        assert label is not None
+        # The dot lies in the air, where the crop to content would have cut it off.
+        assert record.labels == (0, 1, 2, 3)
+        assert np.array_equal(to_grid(store.read_label(record), label).data, label.data)
+        assert np.array_equal(
+            to_grid(store.read(record), image).data[label.data > 0], image.data[label.data > 0]
+        )
+        assert sorted(store.label_anchors(record)) == [1, 2, 3]
+    assert ingest_dataset(dataset, dataset.cases(), tmp_path / "s", NATIVE).records() == store.records()
+
+
+def test_image_and_label_share_the_resampled_grid(tmp_path, dataset):
+    store = ingest_dataset(
+        dataset, dataset.cases()[:1], tmp_path / "s", IngestSettings(spacing=(0.7, 0.9, 0.8))
+    )
+    (record,) = store.records()
+    assert store.read_label(record).shape == record.shape
+    volume = np.prod(record.spacing) * (store.read_label(record).data == 1).sum()
+    assert volume == pytest.approx(8**3, rel=0.1)
+
+
+def test_a_faulty_or_unlabelled_case_stops_the_ingest(tmp_path, dataset):
+    (dataset.path / "labelsTr" / "b.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"Case b of .* has no label map"):
+        ingest_dataset(dataset, dataset.cases(), tmp_path / "s", NATIVE)
+
+
+def test_unlabelled_images_of_a_dataset_can_be_ingested(tmp_path, dataset):
+    assert ingest([dataset.path], tmp_path / "s", NATIVE).added == 2
+    assert {record.labels for record in Store.open(tmp_path / "s").records()} == {None}

@@ -1,0 +1,136 @@
+"""CT or MR, and what becomes of the voxels."""
+
+import numpy as np
+import pytest
+import torch
+
+from misfm.data.intensity import (
+    IntensityRule,
+    Normalisation,
+    content_mask,
+    detect,
+    fit,
+    normalise,
+    parse_intensity,
+)
+from misfm.errors import ConfigError
+from misfm.volume import Volume
+
+
+def volume(data):
+    return Volume(np.asarray(data)[None], np.eye(4))
+
+
+def ct():
+    data = np.full((8, 9, 10), -1000, np.int16)
+    data[2:6, 2:6, 2:6] = 40
+    data[3, 3, 3] = 1200
+    return volume(data)
+
+
+def mr(dtype=np.float32):
+    generator = np.random.default_rng(0)
+    data = np.abs(generator.normal(5, 2, (16, 18, 20)))
+    data[2:14, 2:14, 2:14] = generator.normal(600, 100, (12, 12, 12))
+    return volume(data.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("auto", None),
+        ("ct", IntensityRule(kind="ct")),
+        ("mr", IntensityRule(kind="mr")),
+        ("ct:-200,600", IntensityRule(kind="ct", window=(-200, 600))),
+        ("ct:-200.5, 600", IntensityRule(kind="ct", window=(-200.5, 600))),
+    ],
+)
+def test_rules_have_names(text, rule):
+    assert parse_intensity(text) == rule
+
+
+@pytest.mark.parametrize("text", ["pet", "ct:600,-200", "ct:1", "mr:0,1", "", "CT "])
+def test_unknown_rules_are_refused_with_a_hint(text):
+    with pytest.raises(ConfigError, match="Choose from: auto, ct, mr"):
+        parse_intensity(text)
+
+
+def test_ct_and_mr_are_told_apart_by_their_voxels():
+    assert detect(ct()) == "ct"
+    assert detect(mr()) == "mr"
+    assert detect(mr(np.int16)) == "mr"
+    # z-scored images have fractions and no HU of air
+    assert detect(volume(np.random.default_rng(0).normal(0, 1, (5, 5, 5)).astype(np.float32))) == "mr"
+    # interpolated CT has fractions too, but its air is at -1000
+    assert detect(volume(ct().data[0] * np.float32(0.99371))) == "ct"
+
+
+def test_dicom_modality_decides_unless_the_voxels_are_no_hounsfield_units():
+    crop_without_air = volume(np.array([[[-90, 40], [60, 80]]], np.int16))
+    assert detect(crop_without_air) == "mr"
+    assert detect(crop_without_air, "CT") == "ct"
+    assert detect(ct(), "MR") == "mr"
+    assert detect(mr(), "CT") == "mr"
+
+
+def test_ct_window_becomes_minus_one_to_one():
+    default = fit(IntensityRule(kind="ct"), ct())
+    assert default.apply(np.array([-3000, -1000, 0, 500, 1000, 3000], np.int16)) == pytest.approx(
+        [-1, -1, 0, 0.5, 1, 1]
+    )
+    narrow = fit(IntensityRule(kind="ct", window=(-200, 600)), ct())
+    assert narrow.apply(np.array([-200.0, 200, 600])) == pytest.approx([-1, 0, 1])
+    assert narrow.lowest == -1
+
+
+def test_mr_content_has_zero_mean_and_unit_deviation():
+    image = mr()
+    image.data[0, 4, 4, 4] = 1e6
+    rule = fit(IntensityRule(kind="mr"), image)
+    content = rule.apply(image.data)[0][content_mask(image, "mr")]
+    assert content.mean() == pytest.approx(0, abs=0.05)
+    assert content.std() == pytest.approx(1, abs=0.05)
+    assert np.abs(rule.apply(image.data)).max() <= 5
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1, 1e4])
+def test_mr_does_not_depend_on_the_scale_of_the_file(factor):
+    image = mr()
+    scaled = volume(image.data[0] * np.float32(factor))
+    rule = IntensityRule(kind="mr")
+    expected = fit(rule, image).apply(image.data)
+    assert fit(rule, scaled).apply(scaled.data) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["ct", "mr"])
+@pytest.mark.parametrize("value", [-1000, 0, 7.5, 1e30])
+def test_constant_volumes_never_become_nan(kind, value):
+    image = volume(np.full((4, 4, 4), value, np.float32))
+    out = fit(IntensityRule(kind=kind), image).apply(image.data)
+    assert np.isfinite(out).all()
+
+
+def test_numpy_and_torch_agree_and_inputs_are_kept():
+    rule = Normalisation(lower=-5, upper=7, shift=1, scale=3)
+    for dtype in (np.int16, np.float32, np.float64):
+        voxels = np.arange(-10, 10, dtype=dtype)
+        before = voxels.copy()
+        tensor = torch.from_numpy(voxels)
+        assert rule.apply(voxels).dtype == np.float32
+        assert rule.apply(tensor).dtype == torch.float32
+        assert rule.apply(tensor).numpy() == pytest.approx(rule.apply(voxels))
+        assert np.array_equal(voxels, before)
+
+
+def test_each_channel_has_its_own_normalisation():
+    rules = (
+        Normalisation(lower=0, upper=1, shift=0, scale=1),
+        Normalisation(lower=0, upper=9, shift=3, scale=2),
+    )
+    out = normalise(rules, np.full((2, 1, 1, 1), 5, np.int16))
+    assert out.ravel() == pytest.approx([1, 1])
+
+
+def test_a_normalisation_survives_json():
+    rule = fit(IntensityRule(kind="mr"), mr())
+    assert Normalisation.model_validate_json(rule.model_dump_json()) == rule

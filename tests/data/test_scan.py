@@ -1,0 +1,149 @@
+"""find_scans: everything that is a scan, nothing else, in the same order every time."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from misfm.data.scan import find_scans
+from misfm.errors import DataError
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(
+    not SHARED.exists(), reason="the shared test scans are not beside the repository"
+)
+
+
+def scan(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(seed).integers(-1000, 1000, (4, 5, 6)).astype(np.int16)
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path))
+    return path
+
+
+def dataset(folder, channels=("CT",)):
+    for number in range(len(channels)):
+        for name in ("imagesTr/a", "imagesTr/b", "imagesTs/c"):
+            scan(folder / f"{name}_{number:04d}.nii.gz", seed=number)
+    scan(folder / "labelsTr" / "a.nii.gz")
+    description = {
+        "channel_names": dict(enumerate(channels)),
+        "labels": {"background": 0, "organ": 1},
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+def test_a_tree_of_files(tmp_path):
+    for name in (
+        "b/two.nrrd",
+        "a/one.nii.gz",
+        "c/deep/er/three.mha",
+        "four.nii",
+        ".hidden/five.nii",
+        "a/._one.nii.gz",
+    ):
+        if "._" in name:
+            (tmp_path / name).write_bytes(b"left by a Mac")
+        else:
+            scan(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no scan")
+    assert [one.case for one in find_scans([tmp_path])] == ["one", "two", "three", "four"]
+    assert [one.path.name for one in find_scans([tmp_path / "four.nii", tmp_path])] == [
+        "four.nii",
+        "one.nii.gz",
+        "two.nrrd",
+        "three.mha",
+    ]
+
+
+def test_a_source_with_nothing_in_it(tmp_path):
+    with pytest.raises(DataError, match="holds no scan"):
+        find_scans([tmp_path])
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        find_scans([tmp_path / "nowhere"])
+    (tmp_path / "notes.txt").write_text("no scan")
+    with pytest.raises(DataError, match=r"notes\.txt holds no scan"):
+        find_scans([tmp_path / "notes.txt"])
+
+
+def test_a_dataset_gives_its_images_but_not_its_labels(tmp_path):
+    folder = dataset(tmp_path / "tree" / "Dataset001_Organ")
+    for source in (tmp_path / "tree", folder, folder / "dataset.json"):
+        found = find_scans([source])
+        assert [one.case for one in found] == ["a", "b", "c"]
+        assert {one.kind for one in found} == {"ct"}
+
+
+def test_channels_of_a_dataset_are_scans_of_their_own(tmp_path):
+    found = find_scans([dataset(tmp_path / "d", ("CT", "PET"))])
+    assert [(one.case, one.kind) for one in found][:2] == [("a_0000", "ct"), ("a_0001", "mr")]
+    assert len(found) == 6
+
+
+def test_lists_of_nnssl(tmp_path):
+    folder = tmp_path / "nnssl_raw" / "Dataset745_Brains"
+    scan(tmp_path / "nnssl_raw" / "pictures" / "x.nii.gz")
+    scan(folder / "y.nii.gz")
+
+    def image(name, path, modality):
+        return {"name": name, "image_path": path, "modality": modality, "associated_masks": None}
+
+    images = [
+        image("x.nii.gz", "$nnssl_raw/pictures/x.nii.gz", "T1w"),
+        image("y.nii.gz", "y.nii.gz", "CT"),
+        image("gone.nii.gz", "$nnssl_raw/gone.nii.gz", None),
+    ]
+    sessions = {"ses-DEFAULT": {"session_id": "ses-DEFAULT", "images": images}}
+    subjects = {"sub-01": {"subject_id": "sub-01", "sessions": sessions}}
+    content = {
+        "collection_index": 745,
+        "collection_name": "Brains",
+        "datasets": {"ds1": {"subjects": subjects}},
+    }
+    (folder / "pretrain_data.json").write_text(json.dumps(content))
+    for source in (folder, folder / "pretrain_data.json"):
+        found = {one.case: one for one in find_scans([source])}
+        prefix = "Brains__ds1__sub-01__ses-DEFAULT__"
+        assert {case.removeprefix(prefix) for case in found} == {"x.nii.gz", "y.nii.gz", "gone.nii.gz"}
+        assert found[f"{prefix}x.nii.gz"].read().shape == (4, 5, 6)
+        assert found[f"{prefix}x.nii.gz"].kind == "mr"
+        assert found[f"{prefix}y.nii.gz"].kind == "ct"
+        with pytest.raises(DataError, match=r"gone\.nii\.gz does not exist"):
+            found[f"{prefix}gone.nii.gz"].read()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"datasets": {"a": {}}}', '{"datasets": 1}'])
+def test_a_damaged_list(tmp_path, content):
+    (tmp_path / "pretrain_data.json").write_text(content)
+    with pytest.raises(DataError, match=r"pretrain_data\.json is no list of images"):
+        find_scans([tmp_path])
+
+
+def test_a_file_that_pretends_to_be_dicom_is_returned_for_its_error(tmp_path):
+    (tmp_path / "bad.dcm").write_bytes(b"nothing")
+    (one,) = find_scans([tmp_path])
+    with pytest.raises(DataError, match=r"bad\.dcm is no scan"):
+        one.read()
+
+
+def test_stamps_change_with_the_file(tmp_path):
+    scan(tmp_path / "a.nii.gz")
+    before = find_scans([tmp_path])[0].stamp
+    assert find_scans([tmp_path])[0].stamp == before
+    scan(tmp_path / "a.nii.gz", seed=1)
+    assert find_scans([tmp_path])[0].stamp != before
+
+
+@needs_shared
+def test_real_dicom_folders_are_grouped_by_series():
+    found = [one for one in find_scans([SHARED / "dicom"]) if one.series]
+    assert [(one.case, len(one.series.files), one.modality) for one in found] == [
+        ("abdomen_ct_j2k", 20, "CT"),
+        ("head_ct_tilt_gap", 5, "CT"),
+        ("head_t1_rotated_iop", 17, "CT"),
+    ]
+    assert found[2].read().shape == (17, 128, 88)
