@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -14,7 +14,7 @@ from misfm.data.augment import AugmentSettings
 from misfm.errors import ConfigError
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.registry import closest
-from misfm.settings import Settings, Size
+from misfm.settings import Settings, Size, Spacing
 from misfm.training.loop import TrainingSettings
 
 Count = Annotated[int, Field(ge=1)]
@@ -27,7 +27,7 @@ class NetworkSettings(Settings):
 
     name: str = "unet"
     """A registered network."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     """Options of its builder; what is left out keeps the builder's default."""
 
 
@@ -36,7 +36,7 @@ class PretextSettings(Settings):
 
     name: str = "volume-fusion-v2"
     """A registered pretext task."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     """Fields of the task; what is left out keeps its default."""
 
     def build(self) -> PretextTask:
@@ -55,8 +55,6 @@ class RunSettings(Settings):
     """Name and version of the recipe the settings started from."""
     seed: int = 0
     """The one seed all draws come from."""
-    network: NetworkSettings = NetworkSettings()
-    """The network to train."""
     patch_size: Size = (48, 48, 48)
     """Voxels along (D, H, W) the network sees (MIS-FM: 64, 128, 128)."""
     batch_size: Count = 2
@@ -70,8 +68,12 @@ class PretrainSettings(RunSettings):
 
     store: str
     """Folder written by ``misfm ingest``."""
+    network: NetworkSettings = NetworkSettings()
+    """The network to train."""
     pretext: PretextSettings = PretextSettings()
     """What is learnt."""
+    licence: str = "unknown"
+    """Licence of the weights, recorded in them; say where the scans came from and what that allows."""
     validation_share: Share = 0.05
     """Share of the volumes kept out of training to measure the pretext on (at least one)."""
     validation_batches: Count = 8
@@ -83,13 +85,15 @@ class FinetuneSettings(RunSettings):
 
     dataset: str
     """Folder of an nnU-Net-format dataset."""
+    network: NetworkSettings | None = None
+    """The network to train; null takes that of the weights, or the lean U-Net."""
     weights: str | None = None
     """Where to start from: a file, a run folder or ``builtin``; null starts from random weights."""
-    transfer: str = "all"
+    transfer: Literal["all", "encoder"] = "all"
     """all: encoder and decoder; encoder: encoder only."""
     intensity: str | None = None
     """auto, ct, mr or ct:LOW,HIGH; null takes that of the weights, or auto."""
-    spacing: tuple[float, float, float] | str | None = None
+    spacing: Spacing | Literal["native"] | None = None
     """mm along (D, H, W) or "native"; null takes that of the weights, or the dataset's median."""
     cases: tuple[str, ...] | int | None = None
     """Names or number of the training cases to use; null uses all."""
@@ -103,8 +107,14 @@ class FinetuneSettings(RunSettings):
     """Train on the outputs of all levels."""
     augmentation: AugmentSettings = AugmentSettings()
     """How patches are varied."""
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Overlap of the windows in validation and prediction."""
+
+
+class SettledSettings(FinetuneSettings):
+    """Fine-tuning settings in which nothing is left open."""
+
+    network: NetworkSettings
+    spacing: Spacing | Literal["native"]
+    intensity: str
 
 
 RunSettingsT = TypeVar("RunSettingsT", bound=RunSettings)
@@ -198,7 +208,7 @@ def nest(key: str, value: Any) -> Tree:
 
 
 def parse(kind: type[SettingsT], tree: Tree, what: str) -> SettingsT:
-    """Validate ``tree``; the error is one sentence naming the key, what is wrong and the nearest valid key."""
+    """Validate ``tree``; an error names the key, what is wrong and the nearest valid key."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -206,7 +216,9 @@ def parse(kind: type[SettingsT], tree: Tree, what: str) -> SettingsT:
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             options = sibling_keys(kind, first["loc"])
-            raise ConfigError(f"There is no setting '{key}' in the {what}; {closest(key, options)}") from error
+            raise ConfigError(
+                f"There is no setting '{key}' in the {what}; {closest(key, options)}"
+            ) from error
         raise ConfigError(
             f"Setting '{key}' of the {what} is wrong: {first['msg']} (got {first.get('input')!r})."
         ) from error

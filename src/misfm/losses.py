@@ -67,14 +67,17 @@ def segmentation_loss(
     levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     dice = cross_entropy = target.new_zeros((), dtype=torch.float32)
     for weight, logits in zip(deep_supervision_weights(len(levels)), levels, strict=True):
-        labels = target
-        if logits.shape[2:] != target.shape[1:]:
-            labels = F.interpolate(target[:, None].float(), size=logits.shape[2:], mode="nearest")[
-                :, 0
-            ].long()
+        labels = shrink(target, logits.shape[2:])
         dice = dice + 0.5 * weight * soft_dice_loss(logits, labels, background=background)
         cross_entropy = cross_entropy + 0.5 * weight * cross_entropy_loss(logits, labels)
     return {"dice": dice, "cross_entropy": cross_entropy}
+
+
+def shrink(target: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring a class map (B, D, H, W) to the grid of a coarser output by taking every second, fourth, … voxel."""
+    if target.shape[1:] == tuple(size):
+        return target
+    return F.interpolate(target[:, None].float(), size=tuple(size), mode="nearest")[:, 0].long()
 
 
 def hard_dice(logits: Tensor, target: Tensor) -> Tensor:

@@ -58,15 +58,16 @@ class UnlabelledPatches(Dataset[tuple[Tensor, Tensor]]):
                 patches.append(torch.from_numpy(normalise(record.normalisation, voxels)))
                 valid.append(torch.tensor([inside.start, inside.stop]))
         shape = (self.batch_size, self.num_patches)
-        return torch.stack(patches).unflatten(0, shape), torch.stack(valid).unflatten(0, shape)
+        images, extents = torch.stack(patches), torch.stack(valid)
+        return images.reshape(*shape, *images.shape[1:]), extents.reshape(*shape, *extents.shape[1:])
 
 
 @dataclass(frozen=True)
 class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
     """Batches for fine-tuning.
 
-    ``self[i]`` is ``(image, label)``: (B, C, D, H, W) float32 and (B, D, H, W) int64, in which voxels that were
-    not annotated are :data:`IGNORED_CLASS`.
+    ``self[i]`` is ``(image, label)``: (B, C, D, H, W) float32 and (B, D, H, W) int64, in which voxels that
+    were not annotated are :data:`IGNORED_CLASS`.
 
     Attributes:
         store: where the labelled volumes are.

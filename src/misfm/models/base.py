@@ -80,14 +80,20 @@ class SegmentationModel(nn.Module):
         ]
         return cropped if self.deep_supervision else cropped[0]
 
+    def keep_finest(self) -> SegmentationModel:
+        """Drop the outputs that only deep supervision uses, in place; returns the model."""
+        self.deep_supervision = False
+        self.head.levels = self.head.levels[:1]
+        return self
+
 
 def pad_to_fit(x: Tensor, backbone: Backbone) -> Tensor:
     """Zero-pad a patch (B, C, D, H, W) behind its last voxels to a size the backbone takes."""
     shape = cast(Shape, tuple(x.shape[2:]))
     if backbone.input_size is not None and shape != backbone.input_size:
         raise ConfigError(
-            f"{type(backbone).__name__} was built for patches of {backbone.input_size} voxels and got {shape}: "
-            "its attention windows are laid out for one size. Create it with patch_size="
+            f"{type(backbone).__name__} was built for patches of {backbone.input_size} voxels and got {shape}: its "
+            "attention windows are laid out for one size. Create it with patch_size="
             f"{shape}, or cut patches of {backbone.input_size}."
         )
     padding = [-side % divisor for side, divisor in zip(shape, backbone.min_divisor, strict=True)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from misfm.errors import ConfigError
-from misfm.models.base import NETWORKS, SegmentationModel, Shape
+from misfm.models.base import NETWORKS, SegmentationModel
 from misfm.registry import closest
 
 
@@ -47,5 +47,5 @@ def create(
             "A network needs a patch size of three positive sides and at least one channel and class, "
             f"got patch_size={size}, in_channels={in_channels}, num_classes={num_classes}."
         )
-    backbone = builder(in_channels=in_channels, patch_size=cast(Shape, size), **options)
+    backbone = builder(in_channels=in_channels, patch_size=size, **options)
     return SegmentationModel(backbone, num_classes, deep_supervision=deep_supervision)

@@ -8,6 +8,7 @@ in the encoder, one residual block in the decoder, and skips that are added inst
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch.nn.functional as F
@@ -66,7 +67,7 @@ class UNetDecoder(nn.Module):
 
     def __init__(self, channels: Sequence[int]) -> None:
         super().__init__()
-        pairs = list(zip(channels, channels[1:], strict=False))
+        pairs = list(pairwise(channels))
         self.squeezes = nn.ModuleList(nn.Conv3d(coarse, fine, kernel_size=1) for fine, coarse in pairs)
         self.blocks = nn.ModuleList(ResidualBlock(fine) for fine, _ in pairs)
         self.norms = nn.ModuleList(
@@ -109,8 +110,8 @@ def build_unet(
 
     Args:
         in_channels: channels of the image.
-        patch_size: voxels along (D, H, W); an axis is halved from level to level while at least 4 voxels stay.
-            The shapes of the weights do not depend on it, so weights move between patch sizes.
+        patch_size: voxels along (D, H, W); an axis is halved from level to level while at least 4
+            voxels stay. The shapes of the weights do not depend on it, so weights move between patch sizes.
         channels: features of each level, fine to coarse.
 
     Raises:

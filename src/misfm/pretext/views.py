@@ -10,30 +10,36 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator, Field, PositiveFloat
 from torch import Generator, Tensor
 
 from misfm.models.base import Shape
+from misfm.pretext.base import Probability, ascending
+from misfm.pretext.percentiles import Pair, percentile_pair
 from misfm.seeding import draw_int, draw_uniform
 from misfm.settings import Settings
 
-FloatRange = tuple[float, float]
+PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(ascending)]
+LowPercent = Annotated[float, Field(ge=0, le=50)]
+HighPercent = Annotated[float, Field(ge=50, le=100)]
 
 
 class ViewSettings(Settings):
     """How views are drawn; defaults are the published values of Volume Fusion v2."""
 
-    scale: FloatRange = (0.7, 1.5)
+    scale: PositiveRange = (0.7, 1.5)
     """Side of the crop over side of the view, drawn for each axis."""
-    flip_probability: float = 0.5
+    flip_probability: Probability = 0.5
     """Chance of a mirror along each axis."""
-    low_percentile: FloatRange = (0.1, 2.0)
+    low_percentile: Annotated[tuple[LowPercent, LowPercent], AfterValidator(ascending)] = (0.1, 2.0)
     """Percentile that is mapped to 0.1."""
-    high_percentile: FloatRange = (98.0, 99.9)
+    high_percentile: Annotated[tuple[HighPercent, HighPercent], AfterValidator(ascending)] = (98.0, 99.9)
     """Percentile that is mapped to 0.9."""
-    gamma: FloatRange = (0.7, 1.5)
+    gamma: PositiveRange = (0.7, 1.5)
     """Exponent of the final intensity map."""
 
     def source_size(self, patch_size: Shape) -> Shape:
@@ -57,7 +63,7 @@ class View:
     start: Shape
     size: Shape
     flips: tuple[int, ...]
-    percentiles: FloatRange
+    percentiles: Pair
     gamma: float
 
 
@@ -91,10 +97,16 @@ def sample_view(
 
 
 def apply_view(patch: Tensor, view: View, patch_size: Shape) -> Tensor:
-    """Return the view (C, *patch_size) of a source patch (C, D, H, W), values in [0, 1]."""
+    """Return the view (C, *patch_size) of a source patch (C, D, H, W), values in [0, 1].
+
+    Contrast is stretched for each channel on its own.
+    """
     d, h, w = (slice(start, start + size) for start, size in zip(view.start, view.size, strict=True))
-    resized = resize(patch[:, d, h, w], patch_size)
-    return stretch_contrast(flip(resized, view.flips), view.percentiles).pow(view.gamma)
+    # The mirror copies the crop, which resizing would do anyway.
+    resized = resize(flip(patch[:, d, h, w], view.flips), patch_size)
+    stretched = torch.stack([stretch_contrast(channel, view.percentiles) for channel in resized])
+    # x ** gamma; three times as fast on a CPU as pow.
+    return stretched.log2_().mul_(view.gamma).exp2_()
 
 
 def sample_flips(probability: float, generator: Generator) -> tuple[int, ...]:
@@ -112,58 +124,36 @@ def resize(x: Tensor, size: Shape) -> Tensor:
     """Interpolate (C, D, H, W) trilinearly to (C, *size), first and last voxel centres kept.
 
     Equal to ``F.interpolate(mode="trilinear", align_corners=True)`` and, like it, to the ``ndimage.zoom`` of
-    the published pipeline; done in the plane first and then along D, which is faster on a CPU.
+    the published pipeline, but three times as fast on a CPU: D and H are interpolated with W as the channels
+    of an image in channels-last order, whole rows at a time, and then W alone.
     """
     if x.shape[1:] == size:
         return x
-    in_plane = F.interpolate(x, size=size[1:], mode="bilinear", align_corners=True)
-    depth = x.shape[1]
-    positions = torch.linspace(0, depth - 1, size[0], dtype=torch.float64)
-    below = positions.floor().long().clamp(max=max(depth - 2, 0))
-    weights = (positions - below).to(x).view(1, -1, 1, 1)
-    below = below.to(x.device)
-    above = (below + 1).clamp(max=depth - 1)
-    return torch.lerp(in_plane.index_select(1, below), in_plane.index_select(1, above), weights)
+    images = x.contiguous().permute(0, 3, 1, 2)
+    rows = F.interpolate(images, size=size[:2], mode="bilinear", align_corners=True).permute(0, 2, 3, 1)
+    rows = rows.reshape(x.shape[0], size[0] * size[1], x.shape[3])
+    resized = F.interpolate(rows, size=size[2], mode="linear", align_corners=True)
+    return resized.view(x.shape[0], *size)
 
 
-def stretch_contrast(x: Tensor, percentiles: FloatRange) -> Tensor:
+def stretch_contrast(x: Tensor, percentiles: Pair) -> Tensor:
     """Map [min, p_low, p_high, max] piecewise linearly to [0, 0.1, 0.9, 1] (adaptive contrast of v2).
 
     A constant patch becomes 0; where two of the four points coincide, the jump between them is a step.
-    """
-    low, high = (percentile(x, q) for q in percentiles)
-    smallest, largest = x.min(), x.max()
-    tiny = torch.finfo(x.dtype).tiny
-    below = ((x - smallest) / (low - smallest).clamp(min=tiny)).clamp_(0, 1)
-    middle = ((x - low) / (high - low).clamp(min=tiny)).clamp_(0, 1)
-    above = ((x - high) / (largest - high).clamp(min=tiny)).clamp_(0, 1)
-    return below.mul_(0.1).add_(middle, alpha=0.8).add_(above, alpha=0.1).clamp_(0, 1)
-
-
-def percentile(x: Tensor, q: float, stride: int = 61) -> Tensor:
-    """Return the q-th percentile of all values, exactly as ``numpy.percentile`` (linear), without a full sort.
-
-    A sorted sample of every ``stride``-th value brackets the tail that holds the wanted rank; only that tail
-    is sorted. Falls back to sorting everything where the bracket missed.
 
     Args:
         x: any shape.
-        q: 0..100.
-        stride: distance of the sampled values.
+        percentiles: the two in 0..100 at which p_low and p_high lie.
     """
-    values = x.flatten()
-    position = (values.numel() - 1) * q / 100
-    rank = int(position)
-    upper = q > 50
-    sample = values[::stride].sort().values
-    margin = 4 + int(3 * math.sqrt(sample.numel() * min(q, 100 - q) / 100))
-    center = int(sample.numel() * q / 100)
-    bracket = sample[max(center - margin, 0) if upper else min(center + margin, sample.numel() - 1)]
-    tail = values[values >= bracket] if upper else values[values <= bracket]
-    skipped = values.numel() - tail.numel() if upper else 0
-    if not (skipped <= rank and min(rank + 1, values.numel() - 1) < skipped + tail.numel()):
-        tail, skipped = values, 0
-    ordered = tail.sort().values
-    at = ordered[rank - skipped]
-    following = ordered[min(rank - skipped + 1, ordered.numel() - 1)]
-    return torch.lerp(at, following, position - rank)
+    low, high = percentile_pair(x, percentiles)
+    smallest, largest = (float(extreme) for extreme in x.aminmax())
+    stretched = ramp(x, smallest, low, 0.1)
+    stretched += ramp(x, low, high, 0.8)
+    stretched += ramp(x, high, largest, 0.1)
+    return stretched
+
+
+def ramp(x: Tensor, start: float, stop: float, height: float) -> Tensor:
+    """Return 0 where x is up to ``start``, ``height`` from ``stop`` on, and the straight line between."""
+    slope = height / max(stop - start, torch.finfo(x.dtype).tiny)
+    return (x - start).mul_(slope).clamp_(0, height)

@@ -26,20 +26,28 @@ I_f and I_b hardly differ, whose level nobody could tell, can be left out of the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, cast
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field, PositiveInt
 from torch import Generator, LongTensor, Tensor, nn
 
+from misfm.errors import ConfigError
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
 from misfm.models.base import Backbone, Shape
-from misfm.pretext.base import PRETEXTS, PretextBatch, PretextTask, segmentation_model
+from misfm.pretext.base import (
+    PRETEXTS,
+    PretextBatch,
+    PretextTask,
+    Probability,
+    ascending,
+    segmentation_model,
+)
 from misfm.pretext.views import ViewSettings, apply_view, flip, sample_flips, sample_view
 from misfm.seeding import draw_int
 
-Range = tuple[int, int]
-Probability = Annotated[float, Field(ge=0, le=1)]
+Range = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(ascending)]
+"""Fewest and most, both included."""
 
 
 def fuse(foreground: Tensor, background: Tensor, levels: Tensor, num_levels: int = 4) -> Tensor:
@@ -48,15 +56,14 @@ def fuse(foreground: Tensor, background: Tensor, levels: Tensor, num_levels: int
     Args:
         foreground: I_f, (B, C, D, H, W).
         background: I_b, (B, C, D, H, W).
-        levels: Y, (D, H, W) or (B, D, H, W), integers 0..K.
+        levels: Y, (B, D, H, W), or (D, H, W) for the whole batch; integers 0..K.
         num_levels: K.
 
     Returns:
-        X, (B, C, D, H, W).
+        X, (B, C, D, H, W), in the type and on the device of I_f.
     """
-    levels = levels[None] if levels.ndim == 3 else levels
-    alpha = levels.to(foreground.dtype)[:, None] / num_levels
-    return torch.lerp(background, foreground, alpha)
+    alpha = levels.to(foreground, copy=True).div_(num_levels)
+    return torch.lerp(background, foreground, alpha.unsqueeze(-4))
 
 
 def sample_levels_v1(
@@ -90,7 +97,7 @@ def sample_levels_v1(
     boxes = zip(starts.clamp(min=0).tolist(), (starts + sides).tolist(), painted.tolist(), strict=True)
     for (d, h, w), (d_stop, h_stop, w_stop), level in boxes:
         levels[d:d_stop, h:h_stop, w:w_stop] = level
-    return levels  # type: ignore[return-value]
+    return cast(LongTensor, levels)
 
 
 def sample_levels_v2(
@@ -129,7 +136,7 @@ def sample_levels_v2(
     levels = torch.zeros(shape, dtype=torch.int64, device=device)
     d, h, w = (slice(start, start + n) for start, n in zip(offsets, blocks.shape, strict=True))
     levels[d, h, w] = blocks
-    return levels  # type: ignore[return-value]
+    return cast(LongTensor, levels)
 
 
 def draw_below(limits: Tensor, count: int, generator: Generator) -> Tensor:
@@ -173,7 +180,7 @@ class VolumeFusion(PretextTask):
 
 @PRETEXTS.register("volume-fusion-v1")
 class VolumeFusionV1(VolumeFusion):
-    """Volume Fusion of arXiv 2306.16925: the foreground is the next volume of the batch."""
+    """Volume Fusion of arXiv 2306.16925: the foreground comes from another volume of the batch."""
 
     num_blocks: Range = (10, 40)
     """Fewest and most boxes in a sample."""
@@ -185,10 +192,19 @@ class VolumeFusionV1(VolumeFusion):
     def prepare(
         self, patches: Tensor, valid: Tensor, patch_size: Shape, generator: Generator
     ) -> PretextBatch:
-        """Fuse each patch with the next one of the batch; see the base class."""
+        """Fuse each patch with the one before it in the batch; see the base class.
+
+        Raises:
+            ConfigError: there is only one patch, which would be fused with itself.
+        """
+        if len(patches) < 2:
+            raise ConfigError(
+                "Volume Fusion v1 fuses the volumes of a batch with each other and got a single one; "
+                "set batch_size to 2 or more, or use volume-fusion-v2."
+            )
         flipped = [flip(patch, sample_flips(self.flip_probability, generator)) for patch in patches[:, 0]]
         background = torch.stack(flipped)
-        levels = [
+        levels: list[Tensor] = [
             sample_levels_v1(
                 patch_size,
                 num_levels=self.num_levels,
@@ -224,7 +240,9 @@ class VolumeFusionV2(VolumeFusion):
         self, patches: Tensor, valid: Tensor, patch_size: Shape, generator: Generator
     ) -> PretextBatch:
         """Fuse two augmented crops of each volume; see the base class."""
-        foregrounds, backgrounds, levels = [], [], []
+        foregrounds: list[Tensor] = []
+        backgrounds: list[Tensor] = []
+        levels: list[Tensor] = []
         for pair, extents in zip(patches, valid.tolist(), strict=True):
             plans = [sample_view(self.views, patch_size, extent, generator) for extent in extents]
             views = [apply_view(crop, plan, patch_size) for crop, plan in zip(pair, plans, strict=True)]

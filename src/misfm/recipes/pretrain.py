@@ -10,16 +10,17 @@ import torch
 from torch import nn
 
 from misfm.config import PretrainSettings
+from misfm.data.intensity import IntensityRule, parse_intensity
 from misfm.data.patches import UnlabelledPatches
 from misfm.data.record import Record
 from misfm.data.store import Store
 from misfm.errors import DataError
-from misfm.models import create
+from misfm.models import SegmentationModel, create
 from misfm.seeding import derive_seed, generator_for
 from misfm.training.loop import Validation, fit
-from misfm.training.logging import logger
 from misfm.training.objectives import PretextObjective
 from misfm.training.run import RunFolder
+from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, save
 
 
 def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> dict[str, float]:
@@ -58,7 +59,9 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         return UnlabelledPatches(store, records, size, task.num_patches, settings.batch_size, seed)
 
     objective = PretextObjective(task, settings.patch_size)
-    probe = PretextValidation(objective, patches(held_out, derive_seed(settings.seed, "validation")), settings)
+    probe = PretextValidation(
+        objective, patches(held_out, derive_seed(settings.seed, "validation")), settings
+    )
     fit(
         model,
         objective,
@@ -66,17 +69,41 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         settings.training,
         run,
         seed=settings.seed,
-        validation=Validation(probe, key="negative_loss"),
+        validation=Validation(probe, key="validation_score"),
     )
-    return {}
+    save(run.weights, model, weights_info(settings, store, training, model))
+    return {name: value for row in run.read_metrics() for name, value in row.items() if "validation" in name}
+
+
+def weights_info(
+    settings: PretrainSettings, store: Store, training: Sequence[Record], model: nn.Module
+) -> WeightsInfo:
+    """Describe the pretrained weights: what they saw and how scans have to be prepared for them."""
+    spacing, rule = store.settings.spacing, parse_intensity(store.settings.intensity)
+    kinds = {record.kind for record in training}
+    if rule is None and len(kinds) == 1:
+        rule = IntensityRule(kind=kinds.pop())
+    return WeightsInfo(
+        network=NetworkInfo(**settings.network.model_dump()),
+        in_channels=training[0].channels,
+        num_classes=model.num_classes if isinstance(model, SegmentationModel) else 1,
+        patch_size=settings.patch_size,
+        spacing=None if spacing == "native" else spacing,
+        intensity={} if rule is None else rule.model_dump(mode="json"),
+        pretext=settings.pretext.name,
+        recipe=settings.recipe,
+        steps=settings.training.steps,
+        data=DataInfo(count=len(training), fingerprint=store.fingerprint()),
+        licence=settings.licence,
+    )
 
 
 def split_records(records: Sequence[Record], settings: PretrainSettings) -> tuple[list[Record], list[Record]]:
     """Split the volumes of a store into training and held-out ones, the same way for the same seed."""
     if len(records) < 2:
         raise DataError(
-            f"The store {settings.store} holds {len(records)} volume(s); pretraining needs at least two, one of "
-            "them to measure progress on. Add scans with `misfm ingest`."
+            f"The store {settings.store} holds {len(records)} volume(s); pretraining needs at least two, one "
+            "of them to measure progress on. Add scans with `misfm ingest`."
         )
     order = torch.randperm(len(records), generator=generator_for(settings.seed, "split")).tolist()
     count = max(1, round(settings.validation_share * len(records)))
@@ -97,11 +124,13 @@ class PretextValidation:
         totals: dict[str, float] = {}
         count = self.settings.validation_batches
         for index in range(count):
-            raw = tuple(part.to(device) for part in self.patches[index])
-            batch = self.objective.prepare(raw, generator_for(self.patches.seed, "prepare", index))
+            patches, valid = self.patches[index]
+            batch = self.objective.prepare(
+                (patches.to(device), valid), generator_for(self.patches.seed, "prepare", index)
+            )
             outputs = model(batch.inputs)
             loss = sum(float(term) for term in self.objective.loss(outputs, batch).values())
-            numbers = {"validation_loss": loss, "negative_loss": -loss}
+            numbers = {"validation_loss": loss, "validation_score": -loss}
             for name, value in self.objective.score(outputs, batch).items():
                 numbers[f"validation_{name}"] = value
             for name, value in numbers.items():

@@ -57,7 +57,8 @@ class MetricsLog:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if value is not None)
-        logger.info("step %d/%d  %s  %s", step, self._steps, numbers, self._time_left(step))
+        message = f"step {step}/{self._steps}  {numbers}  {self._time_left(step)}".rstrip()
+        logger.info(message, extra={"step": step, "steps": self._steps})
 
     def _time_left(self, step: int) -> str:
         done = step - self._start

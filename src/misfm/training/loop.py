@@ -165,8 +165,8 @@ def fit(
                 save(session, run.last)
             if stop.requested and state.step < steps:
                 raise Interrupted(
-                    f"Stopped after step {state.step}; the state is saved in {run.path}: run the same command "
-                    "with --resume to go on."
+                    f"Stopped after step {state.step}; the state is saved in {run.path}: run the same "
+                    "command with --resume to go on."
                 )
     return model.cpu().eval()
 

@@ -1,4 +1,4 @@
-"""Keeping freed memory: half of a large CPU training step can go into re-mapping pages that were just freed."""
+"""Keeping freed memory: half of a large CPU step can go into mapping pages again that were just freed."""
 
 from __future__ import annotations
 

@@ -65,10 +65,10 @@ class RunFolder:
         if self.config.exists():
             if not resume:
                 raise ConfigError(
-                    f"{self.path} already holds a run: add --resume to go on with it, or choose another --out."
+                    f"{self.path} already holds a run: add --resume to go on with it, or choose "
+                    "another --out."
                 )
-            saved = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            changed = first_difference(saved, settings)
+            changed = first_difference(self.read_settings(), settings)
             if changed:
                 raise ConfigError(
                     f"The run in {self.path} was started with other settings ({changed}): resume it with the "
@@ -79,6 +79,10 @@ class RunFolder:
                 raise ConfigError(f"{self.path} is not empty and holds no run: choose another --out.")
             write_text(self.config, yaml.safe_dump(settings, sort_keys=False))
         write_json(self.path / "environment.json", environment())
+
+    def read_settings(self) -> dict[str, Any]:
+        """Return the resolved settings the run was started with."""
+        return dict(yaml.safe_load(self.config.read_text(encoding="utf-8")))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All logged steps, oldest first; a last line cut short by a kill is left out."""

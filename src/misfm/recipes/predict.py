@@ -1,0 +1,128 @@
+"""Prediction: scans in, label maps on their own grids out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from lightning_fabric import Fabric
+
+from misfm.data.scan import ScanSource, find_scans
+from misfm.data.writers import write_label_map
+from misfm.errors import DataError, WeightsError
+from misfm.inference.predictor import Predictor
+from misfm.recipes.validation import predictor_for
+from misfm.training.logging import logger
+from misfm.volume import Volume
+from misfm.weights import WeightsInfo, describe, from_pretrained
+from misfm.weights.source import Source
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What became of the scans.
+
+    Attributes:
+        written: label map by case.
+        failed: reason by case.
+    """
+
+    written: Mapping[str, Path]
+    failed: Mapping[str, str]
+
+
+def predict(weights_or_run: Source, volume: Volume) -> Volume:
+    """Label one scan.
+
+    Args:
+        weights_or_run: a run folder, a weights file or ``"builtin"``, fine-tuned on label maps.
+        volume: (C, D, H, W), voxels as in the file.
+
+    Returns:
+        Label map (1, D, H, W) uint8 on the scan's own grid, with exactly its affine.
+
+    Raises:
+        WeightsError: weights that cannot be read, or that were pretrained only.
+        DataError: another number of channels than the network takes.
+    """
+    return load_predictor(weights_or_run).predict(volume)
+
+
+def predict_files(
+    weights_or_run: Source,
+    inputs: Sequence[Path],
+    output_dir: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Prediction:
+    """Label scans and write each as ``CASE.nii.gz``; one that cannot be used does not stop the others.
+
+    Args:
+        weights_or_run: as for :func:`predict`.
+        inputs: files, DICOM folders or trees of scans. ``CASE_0000``, ``CASE_0001``, … are the channels of
+            ``CASE``, as in nnU-Net datasets.
+        output_dir: made where missing.
+        progress: called with the number of cases done and their total.
+    """
+    predictor = load_predictor(weights_or_run)
+    cases = group_channels(find_scans(inputs), predictor.spec.in_channels)
+    written: dict[str, Path] = {}
+    failed: dict[str, str] = {}
+    for case, channels in cases.items():
+        path = output_dir / f"{case}.nii.gz"
+        try:
+            volume = read_channels(case, channels)
+            write_label_map(path, predictor.predict(volume))
+            written[case] = path
+        except DataError as error:
+            failed[case] = str(error)
+            logger.warning("%s", error)
+        if progress is not None:
+            progress(len(written) + len(failed), len(cases))
+    return Prediction(written, failed)
+
+
+def load_predictor(weights_or_run: Source) -> Predictor:
+    """Build the network that weights describe, on the best device there is, with what prepares its input."""
+    known = describe(weights_or_run)
+    if "intensity" not in known or known.get("patch_size") is None:
+        raise WeightsError(
+            f"{weights_or_run} does not say how scans are prepared; fine-tune it with misfm first."
+        )
+    if known.get("pretext"):
+        raise WeightsError(
+            f"{weights_or_run} was pretrained with {known['pretext']} and has no labels yet; "
+            "run `misfm finetune --weights` on it first."
+        )
+    info = WeightsInfo.model_validate({k: v for k, v in known.items() if k in WeightsInfo.model_fields})
+    device = Fabric(accelerator="auto", devices=1).device
+    return predictor_for(from_pretrained(weights_or_run).to(device), info)
+
+
+def group_channels(scans: Sequence[ScanSource], in_channels: int) -> dict[str, list[ScanSource]]:
+    """Collect the channels ``CASE_0000``, ``CASE_0001``, … of each case, in order."""
+    cases: dict[str, list[ScanSource]] = {}
+    for scan in sorted(scans, key=lambda scan: scan.path.name):
+        match = re.fullmatch(r"(.+)_\d{4}", scan.case)
+        name = match[1] if match else scan.case
+        if len(cases.get(name, ())) >= in_channels:
+            name = unused_name(name, cases)
+        cases.setdefault(name, []).append(scan)
+    return cases
+
+
+def unused_name(name: str, taken: Mapping[str, object]) -> str:
+    """Append the first number that makes a name new: two folders may hold scans of one name."""
+    return next(f"{name}-{number}" for number in range(2, len(taken) + 3) if f"{name}-{number}" not in taken)
+
+
+def read_channels(case: str, channels: Sequence[ScanSource]) -> Volume:
+    """Read a case; all of its channels must share a grid."""
+    volumes = [channel.read() for channel in channels]
+    for channel, volume in zip(channels, volumes, strict=True):
+        if volume.shape != volumes[0].shape or not np.allclose(volume.affine, volumes[0].affine, atol=1e-3):
+            raise DataError(f"{channel.path} has another grid than the first channel of {case}; resample it.")
+    return Volume(np.concatenate([volume.data for volume in volumes]), volumes[0].affine)

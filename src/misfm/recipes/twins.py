@@ -1,0 +1,90 @@
+"""Twins: the same fine-tuning from pretrained and from random weights, and what the difference is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from misfm.config import FinetuneSettings
+from misfm.errors import ConfigError
+from misfm.evaluation.arms import ALL, Arm, Comparison, compare_arms
+from misfm.files import write_json
+from misfm.recipes.finetune import finetune
+from misfm.report.html import render_report
+from misfm.report.twins import twin_report
+from misfm.training.run import RunFolder
+
+SCRATCH = "scratch"
+PRETRAINED = "pretrained"
+TWIN_FOLDER = "twin"
+
+
+def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Fine-tune from ``settings.weights`` into ``out`` and from scratch into ``out/twin``, then compare.
+
+    Everything but the weights is the same: cases, spacing, intensities, network, order of patches,
+    augmentation, steps. Writes ``out/twin.json`` and ``out/report.html``.
+
+    Returns:
+        What ``twin.json`` holds.
+
+    Raises:
+        ConfigError: no weights to compare with scratch.
+        MisfmError: as :func:`misfm.recipes.finetune.finetune`.
+    """
+    if settings.weights is None:
+        raise ConfigError("--twin compares pretrained weights with scratch: give --weights as well.")
+    pretrained = finetune(settings, out, resume=resume)
+    settled = RunFolder(out).read_settings()
+    alike = FinetuneSettings.model_validate({**settled, "weights": None})
+    scratch = finetune(alike, out / TWIN_FOLDER, resume=resume)
+    arms = [
+        Arm(SCRATCH, learning_curve(out / TWIN_FOLDER), dice_by_case(scratch), settings.seed),
+        Arm(PRETRAINED, learning_curve(out), dice_by_case(pretrained), settings.seed),
+    ]
+    result: dict[str, Any] = {
+        "scratch": scratch["mean"],
+        "pretrained": pretrained["mean"],
+        "curves": {arm.name: list(arm.curve) for arm in arms},
+    }
+    if pretrained["cases"]:
+        comparison = compare_arms(arms)
+        result["comparison"] = asdict(comparison)
+        report = twin_report(
+            f"Fine-tuning on {Path(settings.dataset).name}: pretrained against scratch",
+            arms,
+            summary=[verdict(comparison)],
+            notes=["Scores are of the validation cases; settings were not chosen on them by this command."],
+            settings={"weights": str(settings.weights), "steps": str(settings.training.steps)},
+        )
+        render_report(report, out / "report.html")
+    write_json(out / "twin.json", result)
+    return result
+
+
+def learning_curve(run_dir: Path) -> list[tuple[int, float]]:
+    """Return (step, mean validation Dice) of a run."""
+    rows = RunFolder(run_dir).read_metrics()
+    return [(row["step"], row["validation_dice"]) for row in rows if row.get("validation_dice") is not None]
+
+
+def dice_by_case(scores: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Return Dice by case and label of a ``misfm evaluate`` result."""
+    return {
+        case: {label: None if score is None else score["dice"] for label, score in labels.items()}
+        for case, labels in scores["cases"].items()
+    }
+
+
+def verdict(comparison: Comparison) -> str:
+    """Say in one sentence what came out, whatever it is."""
+    scratch, pretrained = (comparison.scores[name][ALL] for name in (SCRATCH, PRETRAINED))
+    difference = pretrained.difference
+    assert difference is not None
+    return (
+        f"Mean Dice {pretrained.mean:.3f} pretrained, {scratch.mean:.3f} from scratch; difference "
+        f"{difference.mean:+.3f}, 95 % interval "
+        f"{difference.interval.low:+.3f} to {difference.interval.high:+.3f}."
+    )
