@@ -74,7 +74,7 @@ def segmentation_loss(
 
 
 def shrink(target: Tensor, size: Sequence[int]) -> Tensor:
-    """Bring a class map (B, D, H, W) to the grid of a coarser output by taking every second, fourth, … voxel."""
+    """Bring a class map (B, D, H, W) to a coarser grid by taking every second, fourth, … voxel."""
     if target.shape[1:] == tuple(size):
         return target
     return F.interpolate(target[:, None].float(), size=tuple(size), mode="nearest")[:, 0].long()

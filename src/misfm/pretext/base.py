@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, TypeVar
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from misfm.models.base import Backbone, SegmentationModel, Shape
+from misfm.models.base import Backbone, Shape
 from misfm.registry import Registry
 from misfm.settings import Settings
 
@@ -76,11 +76,6 @@ class PretextTask(Settings):
     @abstractmethod
     def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
         """Numbers a person can read, beside what chance would reach."""
-
-
-def segmentation_model(backbone: Backbone, num_classes: int) -> SegmentationModel:
-    """Return the model of a task whose target is a class map of ``num_classes``."""
-    return SegmentationModel(backbone, num_classes)
 
 
 PRETEXTS: Registry[type[PretextTask]] = Registry("pretext task", "misfm.pretext")

@@ -13,11 +13,11 @@ Pair = tuple[float, float]
 
 
 def percentile_pair(x: Tensor, percents: Pair, stride: int = 61) -> Pair:
-    """Return two percentiles of all values, to the last bit those of ``numpy.percentile`` in double precision.
+    """Return two percentiles of all values, to the last bit those of ``numpy.percentile`` on doubles.
 
-    A sample of every ``stride``-th value tells where to cut off the two tails in which the wanted ranks lie, a
-    little generously; only the few values beyond the cuts are searched. The answer is exact however badly the
-    sample stands for the whole: a rank that lies between the cuts after all is looked for in all values.
+    A sample of every ``stride``-th value tells where to cut off, a little generously, the two tails in which
+    the wanted ranks lie; only the few values beyond the cuts are searched. The answer is exact however badly
+    the sample stands for the whole: a rank that lies between the cuts is looked for in all values.
 
     Args:
         x: any shape, not empty, finite.

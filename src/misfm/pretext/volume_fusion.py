@@ -34,15 +34,8 @@ from torch import Generator, LongTensor, Tensor, nn
 
 from misfm.errors import ConfigError
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
-from misfm.models.base import Backbone, Shape
-from misfm.pretext.base import (
-    PRETEXTS,
-    PretextBatch,
-    PretextTask,
-    Probability,
-    ascending,
-    segmentation_model,
-)
+from misfm.models.base import Backbone, SegmentationModel, Shape
+from misfm.pretext.base import PRETEXTS, PretextBatch, PretextTask, Probability, ascending
 from misfm.pretext.views import ViewSettings, apply_view, flip, sample_flips, sample_view
 from misfm.seeding import draw_int
 
@@ -163,7 +156,7 @@ class VolumeFusion(PretextTask):
 
     def build_model(self, backbone: Backbone) -> nn.Module:
         """Segmentation into K + 1 levels."""
-        return segmentation_model(backbone, self.num_levels + 1)
+        return SegmentationModel(backbone, self.num_levels + 1)
 
     def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
         """(Dice + cross-entropy) / 2 over all K + 1 classes (MIS-FM, framework figure)."""
