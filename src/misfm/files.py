@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         DataError: the folder cannot be made or written to, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # a fixed name: what a kill left is overwritten
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -30,7 +30,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         reason = error.strerror or str(error)
         raise DataError(f"Cannot write {path}: {reason}. Free space or choose another folder.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,6 @@ def nearest_axes(affine: Affine) -> Triple:
     Each world axis is used once, also where the grid is oblique: the assignment with the largest sum of
     absolute direction cosines wins.
     """
-    from itertools import permutations
-
     cosines = np.abs(affine[:3, :3]) / np.linalg.norm(affine[:3, :3], axis=0)
     best = max(permutations(range(3)), key=lambda rows: sum(cosines[row, c] for c, row in enumerate(rows)))
     return best[0], best[1], best[2]

@@ -92,8 +92,8 @@ def pad_to_fit(x: Tensor, backbone: Backbone) -> Tensor:
     shape = cast(Shape, tuple(x.shape[2:]))
     if backbone.input_size is not None and shape != backbone.input_size:
         raise ConfigError(
-            f"{type(backbone).__name__} was built for patches of {backbone.input_size} voxels and got {shape}: its "
-            "attention windows are laid out for one size. Create it with patch_size="
+            f"{type(backbone).__name__} was built for patches of {backbone.input_size} voxels and got "
+            f"{shape}: its attention windows are laid out for one size. Create it with patch_size="
             f"{shape}, or cut patches of {backbone.input_size}."
         )
     padding = [-side % divisor for side, divisor in zip(shape, backbone.min_divisor, strict=True)]

@@ -45,6 +45,7 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
         Arm(PRETRAINED, learning_curve(out), dice_by_case(pretrained), settings.seed),
     ]
     result: dict[str, Any] = {
+        "verdict": "No validation cases, so nothing to compare; add some to the split.",
         "scratch": scratch["mean"],
         "pretrained": pretrained["mean"],
         "curves": {arm.name: list(arm.curve) for arm in arms},
@@ -52,10 +53,10 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     if pretrained["cases"]:
         comparison = compare_arms(arms)
         result["comparison"] = asdict(comparison)
+        result["verdict"] = verdict(comparison)
         report = twin_report(
             f"Fine-tuning on {Path(settings.dataset).name}: pretrained against scratch",
             arms,
-            summary=[verdict(comparison)],
             notes=["Scores are of the validation cases; settings were not chosen on them by this command."],
             settings={"weights": str(settings.weights), "steps": str(settings.training.steps)},
         )

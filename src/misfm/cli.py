@@ -1,0 +1,295 @@
+"""The command line: verbs turn into recipe calls, errors into one sentence and an exit status.
+
+Nothing heavy is imported before a command runs, so that ``misfm --help`` is instant.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from misfm.errors import ConfigError, MisfmError
+from misfm.terminal import Progress, show_log
+
+if TYPE_CHECKING:
+    from misfm.config import FinetuneSettings, PretrainSettings
+
+app = typer.Typer(
+    help="Scans in, pretrained weights out; few labels in, masks and honest numbers out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Seed = Annotated[int | None, typer.Option(help="The one seed all draws come from.", min=0)]
+Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]
+Triple = Annotated[str | None, typer.Option("--patch-size", metavar="D,H,W", help="Voxels the network sees.")]
+BatchSize = Annotated[int | None, typer.Option(help="Samples in a batch.", min=1)]
+Network = Annotated[str | None, typer.Option(help="Network, such as unet or pctnet.")]
+Recipe = Annotated[str | None, typer.Option(help="Named settings: small, mis-fm-2023, volf-2025.")]
+Config = Annotated[Path | None, typer.Option(help="YAML file of settings, on top of the recipe.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, on top of all.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Out = Annotated[Path, typer.Option(help="Run folder.")]
+
+DEFAULT_RECIPE = "small"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="The one seed all draws come from.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Run the whole story on generated anatomy, no downloads: about five minutes on two cores."""
+    from misfm.recipes.demo import run_demo
+
+    finish(run_demo(out, seed=seed), as_json)
+
+
+@app.command()
+def ingest(
+    sources: Annotated[list[Path], typer.Argument(help="Files and trees of scans, or nnU-Net datasets.")],
+    store: Annotated[Path, typer.Option(help="Folder of the store; made where missing.")],
+    spacing: Annotated[str, typer.Option(metavar="D,H,W|native", help="Mm per voxel.")] = "native",
+    intensity: Annotated[
+        str, typer.Option(help="auto, ct, mr, or ct:LOW,HIGH with a window in HU.")
+    ] = "auto",
+    workers: Annotated[int, typer.Option(help="Processes; 0 works in this one.", min=0)] = 0,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring scans (NIfTI, NRRD, MetaImage, DICOM) into a store; run it again to add what is new."""
+    from misfm.data.ingest import IngestEvent, IngestSettings
+    from misfm.data.ingest import ingest as run
+
+    settings = IngestSettings(
+        spacing="native" if spacing == "native" else numbers(spacing, float, "--spacing"), intensity=intensity
+    )
+    with Progress("Ingesting") as progress:
+
+        def show(event: IngestEvent) -> None:
+            progress.update(event.done, event.total)
+            if event.outcome == "quarantined":
+                progress.say(f"quarantined: {event.reason}")
+
+        report = run(sources, store, settings, workers=workers, progress=show, scheduler=scheduler)
+    say(
+        f"{store}: {report.added} added, {report.skipped} unchanged, {report.duplicates} duplicates, "
+        f"{len(report.quarantined)} quarantined"
+    )
+    counts = {"added": report.added, "skipped": report.skipped, "duplicates": report.duplicates}
+    quarantined = [{"source": source, "reason": reason} for source, reason in report.quarantined]
+    finish({"store": str(store), **counts, "quarantined": quarantined}, as_json)
+
+
+@app.command()
+def pretrain(
+    store: Annotated[Path, typer.Option(help="Folder written by `misfm ingest`.")],
+    out: Out,
+    recipe: Recipe = None,
+    network: Network = None,
+    steps: Steps = None,
+    patch_size: Triple = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    config: Config = None,
+    assignments: Set = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Pretrain a network on the scans of a store, without labels."""
+    from misfm.config import PretrainSettings, resolve
+    from misfm.recipes.pretrain import pretrain as run
+
+    settings: PretrainSettings = resolve(
+        PretrainSettings,
+        recipe=recipe or DEFAULT_RECIPE,
+        config=config,
+        options={
+            "store": str(store),
+            **shared_options(network, steps, patch_size, batch_size, seed),
+        },
+        assignments=assignments or [],
+    )
+    scores = run(settings, out, resume=resume)
+    say(f"Weights: {out / 'weights.safetensors'}")
+    finish({"run": str(out), "weights": str(out / "weights.safetensors"), "validation": scores}, as_json)
+
+
+@app.command()
+def finetune(
+    dataset: Annotated[Path, typer.Option(help="Folder of an nnU-Net-format dataset.")],
+    out: Out,
+    weights: Annotated[str | None, typer.Option(help="File, run folder or 'builtin'; none: scratch.")] = None,
+    cases: Annotated[str | None, typer.Option(metavar="N|NAME,...", help="Training cases to use.")] = None,
+    split: Annotated[Path | None, typer.Option(help="JSON like nnU-Net's splits_final.json.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant, poly, warmup, halving or sawtooth.")] = None,
+    transfer: Annotated[str | None, typer.Option(help="all, or encoder only.")] = None,
+    twin: Annotated[bool, typer.Option("--twin", help="Also train from scratch, and compare.")] = False,
+    recipe: Recipe = None,
+    network: Network = None,
+    steps: Steps = None,
+    patch_size: Triple = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    config: Config = None,
+    assignments: Set = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Train on a few labelled cases, from pretrained weights or from scratch."""
+    from misfm.config import FinetuneSettings, resolve
+    from misfm.recipes.finetune import finetune as run
+    from misfm.recipes.twins import finetune_twins
+
+    settings: FinetuneSettings = resolve(
+        FinetuneSettings,
+        recipe=recipe or DEFAULT_RECIPE,
+        config=config,
+        options={
+            "dataset": str(dataset),
+            "weights": weights,
+            "cases": case_choice(cases),
+            "split": None if split is None else str(split),
+            "training.schedule.name": schedule,
+            "transfer": transfer,
+            **shared_options(network, steps, patch_size, batch_size, seed),
+        },
+        assignments=assignments or [],
+    )
+    if twin:
+        result = finetune_twins(settings, out, resume=resume)
+        say(result["verdict"])
+        say(f"Report: {out / 'report.html'}")
+    else:
+        result = run(settings, out, resume=resume)
+    say(f"Weights: {out / 'weights.safetensors'}")
+    finish({"run": str(out), "weights": str(out / "weights.safetensors"), **result}, as_json)
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Option(help="Run folder, weights file or 'builtin'.")],
+    inputs: Annotated[list[Path], typer.Option("--input", help="Files, DICOM folders or trees of scans.")],
+    output: Annotated[Path, typer.Option(help="Folder for the label maps, CASE.nii.gz.")],
+    as_json: Json = False,
+) -> None:
+    """Write a label map for each scan, on the scan's own grid."""
+    from misfm.recipes.predict import predict_files
+
+    with Progress("Predicting") as progress:
+        prediction = predict_files(run, inputs, output, progress=progress.update)
+    say(f"{output}: {len(prediction.written)} label maps")
+    written = {case: str(path) for case, path in prediction.written.items()}
+    finish({"written": written, "failed": dict(prediction.failed)}, as_json)
+    if prediction.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Option(help="Folder of predicted label maps.")],
+    references: Annotated[Path, typer.Option(help="Folder of reference label maps of the same names.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    tolerance: Annotated[
+        float | None, typer.Option(help="Mm, of the surface Dice; default one voxel diagonal.", min=0)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score label maps: Dice, HD95, ASSD, surface Dice, with intervals."""
+    from misfm.recipes.evaluate import evaluate as run
+
+    with Progress("Evaluating") as progress:
+        result = run(predictions, references, out, tolerance_mm=tolerance, progress=progress.update)
+    for folder, names in result["missing"].items():
+        if names:
+            say(f"Not scored, {folder} missing: {', '.join(names)}")
+    for label, scores in result["mean"].items():
+        interval = (result["interval95"][label] or {}).get("dice")
+        bounds = "" if interval is None else f"  95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
+        if scores["dice"] is not None:
+            say(f"{label:20s} Dice {scores['dice']:.3f}{bounds}")
+    finish({"out": str(out), "mean": result["mean"], "interval95": result["interval95"]}, as_json)
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="Store, dataset, run or weights.")], as_json: Json = False
+) -> None:
+    """Say what a store, dataset, run folder, weights file or foreign checkpoint is."""
+    from misfm.recipes.info import describe_path
+
+    description = describe_path(path)
+    if not as_json:
+        for key, value in description.items():
+            print(f"{key:14s} {value if isinstance(value, str) else json.dumps(value)}")
+    finish(description, as_json)
+
+
+def shared_options(
+    network: str | None, steps: int | None, patch_size: str | None, batch_size: int | None, seed: int | None
+) -> dict[str, Any]:
+    """Settings that pretraining and fine-tuning share, by dotted key."""
+    return {
+        "network": None if network is None else {"name": network, "options": {}},
+        "training.steps": steps,
+        "patch_size": None if patch_size is None else numbers(patch_size, int, "--patch-size"),
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+
+
+def numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, Any, Any]:
+    """Parse ``D,H,W``."""
+    try:
+        d, h, w = (kind(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"{option} takes three numbers D,H,W such as 3,4,4; got '{text}'.") from error
+    return d, h, w
+
+
+def case_choice(text: str | None) -> int | list[str] | None:
+    """Parse ``--cases``: a number, or names."""
+    if text is None:
+        return None
+    return int(text) if text.isdigit() else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def say(message: str) -> None:
+    """Tell the person at the terminal; standard output stays free for ``--json``."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def finish(result: dict[str, Any], as_json: bool) -> None:
+    """Print the result as the last line, if asked to."""
+    if as_json:
+        print(json.dumps(result, default=str), flush=True)
+
+
+def main() -> NoReturn:
+    """Run the command line; the exit status is 0 done, 1 failed, 2 wrong usage or settings."""
+    logger = logging.getLogger("misfm")
+    with show_log(logger):
+        try:
+            app()
+        except ConfigError as error:
+            say(f"Error: {error}")
+            sys.exit(2)
+        except MisfmError as error:
+            say(f"Error: {error}")
+            sys.exit(1)
+        except OSError as error:
+            say(f"Error: {error.filename or 'The system'}: {error.strerror or error}.")
+            sys.exit(1)
+    sys.exit(0)
