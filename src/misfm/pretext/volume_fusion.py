@@ -163,12 +163,12 @@ class VolumeFusion(PretextTask):
         return segmentation_loss(outputs, batch.targets, background=True)
 
     def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
-        """Mean Dice of levels 1..K, and what guessing every voxel by the levels' shares would reach."""
+        """Mean Dice of the levels above 0, and what guessing every voxel by the levels' shares would reach."""
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
         dice = hard_dice(logits.detach(), batch.targets)[1:]
         known = batch.targets[batch.targets != IGNORE]
-        shares = torch.bincount(known, minlength=self.num_levels + 1).double() / max(len(known), 1)
-        return {"pretext_dice": float(dice.nanmean()), "chance_dice": float(shares[1:].mean())}
+        shares = torch.bincount(known, minlength=self.num_levels + 1)[1:] / max(len(known), 1)
+        return {"pretext_dice": float(dice.nanmean()), "chance_dice": float(shares[shares > 0].mean())}
 
 
 @PRETEXTS.register("volume-fusion-v1")

@@ -1,0 +1,82 @@
+"""The lean U-Net: its pyramid, and weights that move between patch sizes."""
+
+import itertools
+
+import pytest
+import torch
+
+import misfm.models
+from misfm.errors import ConfigError
+from misfm.models.unet import build_unet, level_strides
+from misfm.seeding import generator_for
+
+TINY = {"channels": (4, 6, 8, 8)}
+
+
+def tiny(patch_size, **options):
+    torch.manual_seed(0)
+    return misfm.models.create("unet", num_classes=3, patch_size=patch_size, **TINY, **options)
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "expected"),
+    [
+        ((64, 64, 64), [(2, 2, 2)] * 4),
+        ((8, 64, 64), [(2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 2, 2)]),
+        ((7, 17, 40), [(1, 2, 2), (1, 2, 2), (1, 1, 2), (1, 1, 1)]),
+        ((1, 1, 1), [(1, 1, 1)] * 4),
+    ],
+)
+def test_axes_are_halved_while_four_voxels_stay(patch_size, expected):
+    assert level_strides(patch_size, 4) == expected
+
+
+def test_the_pyramid_is_described_as_it_is():
+    backbone = build_unet(1, (16, 32, 24), **TINY)
+    features = backbone.encoder(torch.zeros(1, 1, 16, 32, 24))
+    assert [feature.shape[1] for feature in features] == [4, 6, 8, 8]
+    outputs = backbone.decoder(features)
+    assert [output.shape[1] for output in outputs] == list(backbone.channels) == [4, 6, 8]
+    for output, stride in zip(outputs, backbone.strides, strict=True):
+        assert tuple(output.shape[2:]) == tuple(
+            side // s for side, s in zip((16, 32, 24), stride, strict=True)
+        )
+    assert backbone.min_divisor == (4, 8, 4)
+
+
+@pytest.mark.parametrize("pair", itertools.permutations([(16, 16, 16), (5, 24, 40), (32, 32, 8)], 2), ids=str)
+def test_weights_move_between_patch_sizes(pair):
+    first, second = pair
+    source, target = tiny(first), tiny(second)
+    target.load_state_dict(source.state_dict())
+    assert target.eval()(torch.zeros(1, 1, *second)).shape == (1, 3, *second)
+
+
+def test_one_network_takes_patches_and_windows_of_other_sizes():
+    model = tiny((16, 16, 16)).eval()
+    x = torch.randn(1, 1, 24, 13, 30, generator=generator_for(0))
+    assert model(x).shape == (1, 3, 24, 13, 30)
+
+
+def test_voxels_far_away_count_through_the_bottleneck():
+    model = tiny((32, 32, 32)).eval()
+    x = torch.randn(1, 1, 32, 32, 32, generator=generator_for(1), requires_grad=True)
+    model(x)[0, 1, 16, 16, 16].backward()
+    assert float(x.grad[0, 0, 16, 16, 27].abs()) > 0
+
+
+def test_constant_and_huge_inputs_stay_finite():
+    model = tiny((8, 8, 8)).eval()
+    for value in (0.0, 1.0, 1e4):
+        assert bool(model(torch.full((1, 1, 8, 8, 8), value)).isfinite().all())
+
+
+@pytest.mark.parametrize("channels", [(8,), (), (8, 0, 8)])
+def test_a_pyramid_needs_two_levels(channels):
+    with pytest.raises(ConfigError, match="at least two levels"):
+        misfm.models.create("unet", num_classes=2, patch_size=(16, 16, 16), channels=channels)
+
+
+def test_the_default_is_small_enough_to_ship_in_half_precision():
+    model = misfm.models.create("unet", num_classes=5, patch_size=(40, 40, 40))
+    assert 2 * sum(parameter.numel() for parameter in model.parameters()) < 8 * 2**20

@@ -1,0 +1,134 @@
+"""Losses against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+
+from misfm.losses import (
+    IGNORE,
+    cross_entropy_loss,
+    deep_supervision_weights,
+    hard_dice,
+    segmentation_loss,
+    shrink,
+    soft_dice_loss,
+)
+from misfm.seeding import generator_for
+
+
+def logits_for(probabilities):
+    """Logits (1, K, 1, 1, N) of N voxels whose class probabilities are the rows."""
+    return torch.tensor(probabilities).log().T[None, :, None, None, :]
+
+
+def labels_for(classes):
+    return torch.tensor(classes)[None, None, None, :]
+
+
+FOUR = logits_for([[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.125, 0.125, 0.75], [0.25, 0.25, 0.5]])
+TRUTH = labels_for([0, 1, 2, 0])
+# Class 0: overlap 0.5 + 0.25, predicted 1.125, true 2. Class 1: 0.5, 1.125, 1. Class 2: 0.75, 1.75, 1.
+DICE = [2 * 0.75 / 3.125, 2 * 0.5 / 2.125, 2 * 0.75 / 2.75]
+
+
+def test_soft_dice_by_hand():
+    assert float(soft_dice_loss(FOUR, TRUTH, background=True)) == pytest.approx(1 - sum(DICE) / 3, abs=1e-4)
+    assert float(soft_dice_loss(FOUR, TRUTH, background=False)) == pytest.approx(
+        1 - sum(DICE[1:]) / 2, abs=1e-4
+    )
+
+
+def test_cross_entropy_by_hand():
+    expected = -(math.log(0.5) + math.log(0.5) + math.log(0.75) + math.log(0.25)) / 4
+    assert float(cross_entropy_loss(FOUR, TRUTH)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_ignored_voxels_count_nowhere():
+    some = labels_for([0, IGNORE, 2, IGNORE])
+    kept, kept_labels = FOUR[..., [0, 2]], TRUTH[..., [0, 2]]
+    assert torch.isclose(cross_entropy_loss(FOUR, some), cross_entropy_loss(kept, kept_labels))
+    assert torch.isclose(
+        soft_dice_loss(FOUR, some, background=True), soft_dice_loss(kept, kept_labels, background=True)
+    )
+    assert torch.equal(hard_dice(FOUR, some).nan_to_num(-1), hard_dice(kept, kept_labels).nan_to_num(-1))
+    logits = FOUR.clone().requires_grad_()
+    sum(segmentation_loss(logits, some, background=True).values()).backward()
+    assert float(logits.grad[..., [1, 3]].abs().max()) == 0
+    assert float(logits.grad[..., [0, 2]].abs().min()) > 0
+
+
+def test_a_batch_without_known_voxels_has_a_loss_and_no_gradient():
+    logits = FOUR.clone().requires_grad_()
+    loss = sum(segmentation_loss(logits, torch.full_like(TRUTH, IGNORE)).values())
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-6)
+    assert float(logits.grad.abs().max()) == 0
+
+
+def test_a_perfect_prediction_costs_nothing_and_a_wrong_one_everything():
+    labels = torch.randint(0, 3, (2, 4, 4, 4), generator=generator_for(0))
+    perfect = 50 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
+    wrong = perfect.roll(1, 1)
+    for loss in segmentation_loss(perfect, labels, background=True).values():
+        assert float(loss) == pytest.approx(0, abs=1e-5)
+    assert float(soft_dice_loss(wrong, labels, background=True)) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_class_in_neither_scores_one():
+    labels = torch.zeros(1, 2, 2, 2, dtype=torch.int64)
+    logits = torch.tensor([60.0, -60.0, -60.0]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 2, 2)
+    assert float(soft_dice_loss(logits, labels, background=False)) == pytest.approx(0, abs=1e-5)
+    assert hard_dice(logits, labels).isnan().tolist() == [False, True, True]
+
+
+def test_sums_run_over_the_batch_not_over_each_sample():
+    logits, labels = torch.cat([FOUR, -FOUR]), torch.cat([TRUTH, TRUTH])
+    side_by_side = torch.cat([FOUR, -FOUR], dim=-1)
+    together = soft_dice_loss(side_by_side, torch.cat([TRUTH, TRUTH], dim=-1), background=True)
+    assert torch.isclose(soft_dice_loss(logits, labels, background=True), together)
+
+
+def test_both_terms_weigh_half():
+    terms = segmentation_loss(FOUR, TRUTH, background=True)
+    assert torch.isclose(terms["dice"], soft_dice_loss(FOUR, TRUTH, background=True) / 2)
+    assert torch.isclose(terms["cross_entropy"], cross_entropy_loss(FOUR, TRUTH) / 2)
+
+
+@pytest.mark.parametrize(
+    ("num_outputs", "expected"), [(1, [1]), (2, [2 / 3, 1 / 3]), (4, [8 / 15, 4 / 15, 2 / 15, 1 / 15])]
+)
+def test_deep_supervision_halves_from_level_to_level(num_outputs, expected):
+    assert deep_supervision_weights(num_outputs) == pytest.approx(expected)
+
+
+def test_deep_supervision_is_the_weighted_mean_over_the_outputs():
+    generator = generator_for(1)
+    labels = torch.randint(-1, 3, (2, 8, 8, 6), generator=generator)
+    sizes = [(8, 8, 6), (4, 4, 6), (2, 2, 3)]
+    outputs = [torch.randn(2, 3, *size, generator=generator) for size in sizes]
+    coarse = [labels, labels[:, ::2, ::2], labels[:, ::4, ::4, ::2]]
+    terms = segmentation_loss(outputs, labels)
+    expected = [segmentation_loss(*pair) for pair in zip(outputs, coarse, strict=True)]
+    for name, value in terms.items():
+        mean = (4 * expected[0][name] + 2 * expected[1][name] + expected[2][name]) / 7
+        assert torch.isclose(value, mean)
+
+
+def test_coarser_targets_of_odd_sizes_take_nearest_voxels():
+    labels = torch.arange(7).view(1, 1, 1, 7)
+    assert shrink(labels, (1, 1, 4)).flatten().tolist() == [0, 1, 3, 5]
+    assert shrink(labels, (1, 1, 7)) is labels
+
+
+def test_losses_are_float32_under_lower_precision():
+    terms = segmentation_loss(FOUR.bfloat16(), TRUTH)
+    assert {term.dtype for term in terms.values()} == {torch.float32}
+
+
+def test_hard_dice_by_hand():
+    predicted = [0, 1, 1, 2, 2, 2]
+    logits = torch.nn.functional.one_hot(torch.tensor(predicted), 4).T[None, :, None, None].float()
+    dice = hard_dice(logits, labels_for([0, 0, 1, 2, 2, IGNORE]))
+    assert dice[:3].tolist() == pytest.approx([2 / 3, 2 / 3, 1])
+    assert math.isnan(dice[3])
