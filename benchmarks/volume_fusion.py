@@ -208,14 +208,14 @@ def table(results: dict[str, Any]) -> str:
     lines += [
         "",
         f"Volume Fusion v2, medians of {results['rounds']} interleaved rounds of batch "
-        f"{results['batch_size']}; PyMIC runs on one thread. Largest difference of intensities on the same crop and draws: "
-        f"{results['largest_difference']:.0e}.",
+        f"{results['batch_size']}; PyMIC runs on one thread. Largest difference of intensities on "
+        f"the same crop and draws: {results['largest_difference']:.0e}.",
         f"Floor: {floor['compulsory_mb']:.1f} MB must be read or written per sample (two mean crops, the "
         f"sample, one byte a level); copying runs at {floor['copy_gb_per_s']:.1f} GB/s on one thread, so "
         f"{floor['ms']:.2f} ms.",
         f"{info['cpu']} ({info['capability']}), {info['logical_cores']} logical cores, "
-        f"torch {info['torch']}, numpy {info['numpy']}, scipy {info['scipy']}; PyMIC {results['pymic']['version']}. "
-        f"{BUSY if results['busy'] else 'The machine was otherwise idle'} "
+        f"torch {info['torch']}, numpy {info['numpy']}, scipy {info['scipy']}; "
+        f"PyMIC {results['pymic']['version']}. {BUSY if results['busy'] else 'The machine was otherwise idle'} "
         f"(load average {info['load_average_at_start']}).",
     ]
     return "\n".join(lines) + "\n"
