@@ -51,6 +51,7 @@ BUSY = (
     "The machine was busy with other work: trust the ratios and CPU times of single threads, and nothing of "
     "two threads, which wait for each other"
 )
+IDLE = "The machine was otherwise idle"
 
 
 class Absent(ModuleType):
@@ -215,7 +216,7 @@ def table(results: dict[str, Any]) -> str:
         f"{floor['ms']:.2f} ms.",
         f"{info['cpu']} ({info['capability']}), {info['logical_cores']} logical cores, "
         f"torch {info['torch']}, numpy {info['numpy']}, scipy {info['scipy']}; "
-        f"PyMIC {results['pymic']['version']}. {BUSY if results['busy'] else 'The machine was otherwise idle'} "
+        f"PyMIC {results['pymic']['version']}. {BUSY if results['busy'] else IDLE} "
         f"(load average {info['load_average_at_start']}).",
     ]
     return "\n".join(lines) + "\n"

@@ -143,6 +143,16 @@ def test_voxels_whose_level_nobody_could_tell_are_left_out_of_the_loss():
     assert torch.equal(published.targets, levels)
 
 
+def test_air_on_air_is_left_out_of_the_loss_whatever_the_gammas():
+    views = ViewSettings(scale=(1, 1), flip_probability=0)
+    task = VolumeFusionV2(min_difference=1e-3, views=views, **SMALL_BLOCKS)
+    patches, inside = patches_for(task)
+    patches[..., :5] = patches.min() - 1  # clipped air on one side of both crops
+    ignored = task.prepare(patches, inside, PATCH_SIZE, generator_for(13)).targets == IGNORE
+    assert bool(ignored[..., :5].all())
+    assert float(ignored[..., 5:].float().mean()) < 0.05
+
+
 def test_score_is_perfect_for_the_truth_and_chance_for_guesses():
     task = VolumeFusionV1()
     levels = sample_levels_v1((16, 32, 32), block_size=((4, 8),) * 3, generator=generator_for(9))[None]

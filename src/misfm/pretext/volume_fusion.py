@@ -163,7 +163,7 @@ class VolumeFusion(PretextTask):
         return segmentation_loss(outputs, batch.targets, background=True)
 
     def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
-        """Mean Dice of the levels above 0, and what guessing every voxel by the levels' shares would reach."""
+        """Mean Dice of the levels above 0, and what guessing by the shares of the levels would reach."""
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
         dice = hard_dice(logits.detach(), batch.targets)[1:]
         known = batch.targets[batch.targets != IGNORE]
