@@ -1,14 +1,14 @@
 """A lean residual U-Net: the default where compute is small.
 
 The design spends as little as possible at full resolution, where a convolution costs most: one convolution
-in the encoder, one residual block in the decoder, and skips that are added instead of concatenated
-(as in SegResNet, arXiv 1810.11654), which halves the width of every decoder convolution.
+in the encoder and one in the decoder (a light decoder, as in nnU-Net's ResEnc), and skips that are added
+instead of concatenated (as in SegResNet, arXiv 1810.11654), which halves the width of decoder convolutions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import cast
 
 import torch.nn.functional as F
@@ -16,18 +16,18 @@ from torch import Tensor, nn
 
 from misfm.errors import ConfigError
 from misfm.models.base import NETWORKS, Backbone, Shape
+from misfm.models.heads import SegmentationHead
 
 NEGATIVE_SLOPE = 0.01
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(act(norm(conv(act(norm(x)))))), pre-activated, (B, C, D, H, W) -> the same shape."""
+    """x + convolutions of x, pre-activated, (B, C, D, H, W) -> the same shape."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, num_convs: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            *preactivated_conv(channels, channels), *preactivated_conv(channels, channels)
-        )
+        convs = (preactivated_conv(channels, channels) for _ in range(num_convs))
+        self.layers = nn.Sequential(*chain.from_iterable(convs))
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the residual to the input."""
@@ -50,7 +50,7 @@ class UNetEncoder(nn.Module):
         super().__init__()
         self.stem = nn.Conv3d(in_channels, channels[0], kernel_size=3, padding=1)
         self.levels = nn.ModuleList(
-            nn.Sequential(*preactivated_conv(fine, coarse, stride), ResidualBlock(coarse))
+            nn.Sequential(*preactivated_conv(fine, coarse, stride), ResidualBlock(coarse, num_convs=2))
             for fine, coarse, stride in zip(channels, channels[1:], strides, strict=False)
         )
 
@@ -69,11 +69,7 @@ class UNetDecoder(nn.Module):
         super().__init__()
         pairs = list(pairwise(channels))
         self.squeezes = nn.ModuleList(nn.Conv3d(coarse, fine, kernel_size=1) for fine, coarse in pairs)
-        self.blocks = nn.ModuleList(ResidualBlock(fine) for fine, _ in pairs)
-        self.norms = nn.ModuleList(
-            nn.Sequential(nn.InstanceNorm3d(fine, affine=True), nn.LeakyReLU(NEGATIVE_SLOPE))
-            for fine, _ in pairs
-        )
+        self.blocks = nn.ModuleList(ResidualBlock(fine, num_convs=1) for fine, _ in pairs)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Features of each level, finest first."""
@@ -83,7 +79,7 @@ class UNetDecoder(nn.Module):
             skip = features[level]
             up = F.interpolate(self.squeezes[level](x), size=skip.shape[2:], mode="nearest")
             x = self.blocks[level](skip + up)
-            outputs.append(self.norms[level](x))
+            outputs.append(x)
         return outputs[::-1]
 
 
@@ -101,10 +97,23 @@ class UNet(Backbone):
         self.strides = tuple(steps[:-1])
         self.min_divisor = steps[-1]
 
+    def build_head(self, num_classes: int, *, num_outputs: int) -> SegmentationHead:
+        """Norm, activation and a 1x1x1 convolution a level: features leave the decoder before activation."""
+        return SegmentationHead(
+            [
+                nn.Sequential(
+                    nn.InstanceNorm3d(channels, affine=True),
+                    nn.LeakyReLU(NEGATIVE_SLOPE),
+                    nn.Conv3d(channels, num_classes, kernel_size=1),
+                )
+                for channels in self.channels[:num_outputs]
+            ]
+        )
+
 
 @NETWORKS.register("unet")
 def build_unet(
-    in_channels: int, patch_size: Shape, *, channels: Sequence[int] = (8, 24, 48, 96, 128)
+    in_channels: int, patch_size: Shape, *, channels: Sequence[int] = (16, 32, 64, 128, 128)
 ) -> UNet:
     """Build the lean residual U-Net.
 

@@ -233,6 +233,12 @@ class VolumeFusionV2(VolumeFusion):
         self, patches: Tensor, valid: Tensor, patch_size: Shape, generator: Generator
     ) -> PretextBatch:
         """Fuse two augmented crops of each volume; see the base class."""
+        return self.fused_batch(*self.draw(patches, valid, patch_size, generator))
+
+    def draw(
+        self, patches: Tensor, valid: Tensor, patch_size: Shape, generator: Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw I_f and I_b, (B, C, *patch_size) each, and Y, (B, *patch_size); arguments as ``prepare``."""
         foregrounds: list[Tensor] = []
         backgrounds: list[Tensor] = []
         levels: list[Tensor] = []
@@ -252,6 +258,4 @@ class VolumeFusionV2(VolumeFusion):
                     generator=generator,
                 )
             )
-        return self.fused_batch(
-            torch.stack(foregrounds), torch.stack(backgrounds), torch.stack(levels).to(patches.device)
-        )
+        return torch.stack(foregrounds), torch.stack(backgrounds), torch.stack(levels).to(patches.device)
