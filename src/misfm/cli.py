@@ -183,13 +183,14 @@ def predict(
     run: Annotated[str, typer.Option(help="Run folder, weights file or 'builtin'.")],
     inputs: Annotated[list[Path], typer.Option("--input", help="Files, DICOM folders or trees of scans.")],
     output: Annotated[Path, typer.Option(help="Folder for the label maps, CASE.nii.gz.")],
+    more_inputs: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a label map for each scan, on the scan's own grid."""
+    """Write a label map for each scan, on the scan's own grid; --input takes several paths."""
     from misfm.recipes.predict import predict_files
 
     with Progress("Predicting") as progress:
-        prediction = predict_files(run, inputs, output, progress=progress.update)
+        prediction = predict_files(run, [*inputs, *(more_inputs or [])], output, progress=progress.update)
     say(f"{output}: {len(prediction.written)} label maps")
     written = {case: str(path) for case, path in prediction.written.items()}
     finish({"written": written, "failed": dict(prediction.failed)}, as_json)

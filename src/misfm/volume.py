@@ -74,9 +74,7 @@ class Volume:
         """The direction each of (D, H, W) grows towards, e.g. ``"SPL"``: superior, posterior, left."""
         rows = nearest_axes(self.affine)
         letters = ("LR", "PA", "IS")
-        return "".join(
-            letters[row][int(self.affine[row, column] > 0)] for column, row in enumerate(rows)
-        )
+        return "".join(letters[row][int(self.affine[row, column] > 0)] for column, row in enumerate(rows))
 
     def with_data(self, data: NDArray[Any]) -> Volume:
         """Return other voxels on the same grid; ``data`` has shape (C, D, H, W) or (D, H, W)."""

@@ -25,6 +25,7 @@ from misfm.data.store import Store
 from misfm.errors import ConfigError
 from misfm.evaluation.arms import ALL, Arm, compare_arms
 from misfm.files import write_json
+from misfm.models import create
 from misfm.pretext.volume_fusion import VolumeFusionV2
 from misfm.recipes.evaluate import evaluate
 from misfm.recipes.finetune import finetune
@@ -38,7 +39,7 @@ from misfm.report.twins import twin_report
 from misfm.seeding import generator_for
 from misfm.training.logging import format_duration, logger
 from misfm.training.run import RunFolder
-from misfm.weights import from_pretrained
+from misfm.weights.file import read as read_weights
 
 NUM_SCANS, NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 32, 4, 2, 8
 PRETRAINING_STEPS, FINETUNING_STEPS = 300, 300
@@ -60,6 +61,9 @@ def run_demo(out: Path, *, seed: int) -> dict[str, Any]:
         What ``results.json`` holds.
     """
     began = time.perf_counter()
+    earlier = RunFolder(out / "pretrain")
+    if earlier.config.exists() and earlier.read_settings()["seed"] != seed:
+        raise ConfigError(f"{out} holds a demo with another seed: choose another --out.")
     scans, dataset, store = out / "scans", out / "Dataset001_Phantom", out / "store"
     logger.info("Generating %d scans and %d labelled cases", NUM_SCANS, NUM_TRAIN + NUM_VALIDATION + NUM_TEST)
     write_phantom_scans(scans, NUM_SCANS, seed)
@@ -131,13 +135,17 @@ def summarise(arms: list[Arm], pretext: Mapping[str, float], seed: int, seconds:
     comparison = compare_arms(arms)
     lines = [f"{'arm':18s}" + "".join(f"{label:>14s}" for label in (*LABEL_NAMES.values(), "mean"))]
     for name, scores in comparison.scores.items():
-        cells = [scores[label].mean if label in scores else float("nan") for label in (*LABEL_NAMES.values(), ALL)]
+        labels = (*LABEL_NAMES.values(), ALL)
+        cells = [scores[label].mean if label in scores else float("nan") for label in labels]
         lines.append(f"{name:18s}" + "".join(f"{cell:14.3f}" for cell in cells))
     for name, scores in comparison.scores.items():
         difference = scores[ALL].difference
         if difference is not None:
             low, high = difference.interval
-            lines.append(f"{name} - {SCRATCH}: {difference.mean:+.3f} mean Dice, 95 % interval {low:+.3f} to {high:+.3f}")
+            lines.append(
+                f"{name} - {SCRATCH}: {difference.mean:+.3f} mean Dice, "
+                f"95 % interval {low:+.3f} to {high:+.3f}"
+            )
     lines.append(pretext_sentence(pretext))
     return {
         "seed": seed,
@@ -154,8 +162,8 @@ def pretext_sentence(pretext: Mapping[str, float]) -> str:
     dice, chance = pretext["validation_pretext_dice"], pretext["validation_chance_dice"]
     verdict = "hardly more than chance" if dice < chance + 0.1 else "above chance"
     return (
-        f"A pretraining of {PRETRAINING_STEPS} steps is a demonstration, not a foundation: its pretext Dice is "
-        f"{dice:.2f}, {verdict} ({chance:.2f}); published runs take 80,000 steps and more. One seed."
+        f"A pretraining of {PRETRAINING_STEPS} steps is a demonstration, not a foundation: its pretext Dice "
+        f"is {dice:.2f}, {verdict} ({chance:.2f}); published runs take 80,000 steps and more. One seed."
     )
 
 
@@ -174,11 +182,18 @@ def write_report(out: Path, arms: list[Arm], result: Mapping[str, Any]) -> None:
             overlay(image, read_volume(dataset / "labelsTs" / f"{case}.nii.gz"), predictions),
             wide=True,
         ),
-        Picture("Volume Fusion on held-out scans, with the levels the network sees.", fusion_picture(out), wide=True),
+        Picture(
+            "Volume Fusion on held-out scans, with the levels the network sees.",
+            fusion_picture(out),
+            wide=True,
+        ),
         Picture("Training loss.", loss_curves(losses)),
     ]
     settings = {"seed": str(result["seed"]), "duration": format_duration(result["seconds"])}
-    notes = [result["lines"][-1], "Generated anatomy: the numbers say that the code works, not how well patients fare."]
+    notes = [
+        result["lines"][-1],
+        "Generated anatomy: the numbers say that the code works, not how well patients fare.",
+    ]
     page = twin_report("misfm demo", arms, figures=figures, notes=notes, settings=settings)
     render_report(page, out / "report.html")
 
@@ -198,7 +213,11 @@ def fusion_picture(out: Path) -> bytes:
     size = task.source_size(PATCH_SIZE)
     patches = UnlabelledPatches(store, store.records(), size, task.num_patches, 3, seed=0)
     raw, valid = patches[0]
-    return fusion_strip(fused_samples(task, raw, valid, from_pretrained(str(out / "pretrain"))), num_levels=task.num_levels)
+    backbone = create(settings.network.name, num_classes=1, patch_size=PATCH_SIZE).backbone
+    network = task.build_model(backbone)
+    tensors, _ = read_weights(RunFolder(out / "pretrain").weights)
+    network.load_state_dict(tensors)
+    return fusion_strip(fused_samples(task, raw, valid, network), num_levels=task.num_levels)
 
 
 def fused_samples(
@@ -211,5 +230,7 @@ def fused_samples(
         predicted = network.eval()(batch.inputs).max(1).indices
     return [
         FusionSample(*(part.numpy() for part in parts))
-        for parts in zip(foreground[:, 0], background[:, 0], batch.inputs[:, 0], levels, predicted, strict=True)
+        for parts in zip(
+            foreground[:, 0], background[:, 0], batch.inputs[:, 0], levels, predicted, strict=True
+        )
     ]

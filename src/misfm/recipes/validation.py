@@ -46,8 +46,9 @@ class DiceValidation:
         """Return ``validation_dice`` (mean over cases of the mean over labels) and one number a label."""
         labels = [label for label in self.dataset.label_names if label != 0]
         scores = np.array([self._case(model, record) for record in self.records], dtype=np.float64)
-        numbers = {"validation_dice": float(np.nanmean(np.nanmean(scores, axis=1)))}
-        for label, column in zip(labels, np.nanmean(scores, axis=0), strict=True):
+        known = np.ma.masked_invalid(scores)  # a label absent in prediction and reference counts nowhere
+        numbers = {"validation_dice": float(known.mean(axis=1).mean())}
+        for label, column in zip(labels, known.mean(axis=0).filled(np.nan), strict=True):
             numbers[f"validation_dice_{self.dataset.label_names[label]}"] = float(column)
         return numbers
 
