@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -255,8 +256,12 @@ def numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, An
     """Parse ``D,H,W``."""
     try:
         d, h, w = (kind(part) for part in text.split(","))
+        if not all(0 < value < math.inf for value in (d, h, w)):
+            raise ValueError("not positive")
     except ValueError as error:
-        raise ConfigError(f"{option} takes three numbers D,H,W such as 3,4,4; got '{text}'.") from error
+        raise ConfigError(
+            f"{option} takes three positive numbers D,H,W such as 3,4,4; got '{text}'."
+        ) from error
     return d, h, w
 
 

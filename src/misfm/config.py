@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import Field, ValidationError
@@ -140,7 +140,8 @@ def resolve(
 
     Args:
         kind: :class:`PretrainSettings` or :class:`FinetuneSettings`.
-        recipe: name of a shipped recipe, unless the file names another with ``extends``.
+        recipe: name of a shipped recipe, unless the file names another with ``extends``, or with ``recipe`` as
+            the ``config.yaml`` of a run folder does.
         config: a YAML file of settings.
         options: dotted keys and values of command-line options; None values are left out.
         assignments: ``"a.b=value"`` strings, values in YAML.
@@ -149,7 +150,7 @@ def resolve(
         ConfigError: unknown recipe or key (with the nearest name), or a value that is not allowed.
     """
     overrides = read_file(config) if config is not None else {}
-    name = str(overrides.pop("extends", recipe))
+    name = str(overrides.pop("extends", overrides.get("recipe", recipe)))
     section = "pretrain" if kind is PretrainSettings else "finetune"
     tree = merge(read_recipe(name, section), {"recipe": name, **overrides})
     for key, value in options.items():
@@ -192,8 +193,13 @@ def load_yaml(text: str, origin: str) -> Any:
 
 
 def merge(base: Tree, overrides: Tree) -> Tree:
-    """Return ``base`` with the values of ``overrides``; mappings are merged key by key."""
+    """Return ``base`` with the values of ``overrides``; mappings are merged key by key.
+
+    Where another network or pretext task is named, the ``options`` of the former one do not stay.
+    """
     merged = dict(base)
+    if overrides.get("name", base.get("name")) != base.get("name"):
+        merged.pop("options", None)
     for key, value in overrides.items():
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
@@ -229,8 +235,10 @@ def sibling_keys(kind: type[Settings], location: Sequence[int | str]) -> list[st
     names: list[str] = []
     for part in location[:-1]:
         annotation = kind.model_fields[str(part)].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, Settings)):
-            return names
-        kind = annotation
+        candidates = [annotation, *get_args(annotation)]  # a setting may be "NetworkSettings | None"
+        nested = [one for one in candidates if isinstance(one, type) and issubclass(one, Settings)]
+        if not nested:
+            break
+        kind = nested[0]
         names.append(str(part))
     return [".".join([*names, field]) for field in kind.model_fields]

@@ -110,6 +110,22 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
         return self.store.anchors(record)
 
 
+def padding_notice(records: Sequence[Record], patch_size: Triple) -> str | None:
+    """Say in a sentence which volumes are smaller than a patch; None where none is."""
+    small = [
+        record
+        for record in records
+        if any(side < wanted for side, wanted in zip(record.shape, patch_size, strict=True))
+    ]
+    if not small:
+        return None
+    first = small[0]
+    return (
+        f"{len(small)} of {len(records)} volumes are smaller than the patch {patch_size}, such as "
+        f"{first.case} with {first.shape} voxels: their patches are padded."
+    )
+
+
 def draw_records(records: Sequence[Record], count: int, generator: Generator) -> list[Record]:
     """Draw ``count`` records, all different as long as there are enough."""
     order: list[int] = []

@@ -19,7 +19,7 @@ from misfm.data.augment import safe_flip_axes
 from misfm.data.dataset import Case, Dataset
 from misfm.data.ingest import ingest_dataset
 from misfm.data.intensity import IntensityRule, parse_intensity
-from misfm.data.patches import LabelledPatches
+from misfm.data.patches import LabelledPatches, padding_notice
 from misfm.data.preprocess import canonical
 from misfm.data.readers import read_volume
 from misfm.data.record import IngestSettings, Record
@@ -62,19 +62,24 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     training, held_out = choose_cases(dataset, settings)
     settled = settle(settings, dataset, training)
     run = RunFolder(out)
+    # Before the run folder is made: what cannot be built or filled leaves nothing behind.
+    model = build_model(settled, dataset)
+    report = None
+    if settled.weights is not None and not run.last.exists():
+        report = load(model, settled.weights, transfer=settled.transfer)
     run.begin(settled.model_dump(mode="json"), resume=resume)
+    if report is not None:
+        write_text(out / "transfer.txt", f"{report}\n")
+        logger.info("%s", report)
     names = {"train": [case.name for case in training], "val": [case.name for case in held_out]}
     write_json(out / "split.json", names)
     ingest_settings = IngestSettings(spacing=settled.spacing, intensity=settled.intensity)
     store = ingest_dataset(dataset, [*training, *held_out], out / "cases", ingest_settings)
     by_case = {record.case: record for record in store.records()}
     records = [by_case[name] for name in names["train"]]
-
-    model = build_model(settled, dataset)
-    if settled.weights is not None and not run.last.exists():
-        report = load(model, settled.weights, transfer=settled.transfer)
-        write_text(out / "transfer.txt", f"{report}\n")
-        logger.info("%s", report)
+    notice = padding_notice(records, settled.patch_size)
+    if notice is not None:
+        logger.warning("%s", notice)
     validation = DiceValidation(store, [by_case[name] for name in names["val"]], dataset, settled.patch_size)
     fit(
         model,

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from lightning_fabric import Fabric
 
+from misfm.data.preprocess import canonical
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.writers import write_label_map
 from misfm.errors import DataError, WeightsError
-from misfm.inference.predictor import Predictor
+from misfm.inference.predictor import PredictionSpec, Predictor
 from misfm.recipes.validation import predictor_for
 from misfm.training.logging import logger
 from misfm.volume import Volume
@@ -66,8 +67,13 @@ def predict_files(
             ``CASE``, as in nnU-Net datasets.
         output_dir: made where missing.
         progress: called with the number of cases done and their total.
+
+    Raises:
+        DataError: no scans, or a folder that cannot be made.
+        WeightsError: as for :func:`predict`.
     """
     predictor = load_predictor(weights_or_run)
+    make_folder(output_dir)
     cases = group_channels(find_scans(inputs), predictor.spec.in_channels)
     written: dict[str, Path] = {}
     failed: dict[str, str] = {}
@@ -75,6 +81,8 @@ def predict_files(
         path = output_dir / f"{case}.nii.gz"
         try:
             volume = read_channels(case, channels)
+            if is_smaller_than_window(volume, predictor.spec):
+                logger.info("%s is smaller than the patch %s: it is padded.", case, predictor.spec.patch_size)
             write_label_map(path, predictor.predict(volume))
             written[case] = path
         except DataError as error:
@@ -100,6 +108,24 @@ def load_predictor(weights_or_run: Source) -> Predictor:
     info = WeightsInfo.model_validate({k: v for k, v in known.items() if k in WeightsInfo.model_fields})
     device = Fabric(accelerator="auto", devices=1).device
     return predictor_for(from_pretrained(weights_or_run).to(device), info)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder before anything is computed for it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{path} cannot be made ({error.strerror}); choose another folder.") from error
+
+
+def is_smaller_than_window(volume: Volume, spec: PredictionSpec) -> bool:
+    """Whether a scan, resampled for the network, is shorter than a window along an axis."""
+    upright = canonical(volume)
+    sides = zip(upright.shape, upright.spacing, spec.spacing or upright.spacing, strict=True)
+    return any(
+        round(side * spacing / target) < wanted
+        for (side, spacing, target), wanted in zip(sides, spec.patch_size, strict=True)
+    )
 
 
 def group_channels(scans: Sequence[ScanSource], in_channels: int) -> dict[str, list[ScanSource]]:

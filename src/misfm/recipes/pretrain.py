@@ -11,12 +11,13 @@ from torch import nn
 
 from misfm.config import PretrainSettings
 from misfm.data.intensity import IntensityRule, parse_intensity
-from misfm.data.patches import UnlabelledPatches
+from misfm.data.patches import UnlabelledPatches, padding_notice
 from misfm.data.record import Record
 from misfm.data.store import Store
 from misfm.errors import DataError
 from misfm.models import SegmentationModel, create
 from misfm.seeding import derive_seed, generator_for
+from misfm.training.logging import logger
 from misfm.training.loop import Validation, fit
 from misfm.training.objectives import PretextObjective
 from misfm.training.run import RunFolder
@@ -53,6 +54,9 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     model = task.build_model(backbone)
     run = RunFolder(out)
     run.begin(settings.model_dump(mode="json"), resume=resume)
+    notice = padding_notice(store.records(), settings.patch_size)
+    if notice is not None:
+        logger.warning("%s", notice)
 
     def patches(records: Sequence[Record], seed: int) -> UnlabelledPatches:
         size = task.source_size(settings.patch_size)

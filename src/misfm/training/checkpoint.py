@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         DataError: the disk is full or the folder cannot be written.
     """
     with atomic_write(path) as temporary:
-        torch.save(vars(checkpoint), temporary)
+        try:
+            torch.save(vars(checkpoint), temporary)
+        except RuntimeError as error:  # what torch makes of a write that fails
+            raise OSError(errno.EIO, "writing failed, most likely the disk is full") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -50,8 +51,8 @@ class MetricsLog:
         self._handler.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers of the state after ``step`` steps; NaN becomes null."""
-        row = {name: (round(value, 6) if value == value else None) for name, value in values.items()}
+        """Log numbers of the state after ``step`` steps; what is not finite becomes null."""
+        row = {name: (round(value, 6) if math.isfinite(value) else None) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
         for name, value in values.items():

@@ -236,7 +236,7 @@ def validate(session: Session, validation: Validation, run: RunFolder, log: Metr
     session.model.train()
     log.write(session.state.step, numbers)
     score = numbers[validation.key]
-    if session.state.best_score is None or score > session.state.best_score:
+    if not math.isnan(score) and (session.state.best_score is None or score > session.state.best_score):
         session.state.best_score, session.state.best_step = score, session.state.step
         save(session, run.best)
 

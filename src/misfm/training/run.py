@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from misfm.errors import ConfigError
+from misfm.errors import ConfigError, DataError
 from misfm.files import write_json, write_text
 
 VERSIONED = ("misfm", "torch", "numpy", "lightning-fabric", "blosc2", "nibabel", "SimpleITK")
@@ -81,15 +81,29 @@ class RunFolder:
         write_json(self.path / "environment.json", environment())
 
     def read_settings(self) -> dict[str, Any]:
-        """Return the resolved settings the run was started with."""
-        return dict(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        """Return the resolved settings the run was started with.
+
+        Raises:
+            DataError: the file cannot be read or holds no settings.
+        """
+        try:
+            return dict(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise DataError(f"{self.config} does not hold the settings of a run; it is damaged.") from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All logged steps, oldest first; a last line cut short by a kill is left out."""
+        """All logged steps, oldest first; a last line cut short by a kill is left out.
+
+        Raises:
+            DataError: a line is no JSON.
+        """
         if not self.metrics.exists():
             return []
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        try:
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except ValueError as error:
+            raise DataError(f"{self.metrics} is damaged ({error}); correct or delete it.") from error
 
 
 def first_difference(saved: Any, given: Any, key: str = "") -> str:

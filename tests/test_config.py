@@ -1,0 +1,154 @@
+"""Settings of a run: recipe, file, options and --set on top of each other, and answers to what is misspelt."""
+
+import pytest
+import yaml
+
+from misfm.config import (
+    FinetuneSettings,
+    NetworkSettings,
+    PretextSettings,
+    PretrainSettings,
+    merge,
+    parse,
+    recipe_names,
+    resolve,
+)
+from misfm.errors import ConfigError
+from misfm.models import create
+
+NEEDED = {PretrainSettings: {"store": "a-store"}, FinetuneSettings: {"dataset": "a-dataset"}}
+KINDS = pytest.mark.parametrize("kind", NEEDED)
+
+
+def settings(kind=PretrainSettings, recipe="small", options=(), **others):
+    return resolve(kind, recipe=recipe, options={**NEEDED[kind], **dict(options)}, **others)
+
+
+def config_file(folder, text):
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+@KINDS
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_shipped_recipe_resolves_to_something_that_can_be_built(kind, recipe):
+    found = settings(kind, recipe)
+    assert found.recipe == recipe
+    network = found.network or NetworkSettings()
+    create(network.name, num_classes=2, patch_size=found.patch_size, **network.options)
+    if kind is PretrainSettings:
+        found.pretext.build()
+
+
+def test_a_recipe_stands_on_the_one_it_extends():
+    volf, misfm = settings(recipe="volf-2025"), settings(recipe="mis-fm-2023")
+    assert (volf.batch_size, volf.training.steps, volf.pretext.name) == (2, 80000, "volume-fusion-v2")
+    assert (misfm.batch_size, misfm.training.steps, misfm.pretext.name) == (4, 100000, "volume-fusion-v1")
+    assert volf.patch_size == misfm.patch_size == (64, 128, 128)
+    assert volf.training.optimizer == misfm.training.optimizer
+
+
+def test_the_last_word_wins(tmp_path):
+    file = config_file(tmp_path, "batch_size: 3\nseed: 3\ntraining: {steps: 30}\n")
+    assert settings().batch_size == 2
+    assert settings(config=file).batch_size == 3
+    options = {"batch_size": 4, "seed": 4, "training.steps": None}
+    assert settings(config=file, options=options).batch_size == 4
+    found = settings(config=file, options=options, assignments=["batch_size=5", "training.optimizer.lr=1e-4"])
+    assert (found.batch_size, found.seed, found.training.steps) == (5, 4, 30)
+    assert found.training.optimizer.lr == 1e-4
+    assert found.training.optimizer.name == "adamw"
+
+
+def test_a_file_may_choose_its_recipe(tmp_path):
+    file = config_file(tmp_path, "extends: mis-fm-2023\nbatch_size: 1\n")
+    found = settings(config=file)
+    assert (found.recipe, found.batch_size, found.pretext.name) == ("mis-fm-2023", 1, "volume-fusion-v1")
+
+
+@KINDS
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_what_a_run_folder_records_gives_the_same_run_again(tmp_path, kind, recipe):
+    first = settings(kind, recipe, assignments=["training.steps=7", "seed=3"])
+    file = config_file(tmp_path, yaml.safe_dump(first.model_dump(mode="json"), sort_keys=False))
+    assert settings(kind, config=file) == first
+
+
+def test_options_of_another_method_do_not_stay():
+    v1 = settings(assignments=["pretext.name=volume-fusion-v1"])
+    assert v1.pretext.options == {}
+    v1.pretext.build()
+    again = settings(assignments=["pretext.options.min_difference=0.5"])
+    assert again.pretext.options["min_difference"] == 0.5
+    assert again.pretext.options["block_size"] == [[8, 24]] * 3
+
+
+def test_merging_leaves_its_arguments_alone():
+    base = {"network": {"name": "a", "options": {"x": 1}}, "seed": 0}
+    assert merge(base, {"network": {"options": {"y": 2}}})["network"]["options"] == {"x": 1, "y": 2}
+    assert merge(base, {"network": {"name": "b"}, "seed": 1}) == {"network": {"name": "b"}, "seed": 1}
+    assert base == {"network": {"name": "a", "options": {"x": 1}}, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "assignment", "hint"),
+    [
+        (
+            PretrainSettings,
+            "batchsize=3",
+            "no setting 'batchsize' in the settings; did you mean 'batch_size'",
+        ),
+        (PretrainSettings, "training.stepz=3", "did you mean 'training.steps'"),
+        (PretrainSettings, "training.optimizer.LR=3", "Choose from: training.optimizer.name"),
+        (FinetuneSettings, "network.nam=unet", "did you mean 'network.name'"),
+        (FinetuneSettings, "augmentation.flip_axis=[0]", "did you mean 'augmentation.flip_axes'"),
+        (FinetuneSettings, "store=x", "no setting 'store'"),
+        (PretrainSettings, "seed", "--set takes KEY=VALUE, got 'seed'"),
+        (PretrainSettings, "seed=[1", "is not valid YAML"),
+        (PretrainSettings, "batch_size=0", "'batch_size' of the settings is wrong"),
+        (PretrainSettings, "training=3", "'training' of the settings is wrong"),
+        (PretrainSettings, "patch_size=[8, 8]", "'patch_size"),
+        (PretrainSettings, "training.optimizer.name=adamm", "'adamw', 'adam' or 'sgd'"),
+        (FinetuneSettings, "transfer=decoder", "'all' or 'encoder'"),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_nearest_that_is_right(kind, assignment, hint):
+    with pytest.raises(ConfigError) as error:
+        settings(kind, assignments=[assignment])
+    assert hint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest(tmp_path):
+    with pytest.raises(ConfigError, match="no recipe 'mis-fm'; did you mean 'mis-fm-2023'"):
+        settings(recipe="mis-fm")
+    with pytest.raises(ConfigError, match="no recipe 'smal'; did you mean 'small'"):
+        settings(config=config_file(tmp_path, "extends: smal"))
+
+
+@pytest.mark.parametrize("text", ["just words", "[1, 2]", "", "a: [", "!!python/object/apply:os.system [ls]"])
+def test_a_file_without_settings_is_refused(tmp_path, text):
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        settings(config=config_file(tmp_path, text))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="Cannot read the settings in"):
+        settings(config=tmp_path / "none.yaml")
+
+
+def test_an_unknown_pretext_or_option_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'volume-fusion-v1'"):
+        PretextSettings(name="volume-fusion1").build()
+    with pytest.raises(ConfigError, match="did you mean 'num_levels'"):
+        PretextSettings(options={"num_level": 3}).build()
+
+
+def test_settings_cannot_change_after_they_are_checked():
+    with pytest.raises(ValueError, match="frozen"):
+        settings().seed = 3
+
+
+def test_parse_returns_what_it_was_given():
+    assert parse(NetworkSettings, {"name": "pctnet"}, "settings") == NetworkSettings(name="pctnet")

@@ -1,0 +1,65 @@
+"""Files appear whole or not at all, and what cannot be written is one sentence."""
+
+import json
+import os
+
+import pytest
+
+from misfm.errors import DataError
+from misfm.files import atomic_write, write_json, write_text
+
+
+def test_content_replaces_what_was_there_and_folders_are_made(tmp_path):
+    path = tmp_path / "new" / "folder" / "notes.txt"
+    write_text(path, "first")
+    write_text(path, "zweitens: äöü")
+    assert path.read_text(encoding="utf-8") == "zweitens: äöü"
+    assert os.listdir(path.parent) == ["notes.txt"]
+
+
+def test_json_reads_back_and_holds_no_nan(tmp_path):
+    content = {"dice": 0.5, "missing": None, "names": ["a", "b"]}
+    write_json(tmp_path / "a.json", content)
+    assert json.loads((tmp_path / "a.json").read_text()) == content
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"dice": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == content
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("halfway"), KeyboardInterrupt()])
+def test_a_failure_halfway_leaves_the_old_content_and_no_trace(tmp_path, failure):
+    path = tmp_path / "notes.txt"
+    write_text(path, "old")
+    with pytest.raises(type(failure)), atomic_write(path) as temporary:
+        temporary.write_text("half of the n")
+        raise failure
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_is_a_sentence_and_leaves_the_old_content(tmp_path, monkeypatch, step):
+    path = tmp_path / "notes.txt"
+    write_text(path, "old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(DataError, match=r"Cannot write .*notes\.txt: No space left on device\. Free space"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match="choose another folder"):
+        write_text(tmp_path / "file" / "notes.txt", "new")
+    assert (tmp_path / "file").read_text() == "not a folder"
+
+
+def test_what_a_killed_process_left_is_overwritten(tmp_path):
+    (tmp_path / ".notes.txt.tmp").write_text("half")
+    write_text(tmp_path / "notes.txt", "new")
+    assert os.listdir(tmp_path) == ["notes.txt"]
