@@ -1,4 +1,4 @@
-"""Settings of a run: recipe, file, options and --set on top of each other, and answers to what is misspelt."""
+"""Settings of a run: recipe, file, options and --set, the last one wins; answers to what is misspelt."""
 
 import pytest
 import yaml

@@ -30,9 +30,14 @@ def test_json_reads_back_and_holds_no_nan(tmp_path):
 def test_a_failure_halfway_leaves_the_old_content_and_no_trace(tmp_path, failure):
     path = tmp_path / "notes.txt"
     write_text(path, "old")
-    with pytest.raises(type(failure)), atomic_write(path) as temporary:
-        temporary.write_text("half of the n")
-        raise failure
+
+    def write_half():
+        with atomic_write(path) as temporary:
+            temporary.write_text("half of the n")
+            raise failure
+
+    with pytest.raises(type(failure)):
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["notes.txt"]
 

@@ -48,7 +48,7 @@ LONGER_WITH_REASON = {
 
 def part_of(module):
     """``misfm.data.store`` -> ``data``; the package itself is its facade."""
-    return (module.split(".") + ["facade"])[1]
+    return [*module.split("."), "facade"][1]
 
 
 def module_of(file):

@@ -140,8 +140,8 @@ def resolve(
 
     Args:
         kind: :class:`PretrainSettings` or :class:`FinetuneSettings`.
-        recipe: name of a shipped recipe, unless the file names another with ``extends``, or with ``recipe`` as
-            the ``config.yaml`` of a run folder does.
+        recipe: name of a shipped recipe, unless the file names another with ``extends``, or with ``recipe``
+            as the ``config.yaml`` of a run folder does.
         config: a YAML file of settings.
         options: dotted keys and values of command-line options; None values are left out.
         assignments: ``"a.b=value"`` strings, values in YAML.

@@ -183,7 +183,7 @@ def write_report(out: Path, arms: list[Arm], result: Mapping[str, Any]) -> None:
             wide=True,
         ),
         Picture(
-            "Volume Fusion on held-out scans, with the levels the network sees.",
+            "Volume Fusion on generated scans, and the levels the network sees.",
             fusion_picture(out),
             wide=True,
         ),

@@ -35,6 +35,9 @@ class MetricsLog:
         self._handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logger.addHandler(self._handler)
+        self._level = logger.level
+        if not logger.isEnabledFor(logging.INFO):  # used as a library: log.txt is complete all the same
+            logger.setLevel(logging.INFO)
         self._steps = steps
         self._start = start
         self._began = time.perf_counter()
@@ -48,6 +51,7 @@ class MetricsLog:
         self._file.close()
         self._board.close()
         logger.removeHandler(self._handler)
+        logger.setLevel(self._level)
         self._handler.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,0 +1,125 @@
+"""A run killed at any moment and resumed is the uninterrupted one, bit for bit; a run asked to stop says how."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+# The command line in slow motion: a pause before each step leaves time to kill it, and changes no number.
+SLOW_MOTION = """
+import sys, time
+import misfm.training.loop as loop
+step = loop.train_step
+loop.train_step = lambda *args, **kwargs: (time.sleep(0.1), step(*args, **kwargs))[1]
+from misfm.cli import main
+sys.argv[0] = "misfm"
+main()
+"""
+
+
+def wait_for(path, process=None, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} never appeared"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def kill_when_under_way(arguments, out):
+    """Run a command until some time after its first checkpoint, then kill -9."""
+    # As many threads as this process: sums depend on how they are shared out.
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_MOTION, *map(str, arguments)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(out / "checkpoints" / "last.pt", process)
+    time.sleep(random.uniform(0, 0.5))
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "weights.safetensors").exists()
+
+
+def tensors(run):
+    return load_file(run / "weights.safetensors")
+
+
+def metrics(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "samples_per_s"} for row in rows]
+
+
+def assert_same_run(first, second):
+    ours, theirs = tensors(first), tensors(second)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert metrics(first) == metrics(second)
+    assert (first / "config.yaml").read_text() == (second / "config.yaml").read_text()
+
+
+STEPS = ["--set", "training.steps=12", "--set", "training.log_every=1", "--set", "training.checkpoint_every=4"]
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_killed_and_resumed_is_as_if_nothing_had_happened(run_command, tmp_path, request, verb):
+    source = {"pretrain": "store", "finetune": "dataset"}[verb]
+    options = request.getfixturevalue({"pretrain": "tiny_pretraining", "finetune": "tiny_finetuning"}[verb])
+    command = [verb, f"--{source}", request.getfixturevalue(source), *options, *STEPS]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    kill_when_under_way([*command, "--out", killed], killed)
+
+    refused = run_command(*command, "--out", killed)
+    assert refused.status == 2
+    assert "add --resume to go on with it" in refused.error
+
+    assert run_command(*command, "--out", killed, "--resume").status == 0
+    assert run_command(*command, "--out", whole).status == 0
+    assert_same_run(whole, killed)
+    if verb == "finetune":
+        assert (whole / "validation.json").read_text() == (killed / "validation.json").read_text()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(run_command, store, tmp_path, tiny_pretraining):
+    out = tmp_path / "run"
+    command = ["pretrain", "--store", store, "--out", out, *tiny_pretraining]
+    command += ["--set", "training.steps=100000"]
+
+    def interrupt():
+        wait_for(out / "checkpoints" / "last.pt")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    done = run_command(*command)
+    thread.join()
+    assert done.status == 1
+    assert done.error.startswith("Error: Stopped after step ")
+    assert "run the same command with --resume to go on" in done.error
+    assert not (out / "weights.safetensors").exists()
+
+
+def test_a_run_resumes_with_its_own_settings_only(run_command, pretrained, store, tiny_pretraining):
+    done = run_command("pretrain", "--store", store, "--out", pretrained, *tiny_pretraining, "--seed", "9", "--resume")
+    assert done.status == 2
+    assert "started with other settings (seed was 0, now 9)" in done.error
+
+
+def test_a_damaged_checkpoint_is_a_sentence(run_command, store, tmp_path, tiny_pretraining):
+    command = ["pretrain", "--store", store, "--out", tmp_path / "run", *tiny_pretraining]
+    assert run_command(*command).status == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    done = run_command(*command, "--resume")
+    assert done.status == 1
+    assert "is not a readable checkpoint" in done.error
