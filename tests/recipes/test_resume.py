@@ -68,7 +68,14 @@ def assert_same_run(first, second):
     assert (first / "config.yaml").read_text() == (second / "config.yaml").read_text()
 
 
-STEPS = ["--set", "training.steps=12", "--set", "training.log_every=1", "--set", "training.checkpoint_every=4"]
+STEPS = [
+    "--set",
+    "training.steps=12",
+    "--set",
+    "training.log_every=1",
+    "--set",
+    "training.checkpoint_every=4",
+]
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])
@@ -110,7 +117,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(run_command, store, tmp_path, tiny_p
 
 
 def test_a_run_resumes_with_its_own_settings_only(run_command, pretrained, store, tiny_pretraining):
-    done = run_command("pretrain", "--store", store, "--out", pretrained, *tiny_pretraining, "--seed", "9", "--resume")
+    done = run_command(
+        "pretrain", "--store", store, "--out", pretrained, *tiny_pretraining, "--seed", "9", "--resume"
+    )
     assert done.status == 2
     assert "started with other settings (seed was 0, now 9)" in done.error
 

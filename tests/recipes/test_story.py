@@ -67,9 +67,7 @@ def test_scans_to_pretrained_weights_to_masks_to_numbers(
     assert "reinitialised 4 tensors: head.levels (4)" in report
     assert (out / "split.json").read_text() == (out / "twin" / "split.json").read_text()
     assert len(json.loads((out / "split.json").read_text())["train"]) == 2
-    ours, theirs = (
-        yaml.safe_load((folder / "config.yaml").read_text()) for folder in (out, out / "twin")
-    )
+    ours, theirs = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (out, out / "twin"))
     assert ours.pop("weights") == str(pretrained)
     assert theirs.pop("weights") is None
     assert ours == theirs

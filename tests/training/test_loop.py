@@ -64,7 +64,9 @@ class Regression:
     """Predict the sum of the inputs, which are made noisy at random."""
 
     def prepare(self, batch, generator):
-        return PretextBatch(batch + 0.1 * torch.randn(batch.shape, generator=generator), batch.sum(1, keepdim=True))
+        return PretextBatch(
+            batch + 0.1 * torch.randn(batch.shape, generator=generator), batch.sum(1, keepdim=True)
+        )
 
     def loss(self, outputs, batch):
         error = outputs - batch.targets
@@ -103,7 +105,9 @@ def train(run, settings, *, before=lambda index: None, seed=5, model=None, valid
 
 
 def logged(run):
-    return [{key: value for key, value in row.items() if key != "samples_per_s"} for row in run.read_metrics()]
+    return [
+        {key: value for key, value in row.items() if key != "samples_per_s"} for row in run.read_metrics()
+    ]
 
 
 def same(first, second):
@@ -113,7 +117,9 @@ def same(first, second):
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("last_step", [1, 3, 7])
-def test_a_run_killed_anywhere_ends_where_the_whole_one_does(run, other_run, optimizer, accumulate, last_step):
+def test_a_run_killed_anywhere_ends_where_the_whole_one_does(
+    run, other_run, optimizer, accumulate, last_step
+):
     settings = training(schedule="sawtooth", optimizer={"name": optimizer}, accumulate=accumulate)
     whole = train(run, settings)
     with pytest.raises(Killed):
@@ -204,7 +210,9 @@ def test_a_loss_that_is_not_finite_stops_with_advice(run):
 
 
 def test_gradients_are_clipped_to_their_limit(run):
-    settings = training(1, optimizer={"name": "sgd", "lr": 1.0, "clip_norm": 0.5, "weight_decay": 0.0, "momentum": 0.1})
+    settings = training(
+        1, optimizer={"name": "sgd", "lr": 1.0, "clip_norm": 0.5, "weight_decay": 0.0, "momentum": 0.1}
+    )
     model = toy()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     train(run, settings, model=model)
@@ -250,5 +258,3 @@ def test_settings_out_of_range_are_refused(wrong):
 
     with pytest.raises(ValidationError):
         TrainingSettings(**{"steps": 1, **wrong})
-
-

@@ -49,7 +49,9 @@ def test_sawtooth_warms_the_decoder_up_alone_then_everything():
     found = scales(40, name="sawtooth", warmup=0.25, power=1)
     frozen, rising, falling = found[:10], found[10:20], found[20:]
     assert [scale.encoder for scale in frozen] == [0] * 10
-    assert [scale.decoder for scale in frozen] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert [scale.decoder for scale in frozen] == pytest.approx(
+        [0.2, 0.4, 0.6, 0.8, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    )
     assert rising == [LearningRateScale(step / 10, step / 10) for step in range(1, 11)]
     assert [scale.encoder for scale in falling] == pytest.approx([1 - step / 20 for step in range(20)])
     assert all(scale.encoder == scale.decoder for scale in rising + falling)
