@@ -44,6 +44,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --
 Out = Annotated[Path, typer.Option(help="Run folder.")]
 
 DEFAULT_RECIPE = "small"
+INTERRUPTED = 130
+"""Status with which typer answers Ctrl-C."""
 
 
 @app.command()
@@ -298,4 +300,9 @@ def main() -> NoReturn:
         except OSError as error:
             say(f"Error: {error.filename or 'The system'}: {error.strerror or error}.")
             sys.exit(1)
+        except SystemExit as stop:
+            if stop.code == INTERRUPTED:
+                say("Stopped: what was finished is kept; run the command again, a training with --resume.")
+                sys.exit(1)
+            raise
     sys.exit(0)

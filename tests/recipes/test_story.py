@@ -1,4 +1,4 @@
-"""The whole path through the command line, on generated scans: ingest, pretrain, finetune, predict, evaluate."""
+"""The whole path through the command line: ingest, pretrain, finetune, predict, evaluate, info."""
 
 import json
 

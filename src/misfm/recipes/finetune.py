@@ -108,6 +108,7 @@ def settle(settings: FinetuneSettings, dataset: Dataset, training: Sequence[Case
     intensity = settings.intensity or rule_text(known.get("intensity") or {"kind": dataset.kinds[0]})
     if intensity == "auto":
         intensity = dataset.kinds[0]
+    intensity_rule(intensity)  # refuse what is none before anything is written
     augmentation = settings.augmentation
     if "flip_axes" not in augmentation.model_fields_set:
         flips = safe_flip_axes(dataset.label_names.values())

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from misfm.data.preprocess import canonical
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.writers import write_label_map
-from misfm.errors import DataError, WeightsError
+from misfm.errors import ConfigError, DataError, WeightsError
 from misfm.inference.predictor import PredictionSpec, Predictor
 from misfm.recipes.validation import predictor_for
 from misfm.training.logging import logger
@@ -70,17 +70,19 @@ def predict_files(
 
     Raises:
         DataError: no scans, or a folder that cannot be made.
+        ConfigError: a label map would overwrite a scan.
         WeightsError: as for :func:`predict`.
     """
     predictor = load_predictor(weights_or_run)
-    make_folder(output_dir)
     cases = group_channels(find_scans(inputs), predictor.spec.in_channels)
+    keep_scans(cases, output_dir)
+    make_folder(output_dir)
     written: dict[str, Path] = {}
     failed: dict[str, str] = {}
     for case, channels in cases.items():
         path = output_dir / f"{case}.nii.gz"
         try:
-            volume = read_channels(case, channels)
+            volume = read_channels(case, channels, predictor.spec.in_channels)
             if is_smaller_than_window(volume, predictor.spec):
                 logger.info("%s is smaller than the patch %s: it is padded.", case, predictor.spec.patch_size)
             write_label_map(path, predictor.predict(volume))
@@ -108,6 +110,17 @@ def load_predictor(weights_or_run: Source) -> Predictor:
     info = WeightsInfo.model_validate({k: v for k, v in known.items() if k in WeightsInfo.model_fields})
     device = Fabric(accelerator="auto", devices=1).device
     return predictor_for(from_pretrained(weights_or_run).to(device), info)
+
+
+def keep_scans(cases: Mapping[str, Sequence[ScanSource]], output_dir: Path) -> None:
+    """Refuse an output folder in which a label map would take the place of a scan."""
+    scans = {channel.path.resolve() for channels in cases.values() for channel in channels}
+    for case in cases:
+        path = output_dir / f"{case}.nii.gz"
+        if path.resolve() in scans:
+            raise ConfigError(
+                f"The label map of {case} would overwrite the scan {path}: choose another folder."
+            )
 
 
 def make_folder(path: Path) -> None:
@@ -145,8 +158,14 @@ def unused_name(name: str, taken: Mapping[str, object]) -> str:
     return next(f"{name}-{number}" for number in range(2, len(taken) + 3) if f"{name}-{number}" not in taken)
 
 
-def read_channels(case: str, channels: Sequence[ScanSource]) -> Volume:
-    """Read a case; all of its channels must share a grid."""
+def read_channels(case: str, channels: Sequence[ScanSource], in_channels: int) -> Volume:
+    """Read a case; all of its channels must be there and share a grid."""
+    if len(channels) != in_channels:
+        found = ", ".join(str(channel.path) for channel in channels)
+        raise DataError(
+            f"Case {case} has {len(channels)} channel(s) ({found}) and the network takes {in_channels}; "
+            f"name its files {case}_0000, {case}_0001, … and give all of them."
+        )
     volumes = [channel.read() for channel in channels]
     for channel, volume in zip(channels, volumes, strict=True):
         if volume.shape != volumes[0].shape or not np.allclose(volume.affine, volumes[0].affine, atol=1e-3):
