@@ -56,7 +56,7 @@ def unlabelled(store, seed=0, **changes):
 
 
 def labelled(store, seed=0, **changes):
-    settings = {"patch_size": (8, 8, 8), "batch_size": 2, **changes}
+    settings = {"patch_size": (8, 8, 8), "margin": (0, 0, 0), "batch_size": 2, **changes}
     records = settings.pop("records", store.records())
     return LabelledPatches(store, records, seed=seed, **settings)
 
@@ -161,3 +161,30 @@ def test_volumes_of_a_batch_differ_as_long_as_there_are_enough(store, count, mos
     drawn = [record.case for record in draw_records(store.records(), count, generator_for(count))]
     assert len(drawn) == count
     assert max(drawn.count(name) for name in drawn) == most
+
+
+def test_a_margin_surrounds_the_patch_without_moving_it(store):
+    plain, wide = labelled(store)[0], labelled(store, margin=(1, 2, 3))[0]
+    assert wide[0].shape == (2, 1, 10, 12, 14)
+    assert torch.equal(wide[0][:, :, 1:-1, 2:-2, 3:-3], plain[0])
+    assert torch.equal(wide[1][:, 1:-1, 2:-2, 3:-3], plain[1])
+
+
+def test_voxels_at_the_border_of_a_volume_are_trained_on(store):
+    record = store.records()[0]
+    seen = np.zeros(record.shape, bool)
+    patches = labelled(store, records=[record], batch_size=1, margin=(2, 2, 2), labelled_share=0.0)
+    reads = []
+    original = store.read_patch
+    patches.store.read_patch = lambda record, box: (reads.append(box), original(record, box))[1]
+    try:
+        for index in range(300):
+            patches[index]
+    finally:
+        del patches.store.read_patch
+    for box in reads:
+        inner = tuple(slice(a + 2, b - 2) for a, b in zip(box.start, box.stop, strict=True))
+        seen[inner] = True
+    for axis in range(3):
+        assert seen.take(0, axis).any()
+        assert seen.take(-1, axis).any()

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-# The command line in slow motion once there is a checkpoint, at step 4: pauses leave time to kill it, whatever
-# else the machine does, and change no number.
+# The command line in slow motion once there is a checkpoint, at step 4: pauses leave time to kill it,
+# whatever else the machine does, and change no number.
 SLOW_MOTION = """
 import sys, time
 import misfm.training.loop as loop

@@ -72,7 +72,8 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
     Attributes:
         store: where the labelled volumes are.
         records: the cases to draw from.
-        patch_size: voxels along (D, H, W).
+        patch_size: voxels along (D, H, W) the network will see; these lie within the volume.
+        margin: voxels read beyond them on each side, so that rotation finds voxels at the corners.
         batch_size: B.
         seed: of the run.
         labelled_share: share of patches centred on a labelled voxel. The label is drawn first, uniformly from
@@ -83,6 +84,7 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
     store: Store
     records: Sequence[Record]
     patch_size: Triple
+    margin: Triple
     batch_size: int
     seed: int
     labelled_share: float = 0.6
@@ -92,7 +94,8 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
         generator = generator_for(self.seed, "patches", index)
         images, labels = [], []
         for record in draw_records(self.records, self.batch_size, generator):
-            box = draw_box(self._anchors(record, generator), record.shape, self.patch_size, generator)
+            inner = draw_box(self._anchors(record, generator), record.shape, self.patch_size, generator)
+            box = grow(inner, self.margin)
             voxels, _ = self.store.read_patch(record, box)
             classes, _ = self.store.read_label_patch(record, box)
             label = torch.from_numpy(classes[0].astype(np.int64))
@@ -142,6 +145,13 @@ def draw_box(anchors: NDArray[np.int16], shape: Triple, size: Triple, generator:
         for middle, side, length in zip(center, size, shape, strict=True)
     ]
     return Box((starts[0], starts[1], starts[2]), size)
+
+
+def grow(box: Box, margin: Triple) -> Box:
+    """Add ``margin`` voxels on each side of a box."""
+    d, h, w = (start - more for start, more in zip(box.start, margin, strict=True))
+    depth, height, width = (side + 2 * more for side, more in zip(box.size, margin, strict=True))
+    return Box((d, h, w), (depth, height, width))
 
 
 def fit_start(start: int, side: int, length: int) -> int:

@@ -37,8 +37,8 @@ from misfm.training.objectives import SegmentationObjective
 from misfm.training.run import RunFolder
 from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, describe, load, save
 
-ROTATION_MARGIN = 1.2
-"""Side of the patch that is read over side of the patch that is trained on."""
+ROTATION_MARGIN = 0.1
+"""Voxels read beyond each side of a patch over that side, for rotation to find voxels at the corners."""
 
 
 def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -210,12 +210,13 @@ def build_model(settings: SettledSettings, dataset: Dataset) -> SegmentationMode
 def labelled_patches(
     settings: SettledSettings, dataset: Dataset, store: Store, records: Sequence[Record]
 ) -> LabelledPatches:
-    """Patches a little larger than what the network sees, so that rotation finds voxels at the corners."""
+    """Return the source of training batches."""
     d, h, w = (int(np.ceil(side * ROTATION_MARGIN)) for side in settings.patch_size)
     return LabelledPatches(
         store=store,
         records=records,
-        patch_size=(d, h, w),
+        patch_size=settings.patch_size,
+        margin=(d, h, w),
         batch_size=settings.batch_size,
         seed=settings.seed,
         labelled_share=settings.labelled_share,

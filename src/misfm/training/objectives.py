@@ -42,8 +42,7 @@ class SegmentationObjective:
 
     Attributes:
         augmentation: how strongly and how often.
-        patch_size: voxels along (D, H, W) the network sees; the raw patches may be larger, so that rotation
-            finds voxels at the corners.
+        patch_size: voxels along (D, H, W) the network sees: the middle of the raw patches.
         spacing: mm per voxel along (D, H, W).
     """
 
