@@ -39,6 +39,13 @@ def test_soft_dice_by_hand():
     )
 
 
+def test_an_absent_class_scores_0_until_hardly_anything_of_it_is_predicted():
+    truth = labels_for([0, 0])
+    for share, dice in ((0.25, 0.0), (1e-3, 0.005), (1e-8, 1.0)):
+        loss = soft_dice_loss(logits_for([[1 - share, share]] * 2), truth, background=False)
+        assert float(loss) == pytest.approx(1 - dice, abs=3e-3)
+
+
 def test_cross_entropy_by_hand():
     expected = -(math.log(0.5) + math.log(0.5) + math.log(0.75) + math.log(0.25)) / 4
     assert float(cross_entropy_loss(FOUR, TRUTH)) == pytest.approx(expected, rel=1e-6)
@@ -91,7 +98,7 @@ def test_sums_run_over_the_batch_not_over_each_sample():
 
 def test_both_terms_weigh_half():
     terms = segmentation_loss(FOUR, TRUTH, background=True)
-    assert torch.isclose(terms["dice"], soft_dice_loss(FOUR, TRUTH, background=True) / 2)
+    assert torch.isclose(terms["dice_loss"], soft_dice_loss(FOUR, TRUTH, background=True) / 2)
     assert torch.isclose(terms["cross_entropy"], cross_entropy_loss(FOUR, TRUTH) / 2)
 
 

@@ -44,3 +44,10 @@ def test_draws_cover_their_inclusive_range():
     assert -1 <= min(numbers) < -0.9
     assert 2.9 < max(numbers) < 3
     assert sum(numbers) / 1000 == pytest.approx(1, abs=0.15)
+
+
+def test_draws_happen_on_the_device_of_the_generator():
+    generator = generator_for("device")
+    with torch.device("meta"):  # any default device other than the generator's
+        assert 2 <= draw_int(2, 4, generator) <= 4
+        assert -1 <= draw_uniform(-1.0, 3.0, generator) < 3

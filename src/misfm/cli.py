@@ -94,6 +94,8 @@ def ingest(
     counts = {"added": report.added, "skipped": report.skipped, "duplicates": report.duplicates}
     quarantined = [{"source": source, "reason": reason} for source, reason in report.quarantined]
     finish({"store": str(store), **counts, "quarantined": quarantined}, as_json)
+    if not any(counts.values()):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -271,7 +273,7 @@ def case_choice(text: str | None) -> int | list[str] | None:
     """Parse ``--cases``: a number, or names."""
     if text is None:
         return None
-    return int(text) if text.isdigit() else [name.strip() for name in text.split(",") if name.strip()]
+    return int(text) if text.isdecimal() else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def say(message: str) -> None:

@@ -15,7 +15,7 @@ from misfm.errors import ConfigError
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.registry import closest
 from misfm.settings import Settings, Size, Spacing
-from misfm.training.loop import TrainingSettings
+from misfm.training.settings import TrainingSettings
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -16,8 +16,9 @@ def soft_dice_loss(logits: Tensor, target: Tensor, *, background: bool, smooth: 
     """Return 1 minus the soft Dice coefficient, a scalar in [0, 1].
 
     For class k, Dice_k = (2 sum p_k y_k + s) / (sum p_k + sum y_k + s), with sums over the batch and the
-    voxels that are not :data:`IGNORE`; classes that occur in neither the target nor (noticeably) the
-    prediction thus score 1. The mean over classes leaves out class 0 unless ``background``.
+    voxels that are not :data:`IGNORE`. A class absent from the target thus scores about 0, which presses its
+    probabilities down wherever there are any, and 1 only once they sum to far less than s. The mean over
+    classes leaves out class 0 unless ``background``.
 
     Args:
         logits: (B, K, D, H, W).
@@ -62,7 +63,7 @@ def segmentation_loss(
         background: count class 0 in the Dice term.
 
     Returns:
-        ``{"dice": …, "cross_entropy": …}``, scalars already weighted by 1/2 so that their sum is the loss.
+        ``{"dice_loss": …, "cross_entropy": …}``, scalars already halved, so that their sum is the loss.
     """
     levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     dice = cross_entropy = target.new_zeros((), dtype=torch.float32)
@@ -70,7 +71,7 @@ def segmentation_loss(
         labels = shrink(target, logits.shape[2:])
         dice = dice + 0.5 * weight * soft_dice_loss(logits, labels, background=background)
         cross_entropy = cross_entropy + 0.5 * weight * cross_entropy_loss(logits, labels)
-    return {"dice": dice, "cross_entropy": cross_entropy}
+    return {"dice_loss": dice, "cross_entropy": cross_entropy}
 
 
 def shrink(target: Tensor, size: Sequence[int]) -> Tensor:

@@ -24,9 +24,9 @@ def generator_for(*parts: int | str) -> torch.Generator:
 
 def draw_uniform(low: float, high: float, generator: torch.Generator) -> float:
     """Draw one number from [low, high)."""
-    return low + (high - low) * float(torch.rand((), generator=generator))
+    return low + (high - low) * float(torch.rand((), generator=generator, device=generator.device))
 
 
 def draw_int(low: int, high: int, generator: torch.Generator) -> int:
     """Draw one integer from low..high, both included."""
-    return int(torch.randint(low, high + 1, (), generator=generator))
+    return int(torch.randint(low, high + 1, (), generator=generator, device=generator.device))

@@ -9,10 +9,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from misfm.data.dicom import list_series
-from misfm.data.preprocess import to_grid
-from misfm.data.readers import read_header, read_volume
+from misfm.data.readers import read_volume
 from misfm.errors import DataError
-from misfm.volume import Volume
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "dicom"
 needs_shared = pytest.mark.skipif(
@@ -69,7 +67,7 @@ def test_one_file_stands_for_its_series(tmp_path, voxels):
     write_series(folder, voxels[:3] // 2, uid="9.9")
     volume = read_volume(folder / "1.2.3-98")
     assert np.array_equal(volume.data[0], voxels - 1024)
-    assert read_header(folder / "9.9-98").shape == (3, 6, 7)
+    assert read_volume(folder / "9.9-98").shape == (3, 6, 7)
     with pytest.raises(DataError, match="2 DICOM series"):
         read_volume(folder)
     series, damaged = list_series(folder.iterdir())
@@ -176,12 +174,12 @@ def test_a_folder_without_dicom(tmp_path):
 
 
 @needs_shared
-def test_real_compressed_series_fits_its_label_map():
+def test_real_compressed_series_fits_its_label_map(to_grid):
     volume = read_volume(SHARED / "abdomen_ct_j2k")
     label = read_volume(SHARED / "abdomen_ct_j2k_seg.nii.gz")
     assert volume.shape == (20, 512, 512)
     # The label map's file runs the other way along H, so only positions can bring the two together.
-    organs = to_grid(label, Volume(volume.data, volume.affine)).data
+    organs = to_grid(label, volume).data
     liver, aorta = volume.data[organs == 5], volume.data[organs == 52]
     assert 60 < np.median(liver) < 130
     assert 120 < np.median(aorta) < 250

@@ -11,7 +11,6 @@ import pytest
 
 from misfm.data.dataset import Dataset
 from misfm.data.ingest import IngestSettings, ingest, ingest_dataset
-from misfm.data.preprocess import to_grid
 from misfm.data.readers import read_volume
 from misfm.data.store import Store
 from misfm.errors import ConfigError, DataError
@@ -41,7 +40,7 @@ def scans(tmp_path):
     return tmp_path / "scans"
 
 
-def test_a_scan_is_cropped_and_stays_where_it_was(tmp_path):
+def test_a_scan_is_cropped_and_stays_where_it_was(tmp_path, to_grid):
     affine = np.array([[0, 0, 2.0, 10], [1.5, 0, 0, -20], [0, -1.5, 0, 30], [0, 0, 0, 1]])
     source = read_volume(save(tmp_path / "scan.nii.gz", ct(shape=(60, 62, 64)), affine))
     ingest([tmp_path / "scan.nii.gz"], tmp_path / "s", NATIVE)
@@ -174,7 +173,7 @@ def dataset(tmp_path):
     return Dataset.open(folder)
 
 
-def test_labelled_cases_keep_every_label(tmp_path, dataset):
+def test_labelled_cases_keep_every_label(tmp_path, dataset, to_grid):
     store = ingest_dataset(dataset, dataset.cases(), tmp_path / "s", NATIVE)
     assert [record.case for record in store.records()] == ["a", "b"]
     for case, record in zip(dataset.cases(), store.records(), strict=True):

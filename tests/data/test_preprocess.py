@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from misfm.data.preprocess import canonical, content_box, resample, to_grid
+from misfm.data.preprocess import canonical, content_box, resample
 from misfm.volume import Box, Volume
 
 IDENTITY_SPL = np.array([[0, 0, -1.0, 0], [0, -1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
@@ -38,10 +38,13 @@ def positions(volume):
     return np.einsum("ij,jdhw->idhw", volume.affine, index)[:3]
 
 
-def ramp(affine, shape, slope=(0.7, -1.3, 2.1)):
+SLOPE = np.array([0.7, -1.3, 2.1])
+
+
+def ramp(affine, shape):
     """An image whose value is a linear function of the place, which linear interpolation reproduces."""
     empty = Volume(np.zeros((1, *shape)), affine)
-    values = np.tensordot(slope, positions(empty), 1)
+    values = np.tensordot(SLOPE, positions(empty), 1)
     return Volume(values[None].astype(np.float32), affine)
 
 
@@ -71,13 +74,13 @@ def test_oblique_grids_keep_their_angles_and_places(seed):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.booleans())
-def test_resampling_keeps_places_and_the_field_of_view(seed, cubic):
+@given(st.integers(0, 10**6))
+def test_resampling_keeps_places_and_the_field_of_view(seed):
     generator = np.random.default_rng(seed)
     old, new = generator.uniform(1.0, 2.5, 3), generator.uniform(0.7, 4, 3)
     affine = grid(old, generator.uniform(-90, 90, 3), Rotation.random(random_state=seed).as_matrix())
     volume = ramp(affine, tuple(generator.integers(16, 24, 3)))
-    out = resample(volume, new, cubic=cubic)
+    out = resample(volume, new)
     assert out.spacing == pytest.approx(tuple(new), rel=2e-3)
     assert np.array(out.shape) * out.spacing == pytest.approx(
         np.array(volume.shape) * old, abs=max(new) / 2 + 0.1
@@ -87,8 +90,9 @@ def test_resampling_keeps_places_and_the_field_of_view(seed, cubic):
     assert out.affine @ centre_after == pytest.approx(volume.affine @ centre, abs=1e-6)
     # Away from the border, where the kernel sees less than it would like to.
     inner = (slice(None), *(slice(side // 3, side - side // 3) for side in out.shape))
-    # 0.25 is a tenth of a millimetre on this ramp.
-    assert np.allclose(out.data[inner], ramp(out.affine, out.shape).data[inner], atol=0.25)
+    # A stretched kernel, sampled at whole voxels, is off by at most 0.086 of them along an axis.
+    most = 0.09 * np.abs(SLOPE @ volume.affine[:3, :3]).sum()
+    assert np.allclose(out.data[inner], ramp(out.affine, out.shape).data[inner], atol=most)
 
 
 def test_native_spacing_changes_nothing():
@@ -146,7 +150,7 @@ def test_labels_are_interpolated_one_by_one():
     assert set(np.unique(out.data)) <= {0, 1, 7, 200}
 
 
-def test_a_label_map_survives_there_and_back():
+def test_a_label_map_survives_there_and_back(to_grid):
     ball = np.linalg.norm(np.indices((20, 20, 20)) - 9.5, axis=0) < 6
     label = Volume((ball * 3)[None].astype(np.uint8), grid((2, 2, 2)))
     again = to_grid(resample(label, (1.3, 1.1, 1.7), label=True), label)
@@ -156,26 +160,6 @@ def test_a_label_map_survives_there_and_back():
         / ((again.data == 3).sum() + (label.data == 3).sum())
     )
     assert overlap > 0.93
-
-
-@pytest.mark.parametrize("matrix", list(orientations())[::5])
-def test_to_grid_undoes_canonical(matrix):
-    affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = matrix, (3, -4, 5)
-    labels = np.random.default_rng(0).integers(0, 9, (1, 4, 5, 6)).astype(np.uint8)
-    label = Volume(labels, affine)
-    again = to_grid(canonical(label), label)
-    assert np.array_equal(again.data, labels)
-    assert np.array_equal(again.affine, affine)
-
-
-def test_to_grid_places_a_crop_and_pads_with_zero():
-    affine = grid((2, 1, 1), (5, 6, 7), Rotation.from_euler("x", 20, degrees=True).as_matrix())
-    whole = Volume(np.ones((1, 6, 7, 8), np.uint8), affine)
-    box = Box((1, 2, 3), (3, 4, 2))
-    out = to_grid(whole.crop(box), whole)
-    assert out.data.sum() == 3 * 4 * 2
-    assert out.data[0][box.slices].all()
 
 
 def body_on_a_table():

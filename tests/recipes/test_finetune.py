@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from misfm.config import FinetuneSettings, PretrainSettings
 from misfm.data.dataset import Dataset
 from misfm.errors import ConfigError, DataError, WeightsError
-from misfm.recipes.finetune import build_model, choose_cases, finetune, rule_text, settle
+from misfm.recipes.finetune import build_model, finetune
+from misfm.recipes.settle import rule_text, settle
+from misfm.recipes.splits import choose_cases
 from misfm.recipes.pretrain import pretrain, split_records
 from misfm.recipes.twins import finetune_twins
 from misfm.training.loop import TrainingSettings
@@ -89,7 +91,7 @@ def test_a_file_that_is_no_split_is_refused(dataset, finetune_settings, tmp_path
 
 def settled(dataset, settings):
     opened = Dataset.open(dataset)
-    return settle(settings, opened, choose_cases(opened, settings)[0])
+    return settle(settings, opened)
 
 
 def bare(dataset, **others):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfm.errors import DataError, MisfmError
-from misfm.volume import Affine, FloatTriple, Triple, Volume
+from misfm.volume import Affine, Triple, Volume
 
 MAX_SHEAR = 0.01
 """Largest cosine between two axes of a grid that still counts as rounding of the header (0.6 degrees)."""
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says about its scan before any voxel is read.
-
-    Attributes:
-        shape: voxels along (D, H, W).
-        spacing: millimetres along (D, H, W).
-        dtype: voxel type in the file, as numpy names it where there is such a type.
-        modality: DICOM Modality ("CT", "MR", ...), None where the format has none.
-    """
-
-    shape: Triple
-    spacing: FloatTriple
-    dtype: str
-    modality: str | None = None
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from scipy import ndimage
 from misfm.data.checks import (
     LPS_TO_RAS,
     MAX_SHEAR,
-    Header,
     check_shape,
     make_volume,
     readable,
@@ -35,8 +34,6 @@ _TAGS = [
     "ImageOrientationPatient",
     "ImagePositionPatient",
     "PixelSpacing",
-    "BitsAllocated",
-    "PixelRepresentation",
     "SamplesPerPixel",
 ]
 _UNEVEN = 0.02
@@ -118,24 +115,6 @@ def series_at(path: Path) -> Series:
             f"{path} holds {len(series)} DICOM series; give one file of the wanted one ({examples})."
         )
     return series[0]
-
-
-def read_header(series: Series) -> Header:
-    """Shape, spacing, voxel type and modality of a series, from the headers alone.
-
-    Raises:
-        DataError: see ``read_series``.
-    """
-    slices, gap = _stack(series)
-    first = slices[0].header
-    rows, columns = (float(value) for value in first.PixelSpacing)
-    sign = "int" if first.get("PixelRepresentation", 0) else "uint"
-    return Header(
-        (len(slices), int(first.Rows), int(first.Columns)),
-        (gap, rows, columns),
-        f"{sign}{first.get('BitsAllocated', 16)}",
-        series.modality,
-    )
 
 
 def read_series(series: Series) -> Volume:

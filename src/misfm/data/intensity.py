@@ -59,11 +59,6 @@ class Normalisation(Settings):
         values = source.astype(np.float32) if isinstance(source, np.ndarray) else source.float()
         return cast(Voxels, (values.clip(self.lower, self.upper) - self.shift) / self.scale)
 
-    @property
-    def lowest(self) -> float:
-        """The smallest normalised value: air in CT."""
-        return (self.lower - self.shift) / self.scale
-
 
 def normalise(normalisations: Sequence[Normalisation], voxels: NDArray[Any]) -> NDArray[np.float32]:
     """Return (C, D, H, W) voxels as float32, each channel by its own normalisation."""

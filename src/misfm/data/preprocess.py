@@ -1,4 +1,4 @@
-"""Pure functions from a Volume to a Volume: orientation, cropping to content, resampling, other grids.
+"""Pure functions from a Volume to a Volume: orientation, cropping to content, resampling.
 
 Positions are those of voxel centres. Every function returns the affine of its output, so that a landmark
 keeps its place in the patient through all of them.
@@ -70,12 +70,12 @@ def content_box(volume: Volume, kind: Kind | None = None, margin_mm: float = 8.0
     return Box((start[0], start[1], start[2]), size)
 
 
-def resample(volume: Volume, spacing: Target, *, label: bool = False, cubic: bool = False) -> Volume:
+def resample(volume: Volume, spacing: Target, *, label: bool = False) -> Volume:
     """Interpolate to another spacing along the volume's own axes; the centre of the field of view stays.
 
-    Images are interpolated linearly (or with Keys' cubic); where the grid gets coarser the kernel is
-    stretched by the same factor, so that no voxel is skipped. An axis more than three times coarser than the
-    next one is taken from the nearest slice (nnU-Net): between thick slices interpolation invents anatomy.
+    Images are interpolated linearly; where the grid gets coarser the kernel is stretched by the same factor,
+    so that no voxel is skipped. An axis more than three times coarser than the next one is taken from the
+    nearest slice (nnU-Net): between thick slices interpolation invents anatomy.
 
     In label maps every label is interpolated on its own and the largest share wins: unlike nearest neighbour
     this keeps outlines smooth when the grid gets finer and counts all voxels when it gets coarser, and unlike
@@ -85,7 +85,6 @@ def resample(volume: Volume, spacing: Target, *, label: bool = False, cubic: boo
         volume: (C, D, H, W); one channel of whole numbers if ``label``.
         spacing: millimetres along (D, H, W); None entries or "native" keep an axis.
         label: whether the volume is a label map.
-        cubic: cubic instead of linear interpolation, images only.
 
     Returns:
         Float32 image or label map of the input's type; the volume itself where nothing changes.
@@ -102,29 +101,12 @@ def resample(volume: Volume, spacing: Target, *, label: bool = False, cubic: boo
         count = max(1, round(side * before / after))
         first = (side - 1) / 2 - (count - 1) / 2 * after / before
         nearest = axis == coarse and after <= before
-        kernel = "nearest" if nearest else "cubic" if cubic and not label else "linear"
         positions = first + np.arange(count, dtype=np.float64) * (after / before)
-        matrices.append(_weights(side, positions, after / before, kernel))
+        matrices.append(_weights(side, positions, after / before, nearest=nearest))
         affine[:3, 3] += volume.affine[:3, axis] * first
         affine[:3, axis] *= after / before
     data = _majority(volume.data, matrices) if label else np.stack([_apply(c, matrices) for c in volume.data])
     return Volume(data, affine)
-
-
-def to_grid(label_map: Volume, reference: Volume) -> Volume:
-    """Return a label map on the grid of ``reference``, nearest voxel by position; 0 outside of the map."""
-    index = np.linalg.inv(label_map.affine) @ reference.affine
-    out = np.zeros((label_map.data.shape[0], *reference.shape), dtype=label_map.data.dtype)
-    sides = np.array(label_map.shape)[:, None]
-    h, w = np.meshgrid(*(np.arange(side) for side in reference.shape[1:]), indexing="ij")
-    plane = index[:3, 1:2] * h.ravel() + index[:3, 2:3] * w.ravel() + index[:3, 3:]
-    for d in range(reference.shape[0]):
-        # The tiny shift decides exact halves the same way for every rounding error of the affines.
-        nearest = np.floor(plane + index[:3, :1] * d + 0.5 + 1e-6).astype(np.intp)
-        inside = ((nearest >= 0) & (nearest < sides)).all(axis=0)
-        values = label_map.data[:, *nearest[:, inside]]
-        out[:, d].reshape(len(out), -1)[:, inside] = values
-    return Volume(out, reference.affine)
 
 
 def _coarse_axis(spacing: FloatTriple) -> int | None:
@@ -132,24 +114,24 @@ def _coarse_axis(spacing: FloatTriple) -> int | None:
     return int(order[2]) if spacing[order[2]] > ANISOTROPIC * spacing[order[1]] else None
 
 
-def _weights(side: int, positions: NDArray[np.float64], ratio: float, kernel: str) -> sparse.csr_array:
+def _weights(side: int, positions: NDArray[np.float64], ratio: float, *, nearest: bool) -> sparse.csr_array:
     """Interpolation along one axis as a matrix (len(positions), side) whose rows sum to one.
 
     Args:
         side: voxels of the input along the axis.
         positions: where the output's voxels lie, in voxels of the input.
         ratio: output spacing over input spacing.
-        kernel: "nearest", "linear" or "cubic".
+        nearest: take the nearest voxel instead of interpolating linearly.
     """
-    if kernel == "nearest":
+    if nearest:
         taps = np.clip(np.floor(positions + 0.5), 0, side - 1)[:, None]
         weights = np.ones_like(taps)
     else:
         stretch = max(1.0, ratio)
-        reach = int(np.ceil(stretch * (2 if kernel == "cubic" else 1)))
+        reach = int(np.ceil(stretch))
         taps = np.floor(positions)[:, None] + np.arange(-reach, reach + 1)
         distance = np.abs(taps - positions[:, None]) / stretch
-        weights = _keys(distance) if kernel == "cubic" else np.maximum(0.0, 1.0 - distance)
+        weights = np.maximum(0.0, 1.0 - distance)
         weights[(taps < 0) | (taps >= side)] = 0.0
         # Positions just outside the outermost centres see the border voxel only.
         lonely = np.abs(weights.sum(axis=1)) < 1e-9
@@ -162,13 +144,6 @@ def _weights(side: int, positions: NDArray[np.float64], ratio: float, kernel: st
     )
     matrix.eliminate_zeros()
     return matrix
-
-
-def _keys(distance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Keys' cubic convolution kernel with a = -1/2 (IEEE Trans. ASSP 29, 1981)."""
-    near = (1.5 * distance - 2.5) * distance**2 + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    return np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
 
 
 def _apply(voxels: NDArray[Any], matrices: Sequence[sparse.csr_array]) -> NDArray[np.float32]:

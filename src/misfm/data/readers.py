@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from misfm.data import dicom
 from misfm.data.checks import (
     LPS_TO_RAS,
-    Header,
     check_dtype,
     check_shape,
     make_volume,
@@ -60,25 +59,6 @@ def read_volume(path: str | Path) -> Volume:
         return dicom.read_series(dicom.series_at(path))
     with readable(path):
         return _read_nifti(path) if kind == "nifti" else _read_itk(path)
-
-
-def read_header(path: str | Path) -> Header:
-    """Read shape, spacing, voxel type and modality of a scan without its voxels; see ``read_volume``."""
-    path = Path(path)
-    kind = _kind(path)
-    if kind == "dicom":
-        return dicom.read_header(dicom.series_at(path))
-    with readable(path):
-        if kind == "nifti":
-            image = nib.load(path)
-            w, h, d = check_shape(image.shape, path)
-            x, y, z = (float(v) for v in image.header.get_zooms()[:3])
-            return Header((d, h, w), (z, y, x), image.get_data_dtype().name)
-        reader = _itk_reader(path)
-        w, h, d = check_shape(reader.GetSize(), path)
-        x, y, z = (float(v) for v in reader.GetSpacing()[:3])
-        name = sitk.GetPixelIDValueAsString(reader.GetPixelID())
-        return Header((d, h, w), (z, y, x), name)
 
 
 def has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:

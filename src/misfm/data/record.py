@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,6 +107,12 @@ def fingerprint(volume: Volume) -> str:
     digest = hashlib.sha256(f"{volume.data.dtype.str}{volume.data.shape}".encode())
     digest.update(np.ascontiguousarray(volume.data).data)
     return digest.hexdigest()
+
+
+def fingerprint_of(records: Iterable[Record]) -> str:
+    """Hash of what volumes hold, whatever their order."""
+    identities = sorted(record.id for record in records)
+    return hashlib.sha256("\n".join(identities).encode()).hexdigest()
 
 
 def make_entry(

@@ -7,7 +7,6 @@ happens after its files are complete on disk: a killed ingest leaves at most a f
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from misfm.data.record import Entry, IngestSettings, Record
+from misfm.data.record import Entry, IngestSettings, Record, fingerprint_of
 from misfm.data.writers import write_bytes
 from misfm.errors import ConfigError, DataError
 from misfm.volume import Box, Triple, Volume
@@ -195,8 +194,7 @@ class Store:
 
     def fingerprint(self) -> str:
         """Hash of what the store holds, whatever the order it came in."""
-        identities = sorted(record.id for record in self.records())
-        return hashlib.sha256("\n".join(identities).encode()).hexdigest()
+        return fingerprint_of(self.records())
 
     def is_known(self, source: str, stamp: str) -> bool:
         """Whether a source was ingested in this very state (``stamp``: its size and time of change)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ class Backbone(nn.Module):
         strides: voxels of input per feature along (D, H, W), one triple for each level, finest first.
         input_size: the only patch size the network takes, or None where any multiple of ``min_divisor`` fits.
         min_divisor: what each side of a patch is padded to a multiple of.
+        options: all options of its builder as they were resolved, so that weights can describe the network;
+            set by :func:`misfm.models.create`.
     """
 
     encoder: nn.Module
@@ -37,6 +39,7 @@ class Backbone(nn.Module):
     strides: tuple[Shape, ...]
     input_size: Shape | None = None
     min_divisor: Shape = (1, 1, 1)
+    options: dict[str, Any]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Features of a patch (B, C, D, H, W), finest first."""

@@ -37,7 +37,8 @@ def create(
         ConfigError: unknown network or option (the nearest name is offered), or a size it cannot take.
     """
     builder = NETWORKS.get(name)
-    allowed = [p for p in inspect.signature(builder).parameters if p not in ("in_channels", "patch_size")]
+    parameters = inspect.signature(builder).parameters
+    allowed = [option for option in parameters if option not in ("in_channels", "patch_size")]
     for option in options:
         if option not in allowed:
             raise ConfigError(f"Network '{name}' has no option '{option}'; {closest(option, allowed)}")
@@ -47,5 +48,10 @@ def create(
             "A network needs a patch size of three positive sides and at least one channel and class, "
             f"got patch_size={size}, in_channels={in_channels}, num_classes={num_classes}."
         )
-    backbone = builder(in_channels=in_channels, patch_size=size, **options)
+    resolved = {option: parameters[option].default for option in allowed} | options
+    try:
+        backbone = builder(in_channels=in_channels, patch_size=size, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"Network '{name}' cannot be built with {options}: {error}.") from error
+    backbone.options = resolved | getattr(backbone, "options", {})
     return SegmentationModel(backbone, num_classes, deep_supervision=deep_supervision)

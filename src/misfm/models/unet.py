@@ -113,24 +113,39 @@ class UNet(Backbone):
 
 @NETWORKS.register("unet")
 def build_unet(
-    in_channels: int, patch_size: Shape, *, channels: Sequence[int] = (16, 32, 64, 128, 128)
+    in_channels: int,
+    patch_size: Shape,
+    *,
+    channels: Sequence[int] = (16, 32, 64, 128, 128),
+    strides: Sequence[Sequence[int]] | None = None,
 ) -> UNet:
     """Build the lean residual U-Net.
 
     Args:
         in_channels: channels of the image.
-        patch_size: voxels along (D, H, W); an axis is halved from level to level while at least 4
-            voxels stay. The shapes of the weights do not depend on it, so weights move between patch sizes.
+        patch_size: voxels along (D, H, W).
         channels: features of each level, fine to coarse.
+        strides: step along (D, H, W) from each level to the next; by default an axis is halved while at least
+            4 voxels stay. The shapes of the weights do not depend on them, what they have learnt does: weights
+            bring their strides along.
 
     Raises:
-        ConfigError: fewer than two levels.
+        ConfigError: fewer than two levels, another number of strides, or a patch of which a single voxel is
+            left at the coarsest level.
     """
     if len(channels) < 2 or min(channels) < 1:
+        raise ConfigError(f"A U-Net needs at least two levels of one or more channels, got {list(channels)}.")
+    steps = level_strides(patch_size, len(channels) - 1) if strides is None else strides
+    if len(steps) != len(channels) - 1 or any(len(step) != 3 or min(step) < 1 for step in steps):
+        raise ConfigError(f"A U-Net of {len(channels)} levels needs one stride D,H,W from each to the next.")
+    unet = UNet(in_channels, channels, [(step[0], step[1], step[2]) for step in steps])
+    if all(side <= divisor for side, divisor in zip(patch_size, unet.min_divisor, strict=True)):
         raise ConfigError(
-            f"A U-Net needs at least two levels of one or more channels, got channels={channels}."
+            f"A patch of {patch_size} leaves one voxel at the coarsest level: take more than "
+            f"{unet.min_divisor} along an axis, or fewer levels."
         )
-    return UNet(in_channels, channels, level_strides(patch_size, len(channels) - 1))
+    unet.options = {"strides": [list(step) for step in steps]}
+    return unet
 
 
 def level_strides(patch_size: Shape, num_steps: int, smallest: int = 4) -> list[Shape]:

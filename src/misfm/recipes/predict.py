@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
-from lightning_fabric import Fabric
 
 from misfm.data.preprocess import canonical
 from misfm.data.scan import ScanSource, find_scans
@@ -17,6 +17,8 @@ from misfm.errors import ConfigError, DataError, WeightsError
 from misfm.inference.predictor import PredictionSpec, Predictor
 from misfm.recipes.validation import predictor_for
 from misfm.training.logging import logger
+from misfm.training.loop import best_device
+from misfm.training.memory import keep_freed_memory
 from misfm.volume import Volume
 from misfm.weights import WeightsInfo, describe, from_pretrained
 from misfm.weights.source import Source
@@ -108,8 +110,8 @@ def load_predictor(weights_or_run: Source) -> Predictor:
             "run `misfm finetune --weights` on it first."
         )
     info = WeightsInfo.model_validate({k: v for k, v in known.items() if k in WeightsInfo.model_fields})
-    device = Fabric(accelerator="auto", devices=1).device
-    return predictor_for(from_pretrained(weights_or_run).to(device), info)
+    keep_freed_memory()
+    return predictor_for(from_pretrained(weights_or_run).to(best_device()), info)
 
 
 def keep_scans(cases: Mapping[str, Sequence[ScanSource]], output_dir: Path) -> None:
@@ -142,20 +144,28 @@ def is_smaller_than_window(volume: Volume, spec: PredictionSpec) -> bool:
 
 
 def group_channels(scans: Sequence[ScanSource], in_channels: int) -> dict[str, list[ScanSource]]:
-    """Collect the channels ``CASE_0000``, ``CASE_0001``, … of each case, in order."""
+    """Collect the channels of each case by its name.
+
+    ``CASE_0000`` alone is ``CASE``, as in nnU-Net datasets; with several channels ``CASE_0000``,
+    ``CASE_0001``, … of one folder belong together. Any other name is a case of its own. Cases of one name in
+    two folders get numbers behind their names.
+    """
+    groups: dict[tuple[Path, str], list[ScanSource]] = {}
+    for scan in sorted(scans, key=lambda scan: scan.path):
+        match = re.fullmatch(r"(.+)_(\d{4})", scan.case)
+        is_channel = match is not None and int(match[2]) < in_channels
+        name = match[1] if match is not None and is_channel else scan.case
+        groups.setdefault((scan.path.parent, name), []).append(scan)
     cases: dict[str, list[ScanSource]] = {}
-    for scan in sorted(scans, key=lambda scan: scan.path.name):
-        match = re.fullmatch(r"(.+)_\d{4}", scan.case)
-        name = match[1] if match else scan.case
-        if len(cases.get(name, ())) >= in_channels:
-            name = unused_name(name, cases)
-        cases.setdefault(name, []).append(scan)
+    for (_, name), channels in groups.items():
+        cases[unused_name(name, cases)] = channels
     return cases
 
 
 def unused_name(name: str, taken: Mapping[str, object]) -> str:
-    """Append the first number that makes a name new: two folders may hold scans of one name."""
-    return next(f"{name}-{number}" for number in range(2, len(taken) + 3) if f"{name}-{number}" not in taken)
+    """Return a name, with the first free number behind it if it is taken."""
+    names = (f"{name}-{number}" if number > 1 else name for number in count(1))
+    return next(name for name in names if name not in taken)
 
 
 def read_channels(case: str, channels: Sequence[ScanSource], in_channels: int) -> Volume:

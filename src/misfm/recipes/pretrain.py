@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -12,10 +13,10 @@ from torch import nn
 from misfm.config import PretrainSettings
 from misfm.data.intensity import IntensityRule, parse_intensity
 from misfm.data.patches import UnlabelledPatches, padding_notice
-from misfm.data.record import Record
+from misfm.data.record import Record, fingerprint_of
 from misfm.data.store import Store
 from misfm.errors import DataError
-from misfm.models import SegmentationModel, create
+from misfm.models import Backbone, SegmentationModel, create
 from misfm.seeding import derive_seed, generator_for
 from misfm.training.logging import logger
 from misfm.training.loop import Validation, fit
@@ -52,6 +53,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         **settings.network.options,
     ).backbone
     model = task.build_model(backbone)
+    objective = PretextObjective(task, settings.patch_size)
     run = RunFolder(out)
     run.begin(settings.model_dump(mode="json"), resume=resume)
     notice = padding_notice(store.records(), settings.patch_size)
@@ -62,7 +64,6 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         size = task.source_size(settings.patch_size)
         return UnlabelledPatches(store, records, size, task.num_patches, settings.batch_size, seed)
 
-    objective = PretextObjective(task, settings.patch_size)
     probe = PretextValidation(
         objective, patches(held_out, derive_seed(settings.seed, "validation")), settings
     )
@@ -73,7 +74,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         settings.training,
         run,
         seed=settings.seed,
-        validation=Validation(probe, key="validation_score"),
+        validation=Validation(probe, key="validation_loss", lower_is_better=True),
     )
     save(run.weights, model, weights_info(settings, store, training, model))
     return {name: value for row in run.read_metrics() for name, value in row.items() if "validation" in name}
@@ -88,7 +89,9 @@ def weights_info(
     if rule is None and len(kinds) == 1:
         rule = IntensityRule(kind=kinds.pop())
     return WeightsInfo(
-        network=NetworkInfo(**settings.network.model_dump()),
+        network=NetworkInfo(
+            name=settings.network.name, options=cast(Backbone, model.get_submodule("backbone")).options
+        ),
         in_channels=training[0].channels,
         num_classes=model.num_classes if isinstance(model, SegmentationModel) else 1,
         patch_size=settings.patch_size,
@@ -97,7 +100,7 @@ def weights_info(
         pretext=settings.pretext.name,
         recipe=settings.recipe,
         steps=settings.training.steps,
-        data=DataInfo(count=len(training), fingerprint=store.fingerprint()),
+        data=DataInfo(count=len(training), fingerprint=fingerprint_of(training)),
         licence=settings.licence,
     )
 
@@ -110,7 +113,7 @@ def split_records(records: Sequence[Record], settings: PretrainSettings) -> tupl
             "of them to measure progress on. Add scans with `misfm ingest`."
         )
     order = torch.randperm(len(records), generator=generator_for(settings.seed, "split")).tolist()
-    count = max(1, round(settings.validation_share * len(records)))
+    count = min(max(1, round(settings.validation_share * len(records))), len(records) - 1)
     return [records[i] for i in order[count:]], [records[i] for i in order[:count]]
 
 
@@ -134,7 +137,7 @@ class PretextValidation:
             )
             outputs = model(batch.inputs)
             loss = sum(float(term) for term in self.objective.loss(outputs, batch).values())
-            numbers = {"validation_loss": loss, "validation_score": -loss}
+            numbers = {"validation_loss": loss}
             for name, value in self.objective.score(outputs, batch).items():
                 numbers[f"validation_{name}"] = value
             for name, value in numbers.items():

@@ -56,7 +56,9 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers of the state after ``step`` steps; what is not finite becomes null."""
-        row = {name: (round(value, 6) if math.isfinite(value) else None) for name, value in values.items()}
+        row = {
+            name: (float(f"{value:.6g}") if math.isfinite(value) else None) for name, value in values.items()
+        }
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
         for name, value in values.items():

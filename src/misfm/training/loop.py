@@ -15,49 +15,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from lightning_fabric import Fabric
-from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from misfm.errors import MisfmError
 from misfm.pretext.base import PretextBatch
 from misfm.seeding import derive_seed, generator_for
-from misfm.settings import Settings
 from misfm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from misfm.training.logging import MetricsLog, logger
 from misfm.training.memory import keep_freed_memory
-from misfm.training.optim import OptimizerSettings, build_optimizer, set_learning_rate
+from misfm.training.optim import build_optimizer, set_learning_rate
 from misfm.training.run import RunFolder
-from misfm.training.schedules import ScheduleSettings, learning_rate_scale
-
-Count = Annotated[int, Field(ge=1)]
-
-
-class TrainingSettings(Settings):
-    """How long and how to train."""
-
-    steps: Count
-    """Optimiser steps."""
-    accumulate: Count = 1
-    """Batches whose gradients are averaged into one step."""
-    optimizer: OptimizerSettings = OptimizerSettings()
-    """Optimiser and its numbers."""
-    schedule: ScheduleSettings = ScheduleSettings()
-    """Learning rate over the run."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast where the device computes in it natively, else float32."""
-    num_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that read patches ahead; 0 reads in the training process."""
-    log_every: Count = 20
-    """Steps between rows of metrics.jsonl."""
-    validate_every: Count = 500
-    """Steps between validations."""
-    checkpoint_every: Count = 200
-    """Steps between checkpoints."""
+from misfm.training.schedules import learning_rate_scale
+from misfm.training.settings import TrainingSettings
 
 
 class Objective(Protocol):
@@ -86,11 +60,13 @@ class Validation:
 
     Attributes:
         run: called with the model in eval mode; returns numbers to log.
-        key: the one of them that tells the best checkpoint; larger is better.
+        key: the one of them that tells the best checkpoint.
+        lower_is_better: of that number.
     """
 
     run: Callable[[nn.Module], Mapping[str, float]]
     key: str
+    lower_is_better: bool = False
 
 
 @dataclass
@@ -150,24 +126,28 @@ def fit(
         stream = batch_stream(batches, state.step * settings.accumulate, settings)
         began, first = time.perf_counter(), state.step
         while state.step < steps:
-            logged = is_due(state.step + 1, settings.log_every, steps)
-            report = train_step(session, stream, logged=logged)
+            stopping = stop.requested
+            saved = stopping or is_due(state.step + 1, settings.checkpoint_every, steps)
+            validated = validation is not None and is_due(state.step + 1, settings.validate_every, steps)
+            logged = validated or is_due(state.step + 1, settings.log_every, steps)
+            report = train_step(session, stream, read=logged or saved or validated)
             state.step += 1
             if logged:
-                elapsed = time.perf_counter() - began
                 samples = report.pop("batch_size") * settings.accumulate * (state.step - first)
-                log.write(state.step, {**report, "samples_per_s": samples / elapsed})
+                report["samples_per_s"] = samples / (time.perf_counter() - began)
+                if validation is not None and validated:
+                    report.update(validate(session, validation, run))
+                log.write(state.step, report)
                 began, first = time.perf_counter(), state.step
-            if validation is not None and is_due(state.step, settings.validate_every, steps):
-                validate(session, validation, run, log)
-                began, first = time.perf_counter(), state.step
-            if stop.requested or is_due(state.step, settings.checkpoint_every, steps):
+            if saved:
                 save(session, run.last)
-            if stop.requested and state.step < steps:
+            if stopping and state.step < steps:
                 raise Interrupted(
                     f"Stopped after step {state.step}; the state is saved in {run.path}: run the same "
                     "command with --resume to go on."
                 )
+    if validation is not None and state.best_step is not None:
+        logger.info("best %s %.4g after step %d", validation.key, state.best_score, state.best_step)
     return model.cpu().eval()
 
 
@@ -183,39 +163,48 @@ def begin_session(
         state = load_checkpoint(run.last)
         model.load_state_dict(state.model)
         logger.info("resuming after step %d", state.step)
-    wrapped, optimizer = fabric.setup(model, optimizer)
+    wrapped, optimizer = fabric.setup(model.train(), optimizer)
     if state.step:
         optimizer.load_state_dict(state.optimizer)
     return Session(fabric, wrapped, optimizer, objective, settings, seed, state)
 
 
-def train_step(session: Session, stream: Iterator[Any], *, logged: bool) -> dict[str, float]:
-    """Take one optimiser step; return what to log, or nothing unless ``logged`` (reading costs a sync)."""
+def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[str, float]:
+    """Take one optimiser step.
+
+    Returns:
+        What to log, or nothing unless ``read``: reading a number waits for the device.
+
+    Raises:
+        MisfmError: the loss or the gradient was read and is not finite; the step is not taken.
+    """
     settings, seed, step = session.settings, session.seed, session.state.step
     scale = learning_rate_scale(step, settings.steps, settings.schedule)
     set_learning_rate(session.optimizer, settings.optimizer.lr, scale)
     torch.manual_seed(derive_seed(seed, "network", step))  # dropout and drop path
     report: dict[str, float] = {}
+    loss = torch.zeros(())
     for part in range(settings.accumulate):
         raw = session.fabric.to_device(next(stream))
         batch = session.objective.prepare(raw, generator_for(seed, "prepare", step, part))
         outputs = session.model(batch.inputs)
         terms = session.objective.loss(outputs, batch)
-        loss = torch.stack(list(terms.values())).sum()
-        session.fabric.backward(loss / settings.accumulate)
-        if logged and part == settings.accumulate - 1:
+        share = torch.stack(list(terms.values())).sum() / settings.accumulate
+        session.fabric.backward(share)
+        loss = loss.to(share.device) + share.detach()
+        if read and part == settings.accumulate - 1:
             report = {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
             report.update(session.objective.score(outputs, batch), batch_size=len(batch.inputs))
     norm = clip_gradients(session)
+    if read:
+        report.update(lr=settings.optimizer.lr * scale.decoder, gradient_norm=norm())
+        if not (math.isfinite(report["loss"]) and math.isfinite(report["gradient_norm"])):
+            raise MisfmError(
+                f"Loss {report['loss']:g} with gradient {report['gradient_norm']:g} at step {step + 1}: "
+                "start again with a lower training.optimizer.lr, or with training.precision float32."
+            )
     session.optimizer.step()
     session.optimizer.zero_grad()
-    if logged:
-        report.update(lr=settings.optimizer.lr * scale.decoder, gradient_norm=norm())
-        if not math.isfinite(report["loss"]):
-            raise MisfmError(
-                f"The loss is {report['loss']} at step {step + 1}: lower training.optimizer.lr, or set "
-                "training.precision to float32."
-            )
     return report
 
 
@@ -228,17 +217,17 @@ def clip_gradients(session: Session) -> Callable[[], float]:
     return lambda: float(norm) if norm is not None else math.nan
 
 
-def validate(session: Session, validation: Validation, run: RunFolder, log: MetricsLog) -> None:
-    """Judge the model, log the numbers and keep the checkpoint if it is the best so far."""
+def validate(session: Session, validation: Validation, run: RunFolder) -> Mapping[str, float]:
+    """Judge the model, and keep the checkpoint if it is the best so far."""
     session.model.eval()
     with torch.inference_mode():
         numbers = validation.run(session.model)
     session.model.train()
-    log.write(session.state.step, numbers)
-    score = numbers[validation.key]
-    if not math.isnan(score) and (session.state.best_score is None or score > session.state.best_score):
+    score, best = numbers[validation.key], session.state.best_score
+    if best is None or (score < best if validation.lower_is_better else score > best):
         session.state.best_score, session.state.best_step = score, session.state.step
         save(session, run.best)
+    return numbers
 
 
 def save(session: Session, path: Path) -> None:
@@ -272,6 +261,11 @@ def fabric_precision(precision: str) -> Literal["bf16-mixed", "32-true"]:
         native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_bfloat16_cpu()
         precision = "bfloat16" if native else "float32"
     return "bf16-mixed" if precision == "bfloat16" else "32-true"
+
+
+def best_device() -> torch.device:
+    """Return the device that training would choose."""
+    return Fabric(accelerator="auto", devices=1).device
 
 
 def has_bfloat16_cpu() -> bool:

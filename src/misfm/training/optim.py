@@ -11,7 +11,7 @@ from torch import nn
 from misfm.settings import Settings
 from misfm.training.schedules import LearningRateScale
 
-Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerSettings(Settings):
@@ -19,14 +19,14 @@ class OptimizerSettings(Settings):
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     """adamw (ours, Primus) | adam (MIS-FM) | sgd (nnU-Net, ResEnc)."""
-    lr: Positive = 1e-3
+    lr: Annotated[float, Field(gt=0, lt=10)] = 1e-3
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     """Decoupled for adamw, an L2 penalty for adam and sgd."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Moment decay of adam and adamw (Primus: 0.9, 0.98)."""
-    momentum: float = 0.99
-    """Nesterov momentum of sgd."""
+    momentum: Fraction = 0.99
+    """Momentum of sgd, Nesterov's where it is above 0."""
     clip_norm: Annotated[float, Field(ge=0)] = 12.0
     """Largest norm of all gradients together (nnU-Net 12, Primus 1); 0 does not clip."""
 
@@ -45,7 +45,8 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
             groups.append({"params": parameters, "weight_decay": weight_decay, "in_encoder": in_encoder})
     groups = [group for group in groups if group["params"]]
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=True)
+        nesterov = settings.momentum > 0
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, betas=settings.betas)
 

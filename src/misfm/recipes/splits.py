@@ -1,0 +1,84 @@
+"""Which cases train and which validate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from misfm.config import FinetuneSettings
+from misfm.data.dataset import Case, Dataset
+from misfm.errors import ConfigError, DataError
+from misfm.registry import closest
+from misfm.seeding import generator_for
+
+Split = dict[str, list[str]]
+
+
+def choose_cases(dataset: Dataset, settings: FinetuneSettings) -> tuple[list[Case], list[Case]]:
+    """Return the training and the validation cases, which never overlap.
+
+    The split is that of ``settings.split``, else the dataset's own ``splits_final.json``, else 80/20 drawn by
+    the seed 0, so that all runs on a dataset agree on it. A number of cases takes the first of one fixed
+    shuffled order: fewer cases are always a subset of more. Cases chosen by name leave the validation set.
+
+    Raises:
+        ConfigError: unknown case names, a fold that does not exist, or a case on both sides.
+        DataError: no labelled case to train on.
+    """
+    cases = {case.name: case for case in dataset.cases() if case.label_path is not None}
+    folds = read_split(Path(settings.split)) if settings.split is not None else dataset.splits()
+    if folds and settings.fold >= len(folds):
+        raise ConfigError(f"There is no fold {settings.fold}: the split has {len(folds)}.")
+    fold = folds[settings.fold] if folds else draw_split(sorted(cases))
+    names, held_out = fold["train"], fold["val"]
+    if isinstance(settings.cases, tuple):
+        names = list(dict.fromkeys(settings.cases))
+        held_out = [name for name in held_out if name not in names]
+    elif settings.cases is not None:
+        names = nested_subset(names, settings.cases)
+    for name in (*names, *held_out):
+        if name not in cases:
+            raise ConfigError(f"{dataset.path} has no labelled case '{name}'; {closest(name, sorted(cases))}")
+    shared = sorted(set(names) & set(held_out))
+    if shared:
+        raise ConfigError(f"The split trains and validates on the same case {shared[0]}: take it out of one.")
+    if not names:
+        raise DataError(f"{dataset.path} has no labelled case to train on.")
+    return [cases[name] for name in names], [cases[name] for name in held_out]
+
+
+def draw_split(names: list[str]) -> Split:
+    """Put a fifth of the cases, at least one of two, aside for validation."""
+    order = torch.randperm(len(names), generator=generator_for(0, "split")).tolist()
+    shuffled = [names[i] for i in order]
+    count = max(1, len(names) // 5) if len(names) > 1 else 0
+    return {"train": sorted(shuffled[count:]), "val": sorted(shuffled[:count])}
+
+
+def nested_subset(names: list[str], count: int) -> list[str]:
+    """Return ``count`` of the names; a smaller count gives a subset of a larger one."""
+    if not 1 <= count <= len(names):
+        raise ConfigError(f"--cases {count}: the split has {len(names)} training cases.")
+    order = torch.randperm(len(names), generator=generator_for(0, "cases")).tolist()
+    return sorted(names[i] for i in order[:count])
+
+
+def read_split(path: Path) -> list[Split]:
+    """Read a file in the form of nnU-Net's ``splits_final.json``: [{"train": names, "val": names}, …].
+
+    Raises:
+        ConfigError: no such file, or another form.
+    """
+    try:
+        splits = json.loads(path.read_text(encoding="utf-8"))
+        folds = [splits] if isinstance(splits, dict) else list(splits)
+        parsed = [{part: [str(name) for name in fold[part]] for part in ("train", "val")} for fold in folds]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f'{path} is not a split; expected [{{"train": [names], "val": [names]}}, …] in JSON.'
+        ) from error
+    if not parsed:
+        raise ConfigError(f"{path} holds no fold; write at least one, or leave out --split.")
+    return parsed

@@ -1,0 +1,36 @@
+"""How long and how to train; apart from the loop, so that reading settings does not load it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from misfm.settings import Settings
+from misfm.training.optim import OptimizerSettings
+from misfm.training.schedules import ScheduleSettings
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class TrainingSettings(Settings):
+    """How long and how to train."""
+
+    steps: Count
+    """Optimiser steps."""
+    accumulate: Count = 1
+    """Batches whose gradients are averaged into one step."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """Optimiser and its numbers."""
+    schedule: ScheduleSettings = ScheduleSettings()
+    """Learning rate over the run."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast where the device computes in it natively, else float32."""
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read patches ahead; 0 reads in the training process."""
+    log_every: Count = 20
+    """Steps between rows of metrics.jsonl."""
+    validate_every: Count = 500
+    """Steps between validations."""
+    checkpoint_every: Count = 200
+    """Steps between checkpoints."""
