@@ -27,6 +27,8 @@ from misfm.recipes.twins import dice_by_case, learning_curve
 from misfm.report.html import render_report
 from misfm.report.twins import twin_report
 
+OVERLAP = 0.25
+"""Of the windows, half the default: a third of the time, for both arms alike."""
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -74,12 +76,13 @@ def train_and_test(arguments: argparse.Namespace, weights: str | None, seed: int
             "seed": seed,
             "spacing": [3.0, 4.0, 4.0],
             "intensity": "ct:-200,600",
+            "overlap": OVERLAP,
             "training.steps": arguments.steps,
             "training.validate_every": arguments.validate_every,
         },
     )
     finetune(settings, run, resume=True)
-    predict_files(str(run), [arguments.dataset / "imagesTs"], run / "predictions")
+    predict_files(str(run), [arguments.dataset / "imagesTs"], run / "predictions", overlap=OVERLAP)
     evaluate(run / "predictions", arguments.dataset / "labelsTs", run / "test.json")
 
 

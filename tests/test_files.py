@@ -6,7 +6,7 @@ import os
 import pytest
 
 from misfm.errors import DataError
-from misfm.files import atomic_write, write_json, write_text
+from misfm.files import atomic_write, write_bytes, write_json, write_text
 
 
 def test_content_replaces_what_was_there_and_folders_are_made(tmp_path):
@@ -14,6 +14,8 @@ def test_content_replaces_what_was_there_and_folders_are_made(tmp_path):
     write_text(path, "first")
     write_text(path, "zweitens: äöü")
     assert path.read_text(encoding="utf-8") == "zweitens: äöü"
+    write_bytes(path, b"\0third")
+    assert path.read_bytes() == b"\0third"
     assert os.listdir(path.parent) == ["notes.txt"]
 
 

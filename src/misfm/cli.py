@@ -188,6 +188,7 @@ def predict(
     run: Annotated[str, typer.Option(help="Run folder, weights file or 'builtin'.")],
     inputs: Annotated[list[Path], typer.Option("--input", help="Files, DICOM folders or trees of scans.")],
     output: Annotated[Path, typer.Option(help="Folder for the label maps, CASE.nii.gz.")],
+    overlap: Annotated[float, typer.Option(help="Overlap of windows.", min=0, max=0.9)] = 0.5,
     more_inputs: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
@@ -195,7 +196,9 @@ def predict(
     from misfm.recipes.predict import predict_files
 
     with Progress("Predicting") as progress:
-        prediction = predict_files(run, [*inputs, *(more_inputs or [])], output, progress=progress.update)
+        prediction = predict_files(
+            run, [*inputs, *(more_inputs or [])], output, overlap=overlap, progress=progress.update
+        )
     say(f"{output}: {len(prediction.written)} label maps")
     written = {case: str(path) for case, path in prediction.written.items()}
     finish({"written": written, "failed": dict(prediction.failed)}, as_json)

@@ -107,6 +107,8 @@ class FinetuneSettings(RunSettings):
     """Train on the outputs of all levels."""
     augmentation: AugmentSettings = AugmentSettings()
     """How patches are varied."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Overlap of windows in the final validation, as a share of the patch."""
 
 
 class SettledSettings(FinetuneSettings):

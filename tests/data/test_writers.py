@@ -1,13 +1,11 @@
-"""Label maps come back bit by bit on the same grid, and a failed write leaves nothing behind."""
-
-import os
+"""Label maps come back bit by bit on the same grid."""
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from misfm.data.readers import read_volume
-from misfm.data.writers import write_bytes, write_label_map
+from misfm.data.writers import write_label_map
 from misfm.errors import DataError
 from misfm.volume import Volume
 
@@ -40,23 +38,9 @@ def test_the_same_label_map_is_the_same_file(tmp_path):
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
-def test_disk_full_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    write_bytes(path, b"old")
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DataError, match="No space left"):
-        write_bytes(path, b"new")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-    assert path.read_bytes() == b"old"
-
-
 def test_unwritable_folder(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="file"):
+    with pytest.raises(DataError, match=r"Cannot write .*case\.nii\.gz"):
         write_label_map(tmp_path / "file" / "case.nii.gz", label_map(2))
 
 

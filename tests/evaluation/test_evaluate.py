@@ -165,7 +165,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(folders, tmp_path, spoil, 
 def test_missing_folders_and_unwritable_files(folders, tmp_path):
     with pytest.raises(DataError, match="is not a folder"):
         evaluate_folders(tmp_path / "nowhere", folders[1])
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="Cannot write"):
         evaluate(*folders, tmp_path)
     with pytest.raises(DataError, match="tolerance"):
         evaluate_folders(*folders, tolerance_mm=-1)

@@ -12,9 +12,9 @@ from misfm.config import FinetuneSettings, PretrainSettings
 from misfm.data.dataset import Dataset
 from misfm.errors import ConfigError, DataError, WeightsError
 from misfm.recipes.finetune import build_model, finetune
+from misfm.recipes.pretrain import pretrain, split_records
 from misfm.recipes.settle import rule_text, settle
 from misfm.recipes.splits import choose_cases
-from misfm.recipes.pretrain import pretrain, split_records
 from misfm.recipes.twins import finetune_twins
 from misfm.training.loop import TrainingSettings
 
@@ -100,7 +100,8 @@ def bare(dataset, **others):
 
 def test_open_settings_come_from_the_weights(dataset, pretrained):
     found = settled(dataset, bare(dataset, weights=str(pretrained)))
-    assert (found.network.name, found.network.options) == ("unet", {"channels": [4, 8]})
+    assert found.network.name == "unet"
+    assert found.network.options == {"channels": [4, 8], "strides": [[2, 2, 2]]}
     assert (found.spacing, found.intensity) == ((14, 14, 14), "ct:-200,600")
 
 

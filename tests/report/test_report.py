@@ -144,8 +144,8 @@ def test_weak_evidence_is_named():
 
 def test_an_unwritable_report_is_one_sentence_and_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="Cannot write"):
         render_report(ReportData("t"), tmp_path / "file" / "report.html")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(DataError, match="Cannot write"):
         render_report(ReportData("t"), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(run):
         def loss(self, outputs, batch):
             return {"square": outputs.mean() * math.nan}
 
-    with pytest.raises(MisfmError, match=r"The loss is nan at step 1: lower training\.optimizer\.lr"):
+    with pytest.raises(MisfmError, match=r"Loss nan .* at step 1: start again with a lower"):
         fit(toy(), Broken(), Batches(), training(), run, seed=0)
 
 
@@ -228,7 +228,7 @@ def test_the_log_has_the_sum_its_terms_rate_and_speed(run):
     rows = run.read_metrics()
     assert [row["step"] for row in rows] == [2, 4]
     for row in rows:
-        assert row["loss"] == pytest.approx(row["square"] + row["absolute"], abs=2e-6)
+        assert row["loss"] == pytest.approx(row["square"] + row["absolute"], rel=1e-5)
         assert row["samples_per_s"] > 0
         assert {"sign", "gradient_norm"} <= row.keys()
     # The rate of the step just taken: steps 1 and 3 of 4, counted from 0.
@@ -250,7 +250,9 @@ def test_the_best_state_is_kept_beside_the_last(run):
     assert (best.step, last.step) == (6, 8)
     assert (last.best_score, last.best_step) == (0.9, 6)
     assert [row["score"] for row in run.read_metrics() if "score" in row] == [None, 0.3, 0.9, 0.5]
-    assert json.loads(run.metrics.read_text().splitlines()[2]) == {"step": 2, "score": None}
+    row = json.loads(run.metrics.read_text().splitlines()[1])
+    assert (row["step"], row["score"]) == (2, None)
+    assert "loss" in row
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"accumulate": 0}, {"precision": "float16"}, {"epochs": 3}])

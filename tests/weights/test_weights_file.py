@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from misfm.errors import WeightsError
+from misfm.errors import DataError, WeightsError
 from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, describe, save
 from misfm.weights.file import read
 
@@ -77,15 +77,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(WeightsError, match="No space left on device"):
+    with pytest.raises(DataError, match="No space left on device"):
         save(path, model(), INFO.model_copy(update={"steps": 200}))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_missing_folder_is_one_sentence(tmp_path):
-    with pytest.raises(WeightsError, match="choose an existing folder"):
-        save(tmp_path / "missing" / "weights.safetensors", model(), INFO)
+def test_a_missing_folder_is_made(tmp_path):
+    save(tmp_path / "missing" / "weights.safetensors", model(), INFO)
+    assert read(tmp_path / "missing" / "weights.safetensors")[1] == INFO
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])

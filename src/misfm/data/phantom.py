@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import math
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +13,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from misfm.data import anatomy
-from misfm.data.writers import write_bytes, write_label_map
+from misfm.data.writers import write_label_map
 from misfm.errors import DataError
+from misfm.files import write_bytes, write_json
 from misfm.settings import Settings, Size, Spacing
 from misfm.volume import Volume
 
@@ -123,7 +123,7 @@ def write_phantom_dataset(
         "numTraining": num_train,
         "file_ending": ".nii.gz",
     }
-    write_bytes(dataset_dir / "dataset.json", json.dumps(description, indent=2).encode())
+    write_json(dataset_dir / "dataset.json", description)
 
 
 def write_phantom_scans(

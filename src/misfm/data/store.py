@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from misfm.data.record import Entry, IngestSettings, Record, fingerprint_of
-from misfm.data.writers import write_bytes
 from misfm.errors import ConfigError, DataError
+from misfm.files import write_bytes, write_json
 from misfm.volume import Box, Triple, Volume
 
 FORMAT_VERSION = 1
@@ -77,7 +77,7 @@ class Store:
         with store._database(write=True) as database:
             database.executescript(_SCHEMA)
         content = {"format_version": FORMAT_VERSION, "settings": settings.model_dump(mode="json")}
-        write_bytes(path / "store.json", json.dumps(content, indent=2).encode())
+        write_json(path / "store.json", content)
         return store
 
     @classmethod

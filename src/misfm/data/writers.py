@@ -1,38 +1,16 @@
-"""Files written whole or not at all, and label maps as NIfTI on the grid of the scan they belong to."""
+"""Label maps as NIfTI on the grid of the scan they belong to."""
 
 from __future__ import annotations
 
 import gzip
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from misfm.errors import DataError
+from misfm.files import write_bytes
 from misfm.volume import Volume
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically: readers see the old content or all of the new one, also after a crash.
-
-    Raises:
-        DataError: the folder cannot be written or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise DataError(
-            f"{path} cannot be written ({error.strerror or error}); check free space and permissions."
-        ) from error
 
 
 def write_label_map(path: str | Path, volume: Volume) -> None:
@@ -61,8 +39,4 @@ def write_label_map(path: str | Path, volume: Volume) -> None:
     if path.name.endswith(".gz"):
         # A fixed time stamp: the same label map is the same file.
         content = gzip.compress(content, compresslevel=6, mtime=0)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{path.parent} cannot be made ({error.strerror}); choose another folder.") from error
     write_bytes(path, content)

@@ -125,9 +125,9 @@ def build_unet(
         in_channels: channels of the image.
         patch_size: voxels along (D, H, W).
         channels: features of each level, fine to coarse.
-        strides: step along (D, H, W) from each level to the next; by default an axis is halved while at least
-            4 voxels stay. The shapes of the weights do not depend on them, what they have learnt does: weights
-            bring their strides along.
+        strides: step along (D, H, W) from each level to the next; by default an axis is halved while 4
+            voxels or more stay. The shapes of the weights do not depend on them, what they have learnt does:
+            weights bring their strides along.
 
     Raises:
         ConfigError: fewer than two levels, another number of strides, or a patch of which a single voxel is

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from misfm.evaluation.evaluate import Progress, evaluate_folders
-from misfm.report.files import write_atomically
+from misfm.files import write_json
 
 
 def evaluate(
@@ -34,5 +33,5 @@ def evaluate(
         DataError: unusable input, or a file that cannot be written.
     """
     result = evaluate_folders(predictions_dir, references_dir, tolerance_mm=tolerance_mm, progress=progress)
-    write_atomically(Path(out_path), json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_json(Path(out_path), result)
     return result

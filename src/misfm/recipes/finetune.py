@@ -86,7 +86,7 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     )
     info = weights_info(settled, dataset, records, model)
     save(run.weights, model.keep_finest(), info)
-    scores = score_cases(model.to(best_device()), info, dataset, held_out)
+    scores = score_cases(model.to(best_device()), info, dataset, held_out, overlap=settled.overlap)
     write_json(out / "validation.json", scores)
     return scores
 

@@ -59,6 +59,7 @@ def predict_files(
     inputs: Sequence[Path],
     output_dir: Path,
     *,
+    overlap: float = 0.5,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Label scans and write each as ``CASE.nii.gz``; one that cannot be used does not stop the others.
@@ -68,6 +69,7 @@ def predict_files(
         inputs: files, DICOM folders or trees of scans. ``CASE_0000``, ``CASE_0001``, … are the channels of
             ``CASE``, as in nnU-Net datasets.
         output_dir: made where missing.
+        overlap: share of a window that its neighbour repeats, [0, 1).
         progress: called with the number of cases done and their total.
 
     Raises:
@@ -75,7 +77,7 @@ def predict_files(
         ConfigError: a label map would overwrite a scan.
         WeightsError: as for :func:`predict`.
     """
-    predictor = load_predictor(weights_or_run)
+    predictor = load_predictor(weights_or_run, overlap=overlap)
     cases = group_channels(find_scans(inputs), predictor.spec.in_channels)
     keep_scans(cases, output_dir)
     make_folder(output_dir)
@@ -97,7 +99,7 @@ def predict_files(
     return Prediction(written, failed)
 
 
-def load_predictor(weights_or_run: Source) -> Predictor:
+def load_predictor(weights_or_run: Source, *, overlap: float = 0.5) -> Predictor:
     """Build the network that weights describe, on the best device there is, with what prepares its input."""
     known = describe(weights_or_run)
     if "intensity" not in known or known.get("patch_size") is None:
@@ -111,7 +113,7 @@ def load_predictor(weights_or_run: Source) -> Predictor:
         )
     info = WeightsInfo.model_validate({k: v for k, v in known.items() if k in WeightsInfo.model_fields})
     keep_freed_memory()
-    return predictor_for(from_pretrained(weights_or_run).to(best_device()), info)
+    return predictor_for(from_pretrained(weights_or_run).to(best_device()), info, overlap=overlap)
 
 
 def keep_scans(cases: Mapping[str, Sequence[ScanSource]], output_dir: Path) -> None:

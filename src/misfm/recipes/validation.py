@@ -66,8 +66,8 @@ class DiceValidation:
         return [np.nan if value is None else value for value in found]
 
 
-def predictor_for(model: nn.Module, info: WeightsInfo) -> Predictor:
-    """Return a predictor that prepares scans as the weights want them."""
+def predictor_for(model: nn.Module, info: WeightsInfo, *, overlap: float = 0.5) -> Predictor:
+    """Return a predictor that prepares scans as the weights want them; ``overlap`` is that of its windows."""
     assert info.patch_size is not None
     spec = PredictionSpec(
         patch_size=info.patch_size,
@@ -76,14 +76,14 @@ def predictor_for(model: nn.Module, info: WeightsInfo) -> Predictor:
         in_channels=info.in_channels,
         num_classes=info.num_classes,
     )
-    return Predictor(model, spec)
+    return Predictor(model, spec, overlap=overlap)
 
 
 def score_cases(
-    model: nn.Module, info: WeightsInfo, dataset: Dataset, cases: Sequence[Case]
+    model: nn.Module, info: WeightsInfo, dataset: Dataset, cases: Sequence[Case], *, overlap: float
 ) -> dict[str, Any]:
     """Predict labelled cases and score them on their own grids, in the form of ``misfm evaluate``."""
-    predictor = predictor_for(model, info)
+    predictor = predictor_for(model, info, overlap=overlap)
     names = {label: name for label, name in dataset.label_names.items() if label != 0}
     scores = {}
     for case in cases:

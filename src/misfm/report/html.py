@@ -10,7 +10,7 @@ from typing import Literal
 
 from jinja2 import Environment, StrictUndefined
 
-from misfm.report.files import write_atomically
+from misfm.files import write_text
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -104,7 +104,7 @@ def render_report(report: ReportData, path: Path | str) -> None:
     )
     environment.filters["data_uri"] = _data_uri
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    write_atomically(Path(path), template.render(report=report))
+    write_text(Path(path), template.render(report=report))
 
 
 def _data_uri(png: bytes) -> str:

@@ -224,7 +224,8 @@ def validate(session: Session, validation: Validation, run: RunFolder) -> Mappin
         numbers = validation.run(session.model)
     session.model.train()
     score, best = numbers[validation.key], session.state.best_score
-    if best is None or (score < best if validation.lower_is_better else score > best):
+    is_better = best is None or (score < best if validation.lower_is_better else score > best)
+    if is_better and not math.isnan(score):
         session.state.best_score, session.state.best_step = score, session.state.step
         save(session, run.best)
     return numbers

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from misfm.errors import WeightsError
+from misfm.files import write_bytes
 from misfm.settings import Settings, Size, Spacing
 
 FORMAT_VERSION = 1
@@ -72,25 +73,18 @@ def save(
     """Write the state of ``model`` and its description, whole or not at all.
 
     Args:
-        path: file to write; its folder must exist.
+        path: file to write; its folder is made where missing.
         model: what :func:`misfm.models.create` built, or any module with a ``backbone``.
         info: the description.
         dtype: ``torch.float16`` halves the file. It applies to kernels and matrices whose values fit; norms,
             biases and running statistics are small and stay exact.
 
     Raises:
-        WeightsError: the file cannot be written.
+        DataError: the file cannot be written.
     """
     tensors = {name: _stored(tensor, dtype) for name, tensor in model.state_dict().items()}
     payload = safetensors.torch.save(tensors, metadata={METADATA_KEY: info.model_dump_json()})
-    target = Path(path)
-    try:
-        _replace(target, payload)
-    except OSError as error:
-        reason = error.strerror or error
-        raise WeightsError(
-            f"Cannot write weights to {target}: {reason}; choose an existing folder with room."
-        ) from error
+    write_bytes(Path(path), payload)
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -98,20 +92,6 @@ def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     narrowed = tensor.to(dtype) if tensor.is_floating_point() and tensor.dim() >= 2 else tensor
     kept = narrowed if narrowed.isfinite().all() else tensor
     return kept.detach().to("cpu", copy=True).contiguous()
-
-
-def _replace(path: Path, payload: bytes) -> None:
-    """Write to a temporary neighbour, flush to disk, then take the place of ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
