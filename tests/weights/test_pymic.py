@@ -5,8 +5,10 @@ import json
 import os
 import pickle
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -116,6 +118,22 @@ def test_another_network_and_incomplete_weights_are_refused():
     del state["embeddings.1.proj.weight"]
     with pytest.raises(WeightsError, match=r"lack 'embeddings\.1\.proj\.weight'"):
         weights.load(network(), state)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whatever_is_wrong_with_a_checkpoint_is_one_sentence(tmp_path, zipped):
+    path = tmp_path / "checkpoint.pt"
+    content = {"model_state_dict": {"pyramid_ct.a": torch.zeros(9)}}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for cut in [False, True] * 100:
+        damaged = bytearray(whole[: generator.integers(1, len(whole))] if cut else whole)
+        damaged[generator.integers(len(damaged))] ^= 1 << generator.integers(8)
+        path.write_bytes(damaged)
+        with suppress(WeightsError):
+            weights.describe(path)
 
 
 class Payload:
