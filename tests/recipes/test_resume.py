@@ -18,12 +18,12 @@ DOOMED = """
 import os, random, signal, sys, threading, time
 import misfm.training.loop as loop
 step = loop.train_step
-def doomed_step(session, stream, *, logged):
+def doomed_step(session, *others, **options):
     if session.state.step == 4:
         threading.Timer(random.uniform(0, 0.3), os.kill, (os.getpid(), signal.SIGKILL)).start()
     if session.state.step == 11:
         time.sleep(600)
-    return step(session, stream, logged=logged)
+    return step(session, *others, **options)
 loop.train_step = doomed_step
 from misfm.cli import main
 sys.argv[0] = "misfm"
