@@ -1,6 +1,7 @@
 """What every network must do; a new one needs a small setting in ``TINY`` and passes, or is not one."""
 
 import io
+import json
 
 import pytest
 import torch
@@ -145,6 +146,51 @@ def test_the_parts_have_the_names_that_transfer_relies_on(name):
 def test_training_mode_accepts_a_batch_of_one(name):
     model = tiny(name).train()
     assert model(image(batch_size=1)).shape == (1, 3, 16, 32, 32)
+
+
+@every_network
+def test_its_options_build_the_same_network_for_another_patch_size(name):
+    model = tiny(name, (16, 32, 32)).eval()
+    options = model.backbone.options
+    assert json.loads(json.dumps(options)) == options
+    assert TINY[name].keys() < options.keys()
+    larger = tiny(name, (32, 64, 32), seed=1, **options)
+    assert larger.backbone.strides == model.backbone.strides
+    assert larger.backbone.options == options
+    larger.load_state_dict(model.state_dict())
+    again = tiny(name, (16, 32, 32), seed=2, **options).eval()
+    again.load_state_dict(larger.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(image()), model(image()))
+
+
+WRONG = [{"channels": 5}, {"channels": [16.5, 32]}, {"channels": "abcde"}, {"channels": [[1], 2]}]
+WRONG_OF = {
+    "unet": [
+        {"strides": 2},
+        {"strides": [[2.5, 2, 2]] * 2},
+        {"strides": [[2, 2]] * 2},
+        {"strides": ["abc"] * 2},
+    ],
+    "pctnet": [{"dropout": "a"}, {"window_sizes": [2.5, 2, 2]}, {"depths": None}, {"anisotropy": 1.0}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [(name, wrong) for name in TINY for wrong in WRONG + WRONG_OF[name]], ids=str
+)
+def test_an_option_of_a_wrong_type_is_one_sentence(name, wrong):
+    with pytest.raises(ConfigError) as error:
+        tiny(name, **wrong)
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+def test_an_option_of_a_wrong_type_is_named_with_its_network():
+    with pytest.raises(
+        ConfigError, match=r"Network 'unet' cannot be built with the options \{'channels': 5\}: "
+    ):
+        misfm.models.create("unet", num_classes=2, patch_size=(16, 32, 32), channels=5)
 
 
 @every_network

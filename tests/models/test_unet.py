@@ -80,3 +80,24 @@ def test_a_pyramid_needs_two_levels(channels):
 def test_the_default_is_small_enough_to_ship_in_half_precision():
     model = misfm.models.create("unet", num_classes=5, patch_size=(40, 40, 40))
     assert 2 * sum(parameter.numel() for parameter in model.parameters()) < 8 * 2**20
+
+
+def test_strides_may_be_given_and_are_recorded():
+    model = tiny((8, 16, 16))
+    assert model.backbone.options["strides"] == [[2, 2, 2], [1, 2, 2], [1, 1, 1]]
+    given = tiny((64, 64, 64), strides=[[2, 2, 2], [1, 2, 2], [1, 1, 1]])
+    assert given.backbone.min_divisor == model.backbone.min_divisor == (2, 4, 4)
+    for strides in ([[2, 2, 2]], [[2, 2, 2], [2, 2], [1, 1, 1]], [[2, 2, 2], [1, 0, 1], [1, 1, 1]]):
+        with pytest.raises(ConfigError, match="needs one stride"):
+            tiny((16, 16, 16), strides=strides)
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "options"), [((1, 1, 1), {}), ((8, 5, 8), {"strides": [[2, 2, 2]] * 3})], ids=str
+)
+def test_a_bottleneck_of_one_voxel_is_refused_and_one_of_two_works(patch_size, options):
+    with pytest.raises(ConfigError, match=r"leaves one voxel .* take more than \(\d, \d, \d\) along an axis"):
+        tiny(patch_size, **options)
+    d, h, w = patch_size
+    model = tiny((d, h, w + 1), **options)
+    assert model(torch.zeros(1, 1, d, h, w + 1)).shape == (1, 3, d, h, w + 1)

@@ -8,7 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from misfm.errors import DataError, WeightsError
-from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, describe, save
+from misfm.models import create
+from misfm.seeding import generator_for
+from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, describe, from_pretrained, save
 from misfm.weights.file import read
 
 INFO = WeightsInfo(
@@ -86,6 +88,27 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_a_missing_folder_is_made(tmp_path):
     save(tmp_path / "missing" / "weights.safetensors", model(), INFO)
     assert read(tmp_path / "missing" / "weights.safetensors")[1] == INFO
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("unet", {"channels": (4, 6, 8)}), ("pctnet", {"channels": (4, 4, 6, 8, 12), "num_heads": (2, 2, 3)})],
+)
+def test_a_network_from_its_weights_is_the_same_for_another_patch_size(tmp_path, name, options):
+    trained = create(name, num_classes=3, patch_size=(8, 32, 32), **options).eval()
+    network = NetworkInfo(name=name, options=trained.backbone.options)
+    save(
+        tmp_path / "weights.safetensors",
+        trained,
+        INFO.model_copy(update={"network": network, "pretext": None}),
+    )
+    assert read(tmp_path / "weights.safetensors")[1].network == network
+    larger = from_pretrained(tmp_path, patch_size=(32, 48, 32)).eval()
+    assert larger.backbone.strides == trained.backbone.strides
+    assert all(torch.equal(larger.state_dict()[key], value) for key, value in trained.state_dict().items())
+    if larger.backbone.input_size is None:
+        x = torch.randn(1, 1, 8, 32, 32, generator=generator_for("same"))
+        assert torch.equal(larger(x), trained(x))
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, -1])

@@ -29,8 +29,9 @@ class Backbone(nn.Module):
         strides: voxels of input per feature along (D, H, W), one triple for each level, finest first.
         input_size: the only patch size the network takes, or None where any multiple of ``min_divisor`` fits.
         min_divisor: what each side of a patch is padded to a multiple of.
-        options: all options of its builder as they were resolved, so that weights can describe the network;
-            set by :func:`misfm.models.create`.
+        options: all options of its builder as JSON has them, with what followed from the patch size resolved:
+            what builds the same network for any patch size. Builders set what they resolve, and
+            :func:`misfm.models.create` adds the rest.
     """
 
     encoder: nn.Module
@@ -40,6 +41,10 @@ class Backbone(nn.Module):
     input_size: Shape | None = None
     min_divisor: Shape = (1, 1, 1)
     options: dict[str, Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.options = {}
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Features of a patch (B, C, D, H, W), finest first."""

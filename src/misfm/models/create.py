@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ def create(
         A module that maps (B, in_channels, D, H, W) to logits (B, num_classes, D, H, W).
 
     Raises:
-        ConfigError: unknown network or option (the nearest name is offered), or a size it cannot take.
+        ConfigError: unknown network or option (the nearest name is offered), an option of a wrong type or
+            value, or a size it cannot take.
     """
     builder = NETWORKS.get(name)
     parameters = inspect.signature(builder).parameters
@@ -48,10 +50,14 @@ def create(
             "A network needs a patch size of three positive sides and at least one channel and class, "
             f"got patch_size={size}, in_channels={in_channels}, num_classes={num_classes}."
         )
-    resolved = {option: parameters[option].default for option in allowed} | options
+    defaults = {option: parameters[option].default for option in allowed}
     try:
         backbone = builder(in_channels=in_channels, patch_size=size, **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"Network '{name}' cannot be built with {options}: {error}.") from error
-    backbone.options = resolved | getattr(backbone, "options", {})
+        # As JSON has them, for weights to write and read them back as they were.
+        backbone.options = json.loads(json.dumps(defaults | options | backbone.options))
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise ConfigError(
+            f"Network '{name}' cannot be built with the options {options}: {reason}."
+        ) from error
     return SegmentationModel(backbone, num_classes, deep_supervision=deep_supervision)

@@ -178,6 +178,8 @@ class PCTNet(Backbone):
         self.input_size = cast(Shape, tuple(n * s for n, s in zip(windows[0].grid, coarsest, strict=True)))
         self.anisotropy = anisotropy
         self.position_index: PositionIndex = windows[0].position_index
+        # The sides as built: a larger patch shall have the bias tables that these windows have.
+        self.options = {"window_sizes": [level.side for level in windows]}
 
     def build_head(self, num_classes: int, *, num_outputs: int) -> SegmentationHead:
         """Batch norm, PReLU and a 1x1x1 convolution for each level."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain, pairwise
+from operator import index
 from typing import cast
 
 import torch.nn.functional as F
@@ -135,16 +136,17 @@ def build_unet(
     """
     if len(channels) < 2 or min(channels) < 1:
         raise ConfigError(f"A U-Net needs at least two levels of one or more channels, got {list(channels)}.")
+    channels = [index(width) for width in channels]
     steps = level_strides(patch_size, len(channels) - 1) if strides is None else strides
     if len(steps) != len(channels) - 1 or any(len(step) != 3 or min(step) < 1 for step in steps):
         raise ConfigError(f"A U-Net of {len(channels)} levels needs one stride D,H,W from each to the next.")
-    unet = UNet(in_channels, channels, [(step[0], step[1], step[2]) for step in steps])
+    unet = UNet(in_channels, channels, [(index(d), index(h), index(w)) for d, h, w in steps])
     if all(side <= divisor for side, divisor in zip(patch_size, unet.min_divisor, strict=True)):
         raise ConfigError(
             f"A patch of {patch_size} leaves one voxel at the coarsest level: take more than "
             f"{unet.min_divisor} along an axis, or fewer levels."
         )
-    unet.options = {"strides": [list(step) for step in steps]}
+    unet.options = {"channels": channels, "strides": steps}
     return unet
 
 
