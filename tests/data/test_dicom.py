@@ -130,10 +130,26 @@ def damage_header(folder):
 
 
 def lose_position(folder):
+    change_one(folder, lambda dataset: delattr(dataset, "ImagePositionPatient"))
+
+
+def lose_columns(folder):
+    change_one(folder, lambda dataset: delattr(dataset, "Columns"))
+
+
+def shorten_spacing(folder):
+    change_one(folder, lambda dataset: setattr(dataset, "PixelSpacing", "0.8"))
+
+
+def garble_spacing(folder):
     path = folder / "1.2.3-98"
-    dataset = pydicom.dcmread(path)
-    del dataset.ImagePositionPatient
-    dataset.save_as(path)
+    path.write_bytes(path.read_bytes().replace(b"0.8\\0.5 ", b"a.b\\c.d "))
+
+
+def change_one(folder, change):
+    dataset = pydicom.dcmread(folder / "1.2.3-98")
+    change(dataset)
+    dataset.save_as(folder / "1.2.3-98")
 
 
 def keep_one(folder):
@@ -149,6 +165,9 @@ FAULTS = {
     damage_one: "1.2.3-98 cannot be read",
     damage_header: "1.2.3-99 and 1.2.3-97 are 6.00 mm apart",
     lose_position: "ImagePositionPatient is missing",
+    lose_columns: "1.2.3-98 is no slice of a 3D scan: its Columns is missing or damaged",
+    shorten_spacing: "1.2.3-98 is no slice of a 3D scan: its PixelSpacing is missing or damaged",
+    garble_spacing: "1.2.3-98 cannot be read",
     keep_one: "2D image",
 }
 
@@ -160,6 +179,13 @@ def test_a_series_with_a_fault_is_refused(tmp_path, voxels, fault):
     with pytest.raises(DataError, match=FAULTS[fault]) as error:
         read_volume(folder)
     assert str(folder) in str(error.value)
+
+
+def test_a_modality_of_several_values_is_no_hint(tmp_path, voxels):
+    folder = write_series(tmp_path / "series", voxels, Modality=["CT", "OT"])
+    ((series,), damaged) = list_series(folder.iterdir())
+    assert series.modality is None
+    assert not damaged
 
 
 def test_the_same_image_under_two_names_is_one_slice(tmp_path, voxels):

@@ -109,6 +109,20 @@ def test_bad_scans_are_quarantined_and_the_rest_goes_on(tmp_path, scans):
     assert len(Store.open(tmp_path / "s").quarantined()) == 2
 
 
+def test_whatever_reading_a_scan_raises_only_that_scan_is_lost(tmp_path, scans, monkeypatch):
+    def read(path):
+        if path.name == "case1.nii.gz":
+            raise AttributeError("no attribute 'Columns'")
+        return read_volume(path)
+
+    monkeypatch.setattr("misfm.data.scan.read_volume", read)
+    report = ingest([scans], tmp_path / "s", NATIVE)
+    assert report.added == 2
+    ((source, reason),) = report.quarantined
+    assert source == str(scans / "case1.nii.gz")
+    assert "case1.nii.gz cannot be read (no attribute 'Columns')" in reason
+
+
 def test_killed_and_started_again_gives_the_same_store(tmp_path, scans, monkeypatch):
     ingest([scans], tmp_path / "whole", NATIVE)
 

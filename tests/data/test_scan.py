@@ -123,6 +123,14 @@ def test_a_damaged_list(tmp_path, content):
         find_scans([tmp_path])
 
 
+def test_a_list_with_an_empty_path(tmp_path):
+    session = {"images": [{"name": "x", "image_path": ""}]}
+    content = {"collection_name": "C", "datasets": {"d": {"subjects": {"s": {"sessions": {"t": session}}}}}}
+    (tmp_path / "pretrain_data.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"pretrain_data\.json gives no image_path for C__d__s__t__x"):
+        find_scans([tmp_path])
+
+
 def test_a_file_that_pretends_to_be_dicom_is_returned_for_its_error(tmp_path):
     (tmp_path / "bad.dcm").write_bytes(b"nothing")
     (one,) = find_scans([tmp_path])

@@ -36,6 +36,14 @@ _TAGS = [
     "PixelSpacing",
     "SamplesPerPixel",
 ]
+_GEOMETRY = {
+    "Rows": 1,
+    "Columns": 1,
+    "ImagePositionPatient": 3,
+    "ImageOrientationPatient": 6,
+    "PixelSpacing": 2,
+}
+"""What says where the pixels of a slice lie, and how many numbers each tag holds."""
 _UNEVEN = 0.02
 """Gaps between slices may differ by this part of the usual gap: header numbers are rounded decimals."""
 
@@ -81,14 +89,16 @@ def list_series(files: Iterable[Path]) -> tuple[list[Series], list[Path]]:
     modalities: dict[str, str | None] = {}
     for file in sorted(files):
         try:
-            header = _read(file, _TAGS)
+            with readable(file):  # pydicom parses a value when it is asked for
+                header = _read(file, _TAGS)
+                uid, modality = _uid(file, header), header.get("Modality")
         except DataError:
             damaged.append(file)
             continue
         if "Rows" in header:
-            uid = _uid(file, header)
             members.setdefault(uid, []).append(file)
-            modalities.setdefault(uid, header.get("Modality"))
+            # Several values at once are no hint.
+            modalities.setdefault(uid, modality if isinstance(modality, str) else None)
     return [Series(uid, tuple(paths), modalities[uid]) for uid, paths in members.items()], damaged
 
 
@@ -202,12 +212,11 @@ def _check_slice(file: Path, header: Any) -> None:
         raise DataError(
             f"{file} holds colour (RGB) voxels; only scans with one real number a voxel can be used."
         )
-    for tag, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
-        values = header.get(tag)
-        if values is None or len(values) != count or not np.isfinite(np.array(values, dtype=float)).all():
-            raise DataError(
-                f"{file} does not say where it lies ({tag} is missing); it is no slice of a 3D scan."
-            )
+    for tag, count in _GEOMETRY.items():
+        with readable(file):
+            values = np.array(header.get(tag), dtype=float).ravel()  # a missing tag is one NaN
+        if len(values) != count or not np.isfinite(values).all():
+            raise DataError(f"{file} is no slice of a 3D scan: its {tag} is missing or damaged.")
 
 
 def _directions(header: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

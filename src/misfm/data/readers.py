@@ -55,9 +55,9 @@ def read_volume(path: str | Path) -> Volume:
     """
     path = Path(path)
     kind = _kind(path)
-    if kind == "dicom":
-        return dicom.read_series(dicom.series_at(path))
     with readable(path):
+        if kind == "dicom":
+            return dicom.read_series(dicom.series_at(path))
         return _read_nifti(path) if kind == "nifti" else _read_itk(path)
 
 

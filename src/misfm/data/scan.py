@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from misfm.data.checks import readable
 from misfm.data.dataset import Dataset
 from misfm.data.dicom import Series, is_dicom, list_series, read_series, series_at
 from misfm.data.intensity import Kind
@@ -49,7 +50,8 @@ class ScanSource:
 
     def read(self) -> Volume:
         """Read the scan; see ``read_volume``."""
-        return read_series(self.series) if self.series else read_volume(self.path)
+        with readable(self.path):
+            return read_series(self.series) if self.series else read_volume(self.path)
 
 
 def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
@@ -168,6 +170,8 @@ def _in_nnssl(file: Path) -> list[ScanSource]:
 
 def _nnssl_image(file: Path, case: str, image: dict[str, Any]) -> ScanSource:
     path = Path(image["image_path"])
+    if not path.parts:
+        raise DataError(f"{file} gives no image_path for {case}; correct it.")
     # nnssl takes $nnssl_raw from the environment; it is the folder that holds the dataset's folder.
     if path.parts[0].startswith("$"):
         path = file.parent.parent.joinpath(*path.parts[1:])
