@@ -1,6 +1,7 @@
 """find_scans: everything that is a scan, nothing else, in the same order every time."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -74,14 +75,56 @@ def test_a_dataset_gives_its_images_but_not_its_labels(tmp_path):
     folder = dataset(tmp_path / "tree" / "Dataset001_Organ")
     for source in (tmp_path / "tree", folder, folder / "dataset.json"):
         found = find_scans([source])
-        assert [one.case for one in found] == ["a", "b", "c"]
+        assert [one.case for one in found] == ["a", "b"]
         assert {one.kind for one in found} == {"ct"}
 
 
 def test_channels_of_a_dataset_are_scans_of_their_own(tmp_path):
     found = find_scans([dataset(tmp_path / "d", ("CT", "PET"))])
     assert [(one.case, one.kind) for one in found][:2] == [("a_0000", "ct"), ("a_0001", "mr")]
-    assert len(found) == 6
+    assert len(found) == 4
+
+
+def test_test_images_of_a_dataset_must_be_asked_for(tmp_path):
+    folder = dataset(tmp_path / "Dataset001_Organ")
+    assert [one.path.name for one in find_scans([folder / "imagesTs"])] == ["c_0000.nii.gz"]
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    scan(tmp_path / "elsewhere" / "one.nii.gz")
+    tree = tmp_path / "tree"
+    scan(tree / "sub" / "two.nii.gz")
+    (tree / "link").symlink_to(tmp_path / "elsewhere")
+    (tree / "again").symlink_to(tmp_path / "elsewhere")
+    (tree / "sub" / "up").symlink_to(tree)
+    (tree / "gone").symlink_to(tmp_path / "nowhere")
+    dataset(tmp_path / "data")
+    (tree / "data").symlink_to(tmp_path / "data")
+    assert sorted(one.case for one in find_scans([tree])) == ["a", "b", "one", "two"]
+
+
+def test_a_folder_that_cannot_be_read_is_returned_for_its_error(tmp_path, monkeypatch):
+    scan(tmp_path / "a.nii.gz")
+    locked = tmp_path / "locked"
+    scan(locked / "b.nii.gz")
+
+    def refusing(function):
+        def call(path):
+            if Path(path) == locked:
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path)
+
+        return call
+
+    # A superuser may read everything, so permissions alone would not do.
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr(os, "listdir", refusing(os.listdir))
+    good, bad = find_scans([tmp_path])
+    assert good.read().shape == (4, 5, 6)
+    assert (bad.path, bad.case) == (locked, "locked")
+    assert bad.stamp
+    with pytest.raises(DataError, match="locked may not be read; change its permissions"):
+        bad.read()
 
 
 def test_lists_of_nnssl(tmp_path):

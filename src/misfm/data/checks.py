@@ -26,6 +26,8 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except MisfmError:
         raise
+    except PermissionError as error:
+        raise DataError(f"{path} may not be read; change its permissions.") from error
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = (lines[-1] if lines else type(error).__name__).rstrip(".")

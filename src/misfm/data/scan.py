@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,10 @@ class ScanSource:
     @property
     def stamp(self) -> str:
         """Size and time of last change: a source with the same stamp has not changed."""
-        states = [
-            file.stat() for file in (self.series.files if self.series else (self.path,)) if file.exists()
-        ]
+        states = []
+        for file in self.series.files if self.series else (self.path,):
+            with suppress(OSError):
+                states.append(file.stat())
         newest = max((state.st_mtime_ns for state in states), default=0)
         return f"{len(states)} files, {sum(state.st_size for state in states)} bytes, {newest} ns"
 
@@ -58,9 +60,12 @@ def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
     """Find all scans in files and trees, in the order of sources, then paths; each path once.
 
     A tree may hold NIfTI, NRRD and MetaImage files, DICOM files with any name (grouped by series, wherever
-    they lie), nnU-Net datasets (their images, every channel a scan of its own, never their label maps) and
-    ``pretrain_data.json`` (what it lists). Hidden files and folders are passed over. A damaged DICOM file or
-    a listed file that is missing is returned as well, so that reading it tells what is wrong.
+    they lie), nnU-Net datasets and ``pretrain_data.json`` (what it lists). Of a dataset come the images of
+    ``imagesTr``, every channel a scan of its own; never its label maps, and never ``imagesTs``, for networks
+    must not have seen what they are tested on: to get those, name that folder as a source. Links to folders
+    are followed, each folder once; hidden files and folders are passed over. A damaged DICOM file, a listed
+    file that is missing or a folder that cannot be read is returned as well, so that reading it tells what
+    is wrong.
 
     Raises:
         DataError: a source that does not exist or holds no scan.
@@ -93,8 +98,9 @@ def _in_file(path: Path) -> list[ScanSource]:
 def _in_tree(root: Path) -> list[ScanSource]:
     scans: list[ScanSource] = []
     dicom_files: list[Path] = []
-    for folder, names in _walk(root):
-        if _is_dataset(folder):
+    unreadable: list[Path] = []
+    for folder, names, is_dataset in _walk(root, unreadable):
+        if is_dataset:
             scans += _in_dataset(folder)
         elif "pretrain_data.json" in names:
             scans += _in_nnssl(folder / "pretrain_data.json")
@@ -108,17 +114,27 @@ def _in_tree(root: Path) -> list[ScanSource]:
                 elif has_suffix(path, (".dcm",)):
                     scans.append(ScanSource(path, stem(path)))
     series, damaged = list_series(dicom_files)
-    scans += _from_series(series) + [ScanSource(path, stem(path)) for path in damaged]
+    scans += _from_series(series) + [ScanSource(path, stem(path)) for path in (*damaged, *unreadable)]
     return sorted(scans, key=lambda scan: scan.path)
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and the names of their files; what lies below a dataset belongs to the dataset."""
-    for folder, subfolders, names in os.walk(root):
-        path = Path(folder)
-        skip = _is_dataset(path) or "pretrain_data.json" in names
-        subfolders[:] = [] if skip else sorted(name for name in subfolders if not name.startswith("."))
-        yield path, sorted(name for name in names if not name.startswith("."))
+def _walk(root: Path, unreadable: list[Path]) -> Iterator[tuple[Path, list[str], bool]]:
+    """Folders, the names of their files and whether they are datasets; what lies below one belongs to it.
+
+    Folders that cannot be read are added to ``unreadable``.
+    """
+    seen: set[tuple[int, int]] = set()  # links may lead to one folder twice, or back up
+    for folder, subfolders, names in os.walk(
+        root, followlinks=True, onerror=lambda error: unreadable.append(Path(error.filename))
+    ):
+        status = os.stat(folder)
+        is_new = (status.st_dev, status.st_ino) not in seen
+        seen.add((status.st_dev, status.st_ino))
+        is_dataset = "dataset.json" in names and "imagesTr" in subfolders
+        enter = is_new and not is_dataset and "pretrain_data.json" not in names
+        subfolders[:] = sorted(name for name in subfolders if enter and not name.startswith("."))
+        if is_new:
+            yield Path(folder), sorted(name for name in names if not name.startswith(".")), is_dataset
 
 
 def _from_series(series: Iterable[Series]) -> list[ScanSource]:
@@ -132,14 +148,10 @@ def _from_series(series: Iterable[Series]) -> list[ScanSource]:
     return scans
 
 
-def _is_dataset(folder: Path) -> bool:
-    return (folder / "dataset.json").is_file() and (folder / "imagesTr").is_dir()
-
-
 def _in_dataset(folder: Path) -> list[ScanSource]:
     dataset = Dataset.open(folder)
     scans = []
-    for case in [*dataset.cases("Tr"), *dataset.cases("Ts")]:
+    for case in dataset.cases("Tr"):
         for path, kind in zip(case.image_paths, dataset.kinds, strict=True):
             name = case.name if len(dataset.kinds) == 1 else stem(path)
             scans.append(ScanSource(path, name, kind))
