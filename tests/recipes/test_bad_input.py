@@ -69,12 +69,20 @@ def test_a_bad_scan_is_quarantined_with_a_reason_that_names_it(run_command, tmp_
     path = tmp_path / "bad.nii.gz"
     make(path)
     done = run_command("ingest", path, "--store", tmp_path / "store", "--json")
-    assert done.status == 0
+    assert done.status == 1  # nothing was added
     ((source, reason),) = [(entry["source"], entry["reason"]) for entry in done.result["quarantined"]]
     assert source == str(path)
     assert "bad.nii.gz" in reason
     assert is_one_sentence(reason)
     assert not list((tmp_path / "store" / "volumes").iterdir())
+
+
+def test_a_bad_scan_among_good_ones_stands_aside(run_command, tmp_path, scans):
+    shutil.copytree(scans, tmp_path / "scans")
+    with_nan(tmp_path / "scans" / "bad.nii.gz")
+    done = run_command("ingest", tmp_path / "scans", "--store", tmp_path / "store", "--json")
+    assert done.status == 0
+    assert (done.result["added"], len(done.result["quarantined"])) == (4, 1)
 
 
 @pytest.mark.parametrize("make", BAD_SCANS)
@@ -166,9 +174,9 @@ def spoil_labels(folder):
 
 def spoil_channel(folder):
     description = json.loads((folder / "dataset.json").read_text())
-    description["channel_names"] = {"0": "CT", "1": "PET"}
+    description["channel_names"] = {"0": "CT", "1": "ct"}
     (folder / "dataset.json").write_text(json.dumps(description))
-    return "phantom_tr_000_0001.nii.gz is missing: channel 1 (PET) of case phantom_tr_000"
+    return "phantom_tr_000_0001.nii.gz is missing: channel 1 (ct) of case phantom_tr_000"
 
 
 def spoil_description(folder):
