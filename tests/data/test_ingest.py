@@ -109,6 +109,22 @@ def test_bad_scans_are_quarantined_and_the_rest_goes_on(tmp_path, scans):
     assert len(Store.open(tmp_path / "s").quarantined()) == 2
 
 
+def test_a_source_that_changes_into_a_copy_or_a_ruin_takes_its_volume_along(tmp_path, scans):
+    ingest([scans], tmp_path / "s", NATIVE)
+    shutil.copy(scans / "case0.nii.gz", scans / "case1.nii.gz")
+    (scans / "case2.nii.gz").write_bytes(b"nothing")
+    report = ingest([scans], tmp_path / "s", NATIVE)
+    assert (report.skipped, report.duplicates, len(report.quarantined)) == (1, 1, 1)
+    store = Store.open(tmp_path / "s")
+    assert [record.case for record in store.records()] == ["case0"]
+    assert len(list((store.path / "volumes").iterdir())) == 1
+    # The original goes, its copy stays: the copy becomes the volume.
+    (scans / "case0.nii.gz").write_bytes(b"nothing")
+    ingest([scans], tmp_path / "s", NATIVE)
+    assert ingest([scans], tmp_path / "s", NATIVE).added == 1
+    assert [record.case for record in store.records()] == ["case1"]
+
+
 def test_whatever_reading_a_scan_raises_only_that_scan_is_lost(tmp_path, scans, monkeypatch):
     def read(path):
         if path.name == "case1.nii.gz":

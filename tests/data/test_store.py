@@ -130,6 +130,35 @@ def test_a_changed_source_replaces_its_volume(tmp_path):
     assert len(list((store.path / "volumes").iterdir())) == 2
 
 
+def volume_files(store):
+    return sorted(path.name for path in (store.path / "volumes").iterdir())
+
+
+def test_a_source_that_became_unusable_loses_its_volume(tmp_path):
+    store = Store.create(tmp_path / "s", SETTINGS)
+    other = store.add(entry(1, (1, 4, 5, 6), "other")[2])
+    before = volume_files(store)
+    record = store.add(entry(0, (1, 4, 5, 6))[2], "monday")
+    store.quarantine(record.source, "damaged")
+    assert store.records() == [other]
+    assert volume_files(store) == before
+    assert not store.is_known(record.source, "monday")
+
+
+def test_a_source_that_became_a_duplicate_loses_its_volume_and_one_that_was_keeps_the_original(tmp_path):
+    store = Store.create(tmp_path / "s", SETTINGS)
+    other = store.add(entry(1, (1, 4, 5, 6), "other")[2])
+    before = volume_files(store)
+    record = store.add(entry(0, (1, 4, 5, 6))[2], "monday")
+    store.add_duplicate(record.source, "tuesday", other)
+    assert store.records() == [other]
+    assert volume_files(store) == before
+    assert store.is_known(record.source, "tuesday")
+    store.quarantine(record.source, "damaged")
+    assert store.records() == [other]
+    assert not store.is_known(record.source, "tuesday")
+
+
 def test_killed_between_file_and_row_leaves_no_entry_and_adding_again_works(tmp_path, monkeypatch):
     store = Store.create(tmp_path / "s", SETTINGS)
     one = entry(shape=(1, 4, 5, 6))[2]

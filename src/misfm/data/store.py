@@ -117,19 +117,9 @@ class Store:
             write_bytes(self._file(record.id, label=True), entry.label)
         row = (record.id, record.case, record.source, record.fingerprint, record.model_dump_json())
         blobs = (entry.anchors.tobytes(), entry.label_anchors.tobytes())
-        with self._database(write=True) as database:
-            query = "SELECT id FROM volumes WHERE source = ? AND id != ?"
-            outdated = [old for (old,) in database.execute(query, (record.source, record.id))]
-            for old in outdated:
-                # What was a duplicate of the outdated volume is no longer known, so the next ingest adds it.
-                database.execute("DELETE FROM sources WHERE id = ?", (old,))
-                database.execute("DELETE FROM volumes WHERE id = ?", (old,))
+        with self._replacing(record.source, keep=record.id) as database:
             database.execute("INSERT OR REPLACE INTO volumes VALUES (?, ?, ?, ?, ?, ?, ?)", row + blobs)
             self._remember(database, record.source, stamp, record.id)
-        for old in outdated:
-            for label in (False, True):
-                with suppress(OSError):
-                    self._file(old, label=label).unlink()
         return record
 
     def records(self) -> list[Record]:
@@ -203,13 +193,14 @@ class Store:
             return database.execute(query, (source, stamp)).fetchone() is not None
 
     def add_duplicate(self, source: str, stamp: str, record: Record) -> None:
-        """Note that a source holds the same voxels as a volume that is there already."""
-        with self._database(write=True) as database:
+        """Note that a source holds the same voxels as a volume that is there; what it held before goes."""
+        with self._replacing(source, keep=record.id) as database:
             self._remember(database, source, stamp, record.id)
 
     def quarantine(self, source: str, reason: str) -> None:
-        """Note that a source cannot be used and why; forgotten once it can."""
-        with self._database(write=True) as database:
+        """Note that a source cannot be used and why, forgotten once it can; what it held before goes."""
+        with self._replacing(source) as database:
+            database.execute("DELETE FROM sources WHERE source = ?", (source,))
             database.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?)", (source, reason))
 
     def quarantined(self) -> list[tuple[str, str]]:
@@ -219,6 +210,22 @@ class Store:
 
     def _file(self, identity: str, *, label: bool = False) -> Path:
         return self.path / "volumes" / f"{identity}{'.label' if label else ''}.b2nd"
+
+    @contextmanager
+    def _replacing(self, source: str, *, keep: str = "") -> Iterator[sqlite3.Connection]:
+        """A transaction that also removes the volumes made from a source, but for the one to keep."""
+        with self._database(write=True) as database:
+            query = "SELECT id FROM volumes WHERE source = ? AND id != ?"
+            outdated = [old for (old,) in database.execute(query, (source, keep))]
+            for old in outdated:
+                # What was a duplicate of the outdated volume is no longer known, so the next ingest adds it.
+                database.execute("DELETE FROM sources WHERE id = ?", (old,))
+                database.execute("DELETE FROM volumes WHERE id = ?", (old,))
+            yield database
+        for old in outdated:
+            for label in (False, True):
+                with suppress(OSError):
+                    self._file(old, label=label).unlink()
 
     def _remember(self, database: sqlite3.Connection, source: str, stamp: str, identity: str) -> None:
         database.execute("INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", (source, stamp, identity))
