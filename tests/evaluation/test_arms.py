@@ -45,6 +45,20 @@ def test_labels_absent_from_a_case_are_left_out():
     assert scores["all"].mean == pytest.approx(0.6)
 
 
+def test_without_any_label_there_is_no_score():
+    arms = [run(n, {"a": {"x": None}, "b": {"x": None}}) for n in ("s", "p")]
+    assert compare_arms(arms).scores == {"s": {}, "p": {}}
+    # The other arm made something up, which the baseline has nothing to set against.
+    assert compare_arms([arms[0], run("p", {"a": {"x": 0.0}, "b": {"x": None}})]).scores["p"] == {}
+
+
+def test_a_single_case_has_means_but_no_intervals():
+    scores = compare_arms([run("s", {"a": {"x": 0.5}}), run("p", {"a": {"x": 0.6}})]).scores["p"]
+    assert scores["all"].mean == 0.6
+    assert scores["all"].interval is None
+    assert scores["all"].difference.interval is None
+
+
 def test_only_cases_of_every_run_count_and_nothing_in_common_is_an_error():
     arms = [run("s", {"a": {"x": 0.5}, "b": {"x": 0.1}}), run("p", {"a": {"x": 0.5}})]
     assert compare_arms(arms).cases == ("a",)

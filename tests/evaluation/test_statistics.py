@@ -32,6 +32,15 @@ def test_missing_values_are_left_out():
         bootstrap_interval([])
 
 
+def test_a_single_case_has_no_interval():
+    assert bootstrap_interval([0.4]) is None
+    assert bootstrap_interval([[0.4, 0.6], [np.nan, np.nan]]) is None
+    result = paired_difference([[0.5, 0.7]], [[0.4, 0.4]])
+    assert (result.mean, result.interval, result.cases) == (pytest.approx(0.2), None, 1)
+    assert str(result) == "+0.200 on a single case"
+    assert str(paired_difference([0.5, 0.6], [0.4, 0.5])) == "+0.100, 95 % interval +0.100 to +0.100"
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     generator = np.random.default_rng(2)
     hits = 0

@@ -7,7 +7,7 @@ import pytest
 from misfm.errors import DataError
 from misfm.evaluation.arms import Arm
 from misfm.report.html import Picture, ReportData, Table, Verdict, render_report
-from misfm.report.twins import twin_report
+from misfm.report.twins import NOTHING_TO_COMPARE, twin_report
 
 EVIL = "<script>alert('x')</script>\"&"
 
@@ -115,6 +115,26 @@ def test_an_interval_around_zero_is_no_clear_difference():
     (verdict,) = twin_report("t", runs).verdicts
     assert verdict.tone == "level"
     assert "No clear difference" in verdict.detail
+
+
+def test_a_single_case_is_no_evidence(tmp_path):
+    report = twin_report("t", arms(0.2, cases=1))
+    (verdict,) = report.verdicts
+    assert verdict.tone == "level"
+    assert verdict.headline.endswith("difference +0.200")
+    assert verdict.detail.startswith("Too few cases to judge")
+    assert any("no intervals" in note for note in report.notes)
+    assert "[" not in report.tables[0].rows[0][1]
+    Page(rendered(report, tmp_path))
+
+
+def test_labels_absent_everywhere_leave_nothing_to_compare(tmp_path):
+    runs = [Arm(name, [(1, 0.2)], {"a": {"x": None}, "b": {"x": None}}) for name in ("scratch", "pretrained")]
+    report = twin_report("t", runs)
+    assert report.verdicts == (NOTHING_TO_COMPARE,)
+    assert len(report.figures) == 1
+    assert [table.headers for table in report.tables] == [("case", "scratch", "pretrained")]
+    Page(rendered(report, tmp_path))
 
 
 def test_three_arms_get_a_verdict_and_a_column_each():

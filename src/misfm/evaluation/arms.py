@@ -36,12 +36,12 @@ class Score:
 
     Attributes:
         mean: over cases and seeds.
-        interval: its 95 % bootstrap interval.
+        interval: its 95 % bootstrap interval; None with fewer than two cases.
         difference: to the baseline on the same cases and seeds; ``None`` for the baseline itself.
     """
 
     mean: float
-    interval: Interval
+    interval: Interval | None
     difference: PairedDifference | None
 
 
@@ -53,8 +53,8 @@ class Comparison:
         baseline: name of the arm the others are compared with.
         cases: names of the cases every run was scored on.
         seeds: of the runs, by arm.
-        scores: by arm and label; ``"all"`` averages each case over its labels first. A label without a value
-            is left out.
+        scores: by arm and label; ``"all"`` averages each case over its labels first. What has no value in a
+            case of both the arm and the baseline is left out, ``"all"`` too: then nothing can be compared.
     """
 
     baseline: str

@@ -30,7 +30,7 @@ class PairedDifference:
 
     Attributes:
         mean: mean of ``a - b``.
-        interval: bootstrap interval of the mean.
+        interval: bootstrap interval of the mean; None with fewer than two cases.
         p_value: two-sided sign-flip p-value over cases.
         cases: number of cases.
         cases_ahead: cases on which ``a`` is strictly above ``b``, averaged over seeds.
@@ -38,19 +38,26 @@ class PairedDifference:
     """
 
     mean: float
-    interval: Interval
+    interval: Interval | None
     p_value: float
     cases: int
     cases_ahead: int
     seeds: int
 
+    def __str__(self) -> str:
+        """Mean and interval in words, to stand in a sentence."""
+        if self.interval is None:
+            return f"{self.mean:+.3f} on a single case"
+        return f"{self.mean:+.3f}, 95 % interval {self.interval.low:+.3f} to {self.interval.high:+.3f}"
+
 
 def bootstrap_interval(
     values: ArrayLike, *, confidence: float = 0.95, resamples: int = _RESAMPLES, seed: int = 0
-) -> Interval:
-    """Return the percentile bootstrap interval of a mean (Efron 1979).
+) -> Interval | None:
+    """Return the percentile bootstrap interval of a mean (Efron 1979); None with fewer than two cases.
 
-    With fewer than about ten values percentile intervals come out too narrow; with one, of width zero.
+    With fewer than about ten cases percentile intervals come out too narrow; a single one, resampled, would
+    give an interval of width zero.
 
     Args:
         values: one value a case, or shape (cases, seeds), where both axes are resampled independently;
@@ -63,11 +70,13 @@ def bootstrap_interval(
         ValueError: there is no value.
     """
     table = _table(values)
+    present = np.isfinite(table)
+    if present.any(axis=1).sum() < 2:
+        return None
     generator = np.random.default_rng(seed)
     case_weights, seed_weights = (
         generator.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float) for n in table.shape
     )
-    present = np.isfinite(table)
     totals = ((case_weights @ np.where(present, table, 0.0)) * seed_weights).sum(axis=1)
     counts = ((case_weights @ present.astype(float)) * seed_weights).sum(axis=1)
     drawn = counts > 0

@@ -69,7 +69,8 @@ def _mean_value(values: Values) -> float | None:
 
 
 def _interval(values: Values) -> list[float] | None:
-    return list(bootstrap_interval(values)) if len(values) >= 2 else None
+    interval = bootstrap_interval(values) if len(values) else None
+    return None if interval is None else list(interval)
 
 
 def _count(scores: Sequence[LabelScores | None]) -> dict[str, int]:

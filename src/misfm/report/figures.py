@@ -73,7 +73,8 @@ def difference_plot(comparison: Comparison) -> bytes:
     for colour, offset, (name, scores) in zip(_cycle(start=1), offsets, others.items(), strict=False):
         rows = [(labels.index(label) + offset, s.difference) for label, s in scores.items() if s.difference]
         for y, difference in rows:
-            axes.plot(difference.interval, [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
+            if difference.interval is not None:
+                axes.plot(difference.interval, [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
         axes.plot([d.mean for _, d in rows], [y for y, _ in rows], "o", color=colour, label=plain_text(name))
     axes.set_yticks(range(len(labels)), [plain_text(label) for label in labels])
     axes.set_ylim(len(labels) - 0.5, -0.5)

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from misfm.evaluation.arms import ALL, Arm, Comparison, Score, compare_arms
-from misfm.evaluation.statistics import PairedDifference
+from misfm.evaluation.statistics import Interval, PairedDifference
 from misfm.report.figures import difference_plot, learning_curves
 from misfm.report.html import Picture, ReportData, Table, Verdict
 
+NOTHING_TO_COMPARE = Verdict(
+    "Nothing to compare", "No label occurs in a prediction or a reference of the cases that all arms share."
+)
 _FEW_CASES = 10
 _NOTHING = "–"
 
@@ -37,7 +40,7 @@ def twin_report(
         ValueError: the arms share no case or no seed; see `compare_arms`.
     """
     comparison = compare_arms(arms)
-    drawn, tables = [], [label_table(comparison)]
+    drawn, tables = [], [label_table(comparison)] if is_comparable(comparison) else []
     if any(arm.curve for arm in arms):
         drawn.append(
             Picture(
@@ -45,7 +48,7 @@ def twin_report(
                 learning_curves(arms),
             )
         )
-    if len(comparison.scores) > 1:
+    if len(comparison.scores) > 1 and is_comparable(comparison):
         drawn.append(
             Picture(
                 f"Test Dice minus that of {comparison.baseline} on the same cases, with 95 % intervals.",
@@ -64,8 +67,15 @@ def twin_report(
     )
 
 
+def is_comparable(comparison: Comparison) -> bool:
+    """Whether the baseline has a score at all: where labels are absent everywhere, it has none."""
+    return ALL in comparison.scores[comparison.baseline]
+
+
 def verdicts(comparison: Comparison) -> list[Verdict]:
     """Say of every arm whether it is ahead of the baseline."""
+    if not is_comparable(comparison):
+        return [NOTHING_TO_COMPARE]
     base = comparison.scores[comparison.baseline][ALL]
     lines = []
     for name, scores in comparison.scores.items():
@@ -139,29 +149,37 @@ def _caveats(comparison: Comparison) -> list[str]:
             "Each arm was trained with one seed: the intervals say how much other patients would change the "
             "result, not how much another training run would, which may be more."
         )
-    if cases < _FEW_CASES:
+    if cases < 2:
+        notes.append("One test case tells nothing about others, so there are no intervals.")
+    elif cases < _FEW_CASES:
         notes.append(f"With {cases} test cases the intervals are rough and tend to be too narrow.")
     return notes
 
 
 def _tone(difference: PairedDifference) -> Literal["ahead", "behind", "level"]:
+    if difference.interval is None:
+        return "level"
     if difference.interval.low > 0:
         return "ahead"
     return "behind" if difference.interval.high < 0 else "level"
 
 
 def _judgement(difference: PairedDifference) -> str:
+    if difference.interval is None:
+        return "Too few cases to judge"
     return {"ahead": "Ahead", "behind": "Behind", "level": "No clear difference"}[_tone(difference)]
 
 
 def _signed(difference: PairedDifference) -> str:
-    return (
-        f"{difference.mean:+.3f}\u00a0[{difference.interval.low:+.3f},\u00a0{difference.interval.high:+.3f}]"
-    )
+    return f"{difference.mean:+.3f}{_brackets(difference.interval, '+.3f')}"
 
 
 def _with_interval(score: Score) -> str:
-    return f"{score.mean:.3f}\u00a0[{score.interval.low:.3f},\u00a0{score.interval.high:.3f}]"
+    return f"{score.mean:.3f}{_brackets(score.interval, '.3f')}"
+
+
+def _brackets(interval: Interval | None, form: str) -> str:
+    return f"\u00a0[{interval.low:{form}},\u00a0{interval.high:{form}}]" if interval else ""
 
 
 def _p_value(difference: PairedDifference) -> str:
