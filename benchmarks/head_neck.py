@@ -102,10 +102,7 @@ def write_results(arms: list[Arm], arguments: argparse.Namespace) -> None:
     for name, scores in comparison.scores.items():
         cells = [f"{scores[label].mean:.3f}" for label in labels]
         paired = scores["all"].difference
-        gap = ""
-        if paired is not None:
-            low, high = paired.interval
-            gap = f"{paired.mean:+.3f} [{low:+.3f}, {high:+.3f}], p {paired.p_value:.3f}"
+        gap = "" if paired is None else f"{paired}, p {paired.p_value:.3f}"
         lines.append(f"| {name} | {len(comparison.seeds[name])} | {' | '.join(cells)} | {gap} |")
     lines += ["", "Mean validation Dice while training (mean of the seeds):", ""]
     steps = sorted({step for arm in arms for step, _ in arm.curve})

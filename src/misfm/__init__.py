@@ -69,6 +69,10 @@ _HOMES = {
 _SUBPACKAGES = ("models", "pretext", "weights")
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return import_module(f"misfm.{name}")

@@ -139,13 +139,9 @@ def summarise(arms: list[Arm], pretext: Mapping[str, float], seed: int, seconds:
         cells = [scores[label].mean if label in scores else float("nan") for label in labels]
         lines.append(f"{name:18s}" + "".join(f"{cell:14.3f}" for cell in cells))
     for name, scores in comparison.scores.items():
-        difference = scores[ALL].difference
+        difference = scores[ALL].difference if ALL in scores else None
         if difference is not None:
-            low, high = difference.interval
-            lines.append(
-                f"{name} - {SCRATCH}: {difference.mean:+.3f} mean Dice, "
-                f"95 % interval {low:+.3f} to {high:+.3f}"
-            )
+            lines.append(f"{name} - {SCRATCH}: mean Dice {difference}")
     lines.append(pretext_sentence(pretext))
     return {
         "seed": seed,

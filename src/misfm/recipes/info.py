@@ -11,6 +11,7 @@ from misfm.data.store import Store
 from misfm.errors import DataError
 from misfm.training.run import RunFolder
 from misfm.weights import describe
+from misfm.weights.source import BUILTIN
 
 
 def describe_path(path: Path) -> dict[str, Any]:
@@ -20,6 +21,8 @@ def describe_path(path: Path) -> dict[str, Any]:
         DataError: there is nothing, or nothing that misfm knows.
         WeightsError: a file that is no weights file, or a damaged one.
     """
+    if str(path) == BUILTIN:
+        return {"kind": "weights", **describe(BUILTIN)}
     if not path.exists():
         raise DataError(f"{path} does not exist; check the path.")
     if path.is_file():

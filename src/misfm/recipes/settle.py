@@ -38,7 +38,10 @@ def settle(settings: FinetuneSettings, dataset: Dataset) -> SettledSettings:
     known: Mapping[str, Any] = {} if settings.weights is None else describe(settings.weights)
     kind = dataset.kinds[0]
     if len(set(dataset.kinds)) > 1:
-        raise ConfigError(f"{dataset.path} mixes CT with other channels, which misfm cannot normalise yet.")
+        raise ConfigError(
+            f"{dataset.path} mixes CT with other channels, which misfm cannot normalise together yet: "
+            "train on the channels of one kind."
+        )
     rule = known.get("intensity") or {"kind": kind}
     fits = rule["kind"] == kind
     if not fits and (settings.intensity is None or settings.spacing is None):
