@@ -42,7 +42,7 @@ from misfm.training.run import RunFolder
 from misfm.weights.file import read as read_weights
 
 NUM_SCANS, NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 32, 4, 2, 8
-PRETRAINING_STEPS, FINETUNING_STEPS = 300, 300
+PRETRAINING_STEPS, FINETUNING_STEPS = 150, 220
 PATCH_SIZE = (32, 32, 32)
 INTENSITY = "ct:-200,600"
 SPACING = (5.0, 5.0, 5.0)
@@ -100,7 +100,7 @@ def pretraining_settings(store: Path, seed: int) -> PretrainSettings:
             "patch_size": PATCH_SIZE,
             "validation_batches": 4,
             "training.steps": PRETRAINING_STEPS,
-            "training.validate_every": PRETRAINING_STEPS // 3,
+            "training.validate_every": PRETRAINING_STEPS // 2,
         },
     )
 
@@ -121,7 +121,7 @@ def train_arm(name: str, out: Path, dataset: Path, seed: int) -> Arm:
             "intensity": INTENSITY,
             "spacing": SPACING,
             "training.steps": FINETUNING_STEPS,
-            "training.validate_every": FINETUNING_STEPS // 3,
+            "training.validate_every": FINETUNING_STEPS // 2,
         },
     )
     finetune(settings, run, resume=True)
