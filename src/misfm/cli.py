@@ -26,7 +26,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # drawing boxes with rich costs more than everything else in --help
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
