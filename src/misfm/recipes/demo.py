@@ -41,8 +41,8 @@ from misfm.training.logging import format_duration, logger
 from misfm.training.run import RunFolder
 from misfm.weights.file import read as read_weights
 
-NUM_SCANS, NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 32, 4, 2, 8
-PRETRAINING_STEPS, FINETUNING_STEPS = 120, 160
+NUM_SCANS, NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 32, 4, 2, 6
+PRETRAINING_STEPS, FINETUNING_STEPS = 90, 130
 PATCH_SIZE = (32, 32, 32)
 INTENSITY = "ct:-200,600"
 SPACING = (5.0, 5.0, 5.0)
