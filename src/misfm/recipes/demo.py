@@ -156,7 +156,7 @@ def summarise(arms: list[Arm], pretext: Mapping[str, float], seed: int, seconds:
 def pretext_sentence(pretext: Mapping[str, float]) -> str:
     """Say honestly how much of the pretext a minute teaches."""
     dice, chance = pretext["validation_pretext_dice"], pretext["validation_chance_dice"]
-    verdict = "hardly more than chance" if dice < chance + 0.1 else "above chance"
+    verdict = "above chance" if dice > chance + 0.1 else "no better than chance"
     return (
         f"A pretraining of {PRETRAINING_STEPS} steps is a demonstration, not a foundation: its pretext Dice "
         f"is {dice:.2f}, {verdict} ({chance:.2f}); published runs take 80,000 steps and more. One seed."
