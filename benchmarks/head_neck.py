@@ -5,7 +5,11 @@ Every (arm, seed) is a resumable run of its own; results of what is finished are
     python benchmarks/head_neck.py --dataset DIR/Dataset002_HeadNeckCT --out RUNS \\
         --arm scratch= --arm pretrained=PRETRAINING/weights.safetensors --seeds 0,1,2 --steps 1500
 
-The first arm is the baseline. Spacing and intensities are given here, so that all arms share them.
+The first arm is the baseline. Spacing and intensities are given here, so that all arms share them. An arm may
+differ in settings, too, and settings are to be chosen on the validation cases alone:
+
+    python benchmarks/head_neck.py ... --name why_pretrained --validation-only \\
+        --arm scratch= --arm "low rate=builtin,training.optimizer.lr=5e-4"
 """
 
 from __future__ import annotations
@@ -39,12 +43,13 @@ def main() -> None:
     )
     parser.add_argument("--dataset", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--arm", action="append", required=True, metavar="NAME=WEIGHTS")
+    parser.add_argument("--arm", action="append", required=True, metavar="NAME=WEIGHTS[,KEY=VALUE]...")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--labels", default="5", help="key of fewshot.json in the dataset")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--validate-every", type=int, default=250)
     parser.add_argument("--name", default="head_neck", help="name of the results files")
+    parser.add_argument("--validation-only", action="store_true", help="leave the test cases alone")
     parser.add_argument("--summary-only", action="store_true", help="only read what is finished")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -52,26 +57,28 @@ def main() -> None:
     for seed in (int(text) for text in arguments.seeds.split(",")):
         for arm in arguments.arm:
             name, _, weights = arm.partition("=")
-            run = arguments.out / f"{name}-{arguments.steps}-seed{seed}"
-            if not (run / "test.json").exists():
+            run = arguments.out / f"{name.replace(' ', '-')}-{arguments.steps}-seed{seed}"
+            result = run / ("validation.json" if arguments.validation_only else "test.json")
+            if not result.exists():
                 if arguments.summary_only:
                     continue
-                train_and_test(arguments, weights or None, seed, run)
-            scores = json.loads((run / "test.json").read_text(encoding="utf-8"))
+                train_and_test(arguments, weights, seed, run)
+            scores = json.loads(result.read_text(encoding="utf-8"))
             arms.append(Arm(name, learning_curve(run), dice_by_case(scores), seed))
     order = [arm.partition("=")[0] for arm in arguments.arm]
     write_results(sorted(arms, key=lambda arm: (order.index(arm.name), arm.seed)), arguments)
 
 
-def train_and_test(arguments: argparse.Namespace, weights: str | None, seed: int, run: Path) -> None:
-    """Fine-tune one arm with one seed, and score it on the test cases."""
+def train_and_test(arguments: argparse.Namespace, start: str, seed: int, run: Path) -> None:
+    """Fine-tune one arm with one seed, and score it on the test cases unless they are to be left alone."""
+    weights, *assignments = start.split(",")
     few = json.loads((arguments.dataset / "fewshot.json").read_text(encoding="utf-8"))
     settings = resolve(
         FinetuneSettings,
         recipe="small",
         options={
             "dataset": str(arguments.dataset),
-            "weights": weights,
+            "weights": weights or None,
             "cases": few[arguments.labels],
             "seed": seed,
             "spacing": [3.0, 4.0, 4.0],
@@ -80,8 +87,11 @@ def train_and_test(arguments: argparse.Namespace, weights: str | None, seed: int
             "training.steps": arguments.steps,
             "training.validate_every": arguments.validate_every,
         },
+        assignments=assignments,
     )
     finetune(settings, run, resume=True)
+    if arguments.validation_only:
+        return
     predict_files(str(run), [arguments.dataset / "imagesTs"], run / "predictions", overlap=OVERLAP)
     evaluate(run / "predictions", arguments.dataset / "labelsTs", run / "test.json")
 
