@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import misfm.models
 from misfm import weights
 from misfm.errors import ConfigError, WeightsError
-from misfm.weights.transfer import with_channels
+from misfm.weights.adapt import with_channels
 
 PATCH = (8, 16, 16)
 OPTIONS = {"channels": [4, 4, 6, 8, 12], "num_heads": [2, 2, 3], "window_sizes": [2, 2, 2]}

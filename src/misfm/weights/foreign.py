@@ -30,10 +30,17 @@ ALLOWED_GLOBALS: list[Any] = [
 
 @dataclass(frozen=True)
 class Translation:
-    """Foreign tensors under our names; those without a counterpart keep their own. Notes are sentences."""
+    """Foreign tensors under our names; those without a counterpart keep their own.
+
+    Attributes:
+        tensors: name -> tensor.
+        notes: what the reader noticed, in sentences.
+        adapted: our name -> how the reader changed that tensor on the way.
+    """
 
     tensors: dict[str, Tensor]
     notes: list[str] = field(default_factory=list)
+    adapted: dict[str, str] = field(default_factory=dict)
 
 
 class ForeignFormat(Protocol):

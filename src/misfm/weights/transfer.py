@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from misfm.errors import ConfigError, WeightsError
 from misfm.models import Backbone
+from misfm.models.base import Shape
+from misfm.weights.adapt import ENCODER, Situation, adapt
+from misfm.weights.foreign import Translation
 from misfm.weights.source import Opened, Source, open_source
 
 SMALLEST_MATCH = 0.1  # of a backbone's parameters; less is another network, not a transfer
 BACKBONE = "backbone."
-ENCODER = "backbone.encoder."
 
 
 class Entry(NamedTuple):
@@ -113,9 +115,8 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
     names = {name for name in wanted if name.startswith(scope)}
     if transfer == "all" and _head_fits(wanted, translation.tensors, opened):
         names |= {name for name in wanted if not name.startswith(BACKBONE)}
-    taken = _match(
-        wanted, {name: translation.tensors[name] for name in names & translation.tensors.keys()}, report
-    )
+    situation = _situation(opened, backbone, wanted, translation.tensors)
+    taken = _match(wanted, names, translation, situation, report)
     report.unused = [
         Entry(n, tuple(tensor.shape)) for n, tensor in translation.tensors.items() if n not in taken
     ]
@@ -132,34 +133,44 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
 
 
 def _match(
-    wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], report: TransferReport
+    wanted: Mapping[str, Tensor],
+    names: set[str],
+    translation: Translation,
+    situation: Situation,
+    report: TransferReport,
 ) -> dict[str, Tensor]:
-    """The tensors to take, shaped as wanted, each noted in the report."""
-    channels = _stem_channels(wanted, offered)
+    """The tensors to take among ``names``, shaped as wanted, each noted in the report."""
     taken: dict[str, Tensor] = {}
     for name, target in wanted.items():
+        tensor = translation.tensors.get(name) if name in names else None
         entry = Entry(name, tuple(target.shape))
-        tensor = offered.get(name)
-        if tensor is not None and tensor.shape == target.shape:
-            report.loaded.append(entry)
-            taken[name] = tensor
-        elif tensor is not None and name.startswith(ENCODER) and _differ_by(tensor, target, channels):
-            how = f"from {channels[0]} to {channels[1]} image channels"
-            report.adapted.append(AdaptedEntry(*entry, how))
-            taken[name] = with_channels(tensor, channels[1])
-        else:
+        how = translation.adapted.get(name)
+        if tensor is not None and tensor.shape != target.shape:
+            fitted = adapt(name, tensor, target, situation) if name.startswith(BACKBONE) else None
+            tensor, fitting = fitted or (None, None)
+            how = ", ".join(filter(None, (how, fitting)))
+        if tensor is None:
             report.reinitialised.append(entry)
+            continue
+        taken[name] = tensor
+        if how:
+            report.adapted.append(AdaptedEntry(*entry, how))
+        else:
+            report.loaded.append(entry)
     return taken
 
 
-def with_channels(weight: Tensor, num_channels: int) -> Tensor:
-    """A stem's weight (out, in, ...) for another number of image channels.
-
-    Each new channel gets the sum over the old ones divided by ``num_channels``, so that an image repeated
-    over its channels gives what it gave before.
-    """
-    shared = weight.float().sum(dim=1, keepdim=True) / num_channels
-    return shared.expand(-1, num_channels, *weight.shape[2:])
+def _situation(
+    opened: Opened, backbone: Backbone, wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]
+) -> Situation:
+    grid: Shape | None = getattr(backbone, "grid", None)
+    patch_size = opened.info.patch_size if opened.info else None
+    recorded: Shape | None = None
+    if grid is not None and patch_size is not None and backbone.input_size is not None:
+        token = [side // count for side, count in zip(backbone.input_size, grid, strict=True)]
+        d, h, w = (side // width for side, width in zip(patch_size, token, strict=True))
+        recorded = (d, h, w)
+    return Situation(_stem_channels(wanted, offered), grid, recorded)
 
 
 def _head_fits(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], opened: Opened) -> bool:
@@ -175,13 +186,6 @@ def _stem_channels(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]) 
         if name.startswith(ENCODER) and target.dim() == 5 and name in offered and offered[name].dim() == 5:
             return offered[name].shape[1], target.shape[1]
     return 0, 0
-
-
-def _differ_by(tensor: Tensor, target: Tensor, channels: tuple[int, int]) -> bool:
-    """Whether two kernels have the same shape but for these numbers of input channels."""
-    if tensor.dim() != 5 or target.dim() != 5 or (tensor.shape[1], target.shape[1]) != channels:
-        return False
-    return tensor[:, 0].shape == target[:, 0].shape
 
 
 def _check_position_index(opened: Opened, backbone: Backbone) -> None:
