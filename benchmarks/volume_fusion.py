@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from misfm.files import write_json, write_text
+from misfm.pretext.base import Placement
 from misfm.pretext.views import View, apply_view
 from misfm.pretext.volume_fusion import VolumeFusionV2
 from misfm.seeding import generator_for
@@ -101,7 +102,8 @@ def misfm_batch(volume: Tensor, size: int, threads: int, seed: int) -> None:
     torch.set_num_threads(threads)
     patches = volume.expand(size, 2, *volume.shape)
     valid = torch.tensor([[0, 0, 0], volume.shape[1:]]).expand(size, 2, 2, 3)
-    VolumeFusionV2().prepare(patches, valid, PATCH_SIZE, generator_for(seed))
+    placement = Placement(valid, torch.zeros(size, 2, 3), torch.ones(size, 2, 3))
+    VolumeFusionV2().prepare(patches, placement, PATCH_SIZE, generator_for(seed))
 
 
 def ct_like(seed: int = 0) -> Tensor:

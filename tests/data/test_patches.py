@@ -73,10 +73,12 @@ def test_a_batch_is_a_function_of_seed_and_index(store, kind):
 
 
 def test_unlabelled_batches_have_the_documented_axes(store):
-    patches, valid = unlabelled(store, num_patches=3)[0]
+    patches, valid, origin, spacing = unlabelled(store, num_patches=3)[0]
     assert patches.shape == (2, 3, 1, 8, 8, 8)
     assert patches.dtype == torch.float32
     assert valid.shape == (2, 3, 2, 3)
+    assert origin.shape == spacing.shape == (2, 3, 3)
+    assert torch.equal(origin % spacing, torch.zeros_like(origin))
     assert -1 <= float(patches.min()) < float(patches.max()) <= 1
 
 
@@ -122,7 +124,7 @@ def test_a_volume_shorter_than_the_patch_is_centred_in_padding(store):
     flat = [record for record in store.records() if record.case == "flat"]
     batches = UnlabelledPatches(store, flat, (9, 8, 8), num_patches=1, batch_size=1, seed=0)
     for index in range(5):
-        patches, valid = batches[index]
+        patches, valid, _, _ = batches[index]
         assert valid[0, 0].tolist() == [[2, 0, 0], [7, 8, 8]]
         assert bool((patches[0, 0, 0, :2] == -1).all())
         assert bool((patches[0, 0, 0, 7:] == -1).all())

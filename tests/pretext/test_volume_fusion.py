@@ -1,5 +1,7 @@
 """Volume Fusion as a task: batches from patches, and the contract every pretext task follows."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -9,6 +11,7 @@ from misfm.errors import ConfigError
 from misfm.losses import IGNORE
 from misfm.models.unet import build_unet
 from misfm.pretext import PRETEXTS
+from misfm.pretext.base import Placement
 from misfm.pretext.views import ViewSettings, apply_view, sample_view
 from misfm.pretext.volume_fusion import (
     VolumeFusionV1,
@@ -28,7 +31,8 @@ def patches_for(task, batch_size=3, channels=1, seed=0):
     shape = (batch_size, task.num_patches, channels, *task.source_size(PATCH_SIZE))
     patches = torch.randn(shape, generator=generator_for(seed))
     inside = torch.tensor([[0, 0, 0], shape[-3:]]).expand(batch_size, task.num_patches, 2, 3)
-    return patches, inside
+    origin = torch.zeros(batch_size, task.num_patches, 3)
+    return patches, Placement(inside, origin, torch.ones_like(origin))
 
 
 def tiny_backbone(in_channels=1):
@@ -39,16 +43,16 @@ def tiny_backbone(in_channels=1):
 @pytest.mark.parametrize("name", PRETEXTS.names())
 def test_every_task_keeps_the_contract(name):
     task = PRETEXTS.get(name)()
-    patches, inside = patches_for(task, channels=2)
+    patches, placement = patches_for(task, channels=2)
     before = patches.clone()
-    batch = task.prepare(patches, inside, PATCH_SIZE, generator_for(1))
+    batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(1))
     assert torch.equal(patches, before)
     assert batch.inputs.shape == (3, 2, *PATCH_SIZE)
     assert batch.inputs.dtype == torch.float32
     assert bool(batch.inputs.isfinite().all())
 
-    again = task.prepare(patches, inside, PATCH_SIZE, generator_for(1))
-    other = task.prepare(patches, inside, PATCH_SIZE, generator_for(2))
+    again = task.prepare(patches, placement, PATCH_SIZE, generator_for(1))
+    other = task.prepare(patches, placement, PATCH_SIZE, generator_for(2))
     assert torch.equal(batch.inputs, again.inputs)
     assert torch.equal(batch.targets, again.targets)
     assert not torch.equal(batch.inputs, other.inputs)
@@ -73,8 +77,8 @@ def test_targets_are_levels(task):
 
 def test_v1_fuses_each_patch_with_the_one_before_it():
     task = VolumeFusionV1(flip_probability=0, **SMALL_BLOCKS)
-    patches, inside = patches_for(task)
-    batch = task.prepare(patches, inside, PATCH_SIZE, generator_for(3))
+    patches, placement = patches_for(task)
+    batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(3))
     for sample, (x, levels) in enumerate(zip(batch.inputs, batch.targets, strict=True)):
         background, foreground = patches[sample, 0], patches[sample - 1, 0]
         assert torch.equal(x, fuse(foreground[None], background[None], levels)[0])
@@ -82,26 +86,29 @@ def test_v1_fuses_each_patch_with_the_one_before_it():
 
 def test_v1_mirrors_voxels_without_changing_them():
     task = VolumeFusionV1(flip_probability=1, num_blocks=(1, 1), block_size=((1, 1),) * 3)
-    patches, inside = patches_for(task)
-    batch = task.prepare(patches, inside, PATCH_SIZE, generator_for(4))
+    patches, placement = patches_for(task)
+    batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(4))
     unpainted = batch.targets[0] == 0
     assert torch.equal(batch.inputs[0, 0][unpainted], patches[0, 0, 0].flip(-3, -2, -1)[unpainted])
 
 
 def test_v1_refuses_to_fuse_a_patch_with_itself():
-    patches, inside = patches_for(TASKS[0], batch_size=1)
+    patches, placement = patches_for(TASKS[0], batch_size=1)
     with pytest.raises(ConfigError, match="batch_size to 2"):
-        TASKS[0].prepare(patches, inside, PATCH_SIZE, generator_for(0))
+        TASKS[0].prepare(patches, placement, PATCH_SIZE, generator_for(0))
 
 
 @pytest.mark.parametrize("inversion_probability", [0.0, 1.0])
 def test_v2_is_two_views_fused_and_inverted_together(inversion_probability):
     task = VolumeFusionV2(inversion_probability=inversion_probability, **SMALL_BLOCKS)
-    patches, inside = patches_for(task)
-    batch = task.prepare(patches, inside, PATCH_SIZE, generator_for(5))
+    patches, placement = patches_for(task)
+    batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(5))
     generator = generator_for(5)
     for sample in range(3):
-        plans = [sample_view(task.views, PATCH_SIZE, inside[sample, i].tolist(), generator) for i in (0, 1)]
+        plans = [
+            sample_view(task.views, PATCH_SIZE, placement.valid[sample, i].tolist(), generator)
+            for i in (0, 1)
+        ]
         foreground, background = (apply_view(patches[sample, i], plans[i], PATCH_SIZE) for i in (0, 1))
         torch.rand((), generator=generator)
         levels = sample_levels_v2(PATCH_SIZE, generator=generator, **SMALL_BLOCKS)
@@ -113,18 +120,18 @@ def test_v2_is_two_views_fused_and_inverted_together(inversion_probability):
 
 def test_v2_sees_nothing_of_the_padding():
     task = VolumeFusionV2(**SMALL_BLOCKS)
-    patches, _ = patches_for(task)
-    inside = torch.tensor([[2, 3, 4], [11, 12, 18]]).expand(3, 2, 2, 3)
+    patches, whole = patches_for(task)
+    placement = replace(whole, valid=torch.tensor([[2, 3, 4], [11, 12, 18]]).expand(3, 2, 2, 3))
     padded = torch.full_like(patches, 1e6)
     padded[..., 2:11, 3:12, 4:18] = patches[..., 2:11, 3:12, 4:18]
-    plain = task.prepare(patches, inside, PATCH_SIZE, generator_for(6))
-    assert torch.equal(plain.inputs, task.prepare(padded, inside, PATCH_SIZE, generator_for(6)).inputs)
+    plain = task.prepare(patches, placement, PATCH_SIZE, generator_for(6))
+    assert torch.equal(plain.inputs, task.prepare(padded, placement, PATCH_SIZE, generator_for(6)).inputs)
 
 
 def test_air_scans_stay_finite():
     task = VolumeFusionV2(**SMALL_BLOCKS)
-    patches, inside = patches_for(task)
-    batch = task.prepare(torch.full_like(patches, -1), inside, PATCH_SIZE, generator_for(7))
+    patches, placement = patches_for(task)
+    batch = task.prepare(torch.full_like(patches, -1), placement, PATCH_SIZE, generator_for(7))
     assert bool(batch.inputs.isfinite().all())
 
 
@@ -144,9 +151,9 @@ def test_voxels_whose_level_nobody_could_tell_are_left_out_of_the_loss():
 def test_air_on_air_is_left_out_of_the_loss_whatever_the_gammas():
     views = ViewSettings(scale=(1, 1), flip_probability=0)
     task = VolumeFusionV2(min_difference=1e-3, views=views, **SMALL_BLOCKS)
-    patches, inside = patches_for(task)
+    patches, placement = patches_for(task)
     patches[..., :5] = patches.min() - 1  # clipped air on one side of both crops
-    ignored = task.prepare(patches, inside, PATCH_SIZE, generator_for(13)).targets == IGNORE
+    ignored = task.prepare(patches, placement, PATCH_SIZE, generator_for(13)).targets == IGNORE
     assert bool(ignored[..., :5].all())
     assert float(ignored[..., 5:].float().mean()) < 0.05
 
@@ -165,9 +172,9 @@ def test_score_is_perfect_for_the_truth_and_chance_for_guesses():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_loss_falls_on_one_batch(task):
-    patches, inside = patches_for(task, batch_size=2)
+    patches, placement = patches_for(task, batch_size=2)
     coarse = torch.nn.functional.avg_pool3d(patches.flatten(0, 2), 5, stride=1, padding=2)
-    batch = task.prepare(coarse.view_as(patches), inside, PATCH_SIZE, generator_for(11))
+    batch = task.prepare(coarse.view_as(patches), placement, PATCH_SIZE, generator_for(11))
     model = task.build_model(tiny_backbone())
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = []
@@ -207,3 +214,11 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_an_unknown_task_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'volume-fusion-v2'"):
         PRETEXTS.get("volume-fusion2")
+
+
+def test_placement_tells_voxels_from_padding():
+    placement = Placement(torch.tensor([[[[2, 0, 1], [4, 3, 5]]]]), torch.zeros(1, 1, 3), torch.ones(1, 1, 3))
+    mask = placement.real((5, 3, 5))
+    assert mask.shape == (1, 1, 5, 3, 5)
+    assert int(mask.sum()) == 2 * 3 * 4
+    assert bool(mask[0, 0, 2:4, 0:3, 1:5].all())

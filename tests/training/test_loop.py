@@ -75,6 +75,9 @@ class Regression:
     def score(self, outputs, batch):
         return {"sign": float((outputs.sign() == batch.targets.sign()).float().mean())}
 
+    def after_step(self, model):
+        pass
+
 
 class Killed(BaseException):
     """Stands for a process that ends here and now."""

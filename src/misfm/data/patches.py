@@ -26,11 +26,12 @@ IGNORED_CLASS = -1
 
 
 @dataclass(frozen=True)
-class UnlabelledPatches(Dataset[tuple[Tensor, Tensor]]):
+class UnlabelledPatches(Dataset[tuple[Tensor, ...]]):
     """Batches for pretraining.
 
-    ``self[i]`` is ``(patches, valid)``: (B, N, C, D, H, W) float32 normalised intensities, and (B, N, 2, 3)
-    int64, the first voxel and the first voxel behind of what lies inside the volume.
+    ``self[i]`` is ``(patches, valid, origin, spacing)``: (B, N, C, D, H, W) float32 normalised intensities;
+    (B, N, 2, 3) int64, the first voxel and the first voxel behind of what lies inside the volume; (B, N, 3)
+    float32 mm along (D, H, W) from the volume's first voxel to the patch's; (B, N, 3) float32 mm per voxel.
 
     Attributes:
         store: where the volumes are.
@@ -48,18 +49,21 @@ class UnlabelledPatches(Dataset[tuple[Tensor, Tensor]]):
     batch_size: int
     seed: int
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         generator = generator_for(self.seed, "patches", index)
-        patches, valid = [], []
+        patches, valid, starts, spacings = [], [], [], []
         for record in draw_records(self.records, self.batch_size, generator):
             for _ in range(self.num_patches):
                 box = draw_box(self.store.anchors(record), record.shape, self.patch_size, generator)
                 voxels, inside = self.store.read_patch(record, box)
                 patches.append(torch.from_numpy(normalise(record.normalisation, voxels)))
                 valid.append(torch.tensor([inside.start, inside.stop]))
+                starts.append(torch.tensor(box.start, dtype=torch.float32))
+                spacings.append(torch.tensor(record.spacing, dtype=torch.float32))
+        spacing = torch.stack(spacings)
+        columns = (torch.stack(patches), torch.stack(valid), torch.stack(starts) * spacing, spacing)
         shape = (self.batch_size, self.num_patches)
-        images, extents = torch.stack(patches), torch.stack(valid)
-        return images.reshape(*shape, *images.shape[1:]), extents.reshape(*shape, *extents.shape[1:])
+        return tuple(column.reshape(*shape, *column.shape[1:]) for column in columns)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
+import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
@@ -26,16 +27,44 @@ def ascending(bounds: tuple[Number, Number]) -> tuple[Number, Number]:
 
 
 @dataclass(frozen=True)
-class PretextBatch:
-    """What the network sees and what it should answer.
+class Placement:
+    """Where the patches of a batch lie, on the CPU.
 
     Attributes:
-        inputs: (B, C, D, H, W) float, on the training device.
+        valid: (B, N, 2, 3) int64, first voxel and first voxel behind of what lies inside the volume; the rest
+            of a patch is padding.
+        origin: (B, N, 3) float32, mm along (D, H, W) from the first voxel of the volume to that of the patch.
+        spacing: (B, N, 3) float32, mm per voxel along (D, H, W).
+    """
+
+    valid: Tensor
+    origin: Tensor
+    spacing: Tensor
+
+    def real(self, size: Shape) -> Tensor:
+        """Mask (B, N, *size) of the voxels that are not padding, for patches of that size."""
+        mask = torch.ones(*self.valid.shape[:2], *size, dtype=torch.bool)
+        for axis, side in enumerate(size):
+            ticks = torch.arange(side)
+            first, stop = self.valid[:, :, 0, axis, None], self.valid[:, :, 1, axis, None]
+            inside = (ticks >= first) & (ticks < stop)
+            mask &= inside.view(*inside.shape[:2], *[-1 if i == axis else 1 for i in range(3)])
+        return mask
+
+
+@dataclass(frozen=True)
+class PretextBatch:
+    """What the network sees and what it should answer; tasks with more to remember subclass it.
+
+    Attributes:
+        inputs: (B, C, D, H, W) float, on the training device; B may differ from that of the patches.
         targets: what the task's loss compares with; for class maps (B, D, H, W) int64.
+        context: further arguments of the model, such as which tokens it may see.
     """
 
     inputs: Tensor
     targets: Tensor
+    context: tuple[Tensor, ...] = ()
 
 
 class PretextTask(Settings):
@@ -53,28 +82,36 @@ class PretextTask(Settings):
 
     @abstractmethod
     def prepare(
-        self, patches: Tensor, valid: Tensor, patch_size: Shape, generator: Generator
+        self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
     ) -> PretextBatch:
         """Turn raw patches into inputs and targets, on the device the patches are on.
 
         Args:
             patches: (B, N, C, *source_size) float normalised intensities; never written to.
-            valid: (B, N, 2, 3) int64 on the CPU, first voxel and first voxel behind of what lies inside the
-                volume; the rest of a patch is padding.
+            placement: where they lie in their volumes, and what of them is padding.
             patch_size: (D, H, W) of the inputs to return.
             generator: a CPU generator, the only source of randomness.
         """
 
     @abstractmethod
     def build_model(self, backbone: Backbone) -> nn.Module:
-        """Put the task's own head on a backbone."""
+        """Put the task's own head on a backbone, which becomes the module's ``backbone``.
+
+        The module is called with a batch's inputs and context; what it returns goes to ``loss``.
+
+        Raises:
+            ConfigError: the task does not fit this network; says why.
+        """
+
+    def after_step(self, model: nn.Module) -> None:
+        """Do what follows an optimiser step, such as moving a teacher; nothing by default."""
 
     @abstractmethod
-    def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Any, batch: PretextBatch) -> Mapping[str, Tensor]:
         """Named terms whose sum is minimised; each a scalar that carries gradients."""
 
     @abstractmethod
-    def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Any, batch: PretextBatch) -> Mapping[str, float]:
         """Numbers a person can read, beside what chance would reach."""
 
 

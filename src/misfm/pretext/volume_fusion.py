@@ -35,7 +35,7 @@ from torch import Generator, LongTensor, Tensor, nn
 from misfm.errors import ConfigError
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel, Shape
-from misfm.pretext.base import PRETEXTS, PretextBatch, PretextTask, Probability, ascending
+from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability, ascending
 from misfm.pretext.views import ViewSettings, apply_view, flip, sample_flips, sample_view
 from misfm.seeding import draw_int
 
@@ -183,7 +183,7 @@ class VolumeFusionV1(VolumeFusion):
     """Chance of a mirror along each axis."""
 
     def prepare(
-        self, patches: Tensor, valid: Tensor, patch_size: Shape, generator: Generator
+        self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
     ) -> PretextBatch:
         """Fuse each patch with the one before it in the batch; see the base class.
 
@@ -230,19 +230,19 @@ class VolumeFusionV2(VolumeFusion):
         return self.views.source_size(patch_size)
 
     def prepare(
-        self, patches: Tensor, valid: Tensor, patch_size: Shape, generator: Generator
+        self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
     ) -> PretextBatch:
         """Fuse two augmented crops of each volume; see the base class."""
-        return self.fused_batch(*self.draw(patches, valid, patch_size, generator))
+        return self.fused_batch(*self.draw(patches, placement, patch_size, generator))
 
     def draw(
-        self, patches: Tensor, valid: Tensor, patch_size: Shape, generator: Generator
+        self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Draw I_f and I_b, (B, C, *patch_size) each, and Y, (B, *patch_size); arguments as ``prepare``."""
         foregrounds: list[Tensor] = []
         backgrounds: list[Tensor] = []
         levels: list[Tensor] = []
-        for pair, extents in zip(patches, valid.tolist(), strict=True):
+        for pair, extents in zip(patches, placement.valid.tolist(), strict=True):
             plans = [sample_view(self.views, patch_size, extent, generator) for extent in extents]
             views = [apply_view(crop, plan, patch_size) for crop, plan in zip(pair, plans, strict=True)]
             if float(torch.rand((), generator=generator)) < self.inversion_probability:

@@ -131,11 +131,11 @@ class PretextValidation:
         totals: dict[str, float] = {}
         count = self.settings.validation_batches
         for index in range(count):
-            patches, valid = self.patches[index]
+            patches, *where = self.patches[index]
             batch = self.objective.prepare(
-                (patches.to(device), valid), generator_for(self.patches.seed, "prepare", index)
+                (patches.to(device), *where), generator_for(self.patches.seed, "prepare", index)
             )
-            outputs = model(batch.inputs)
+            outputs = model(batch.inputs, *batch.context)
             loss = sum(float(term) for term in self.objective.loss(outputs, batch).values())
             numbers = {"validation_loss": loss}
             for name, value in self.objective.score(outputs, batch).items():

@@ -41,12 +41,16 @@ class Objective(Protocol):
         """Return inputs and targets on the device the batch is on."""
         ...
 
-    def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Any, batch: PretextBatch) -> Mapping[str, Tensor]:
         """Named terms; their sum is minimised."""
         ...
 
-    def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Any, batch: PretextBatch) -> Mapping[str, float]:
         """Numbers a person can read."""
+        ...
+
+    def after_step(self, model: nn.Module) -> None:
+        """Do what follows an optimiser step."""
         ...
 
 
@@ -187,7 +191,7 @@ def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[s
     for part in range(settings.accumulate):
         raw = session.fabric.to_device(next(stream))
         batch = session.objective.prepare(raw, generator_for(seed, "prepare", step, part))
-        outputs = session.model(batch.inputs)
+        outputs = session.model(batch.inputs, *batch.context)
         terms = session.objective.loss(outputs, batch)
         share = torch.stack(list(terms.values())).sum() / settings.accumulate
         session.fabric.backward(share)
@@ -205,6 +209,7 @@ def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[s
             )
     session.optimizer.step()
     session.optimizer.zero_grad()
+    session.objective.after_step(session.model)
     return report
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from misfm.data.augment import AugmentSettings, apply_augmentation, sample_augmentation
 from misfm.losses import hard_dice, segmentation_loss
 from misfm.models.base import Shape
-from misfm.pretext.base import PretextBatch, PretextTask
+from misfm.pretext.base import Placement, PretextBatch, PretextTask
 from misfm.volume import FloatTriple
 
 
@@ -22,18 +23,23 @@ class PretextObjective:
     task: PretextTask
     patch_size: Shape
 
-    def prepare(self, batch: tuple[Tensor, Tensor], generator: Generator) -> PretextBatch:
+    def prepare(self, batch: tuple[Tensor, ...], generator: Generator) -> PretextBatch:
         """Let the task make inputs and targets."""
-        patches, valid = batch
-        return self.task.prepare(patches, valid.cpu(), self.patch_size, generator)
+        patches, *where = batch
+        placement = Placement(*(tensor.cpu() for tensor in where))
+        return self.task.prepare(patches, placement, self.patch_size, generator)
 
-    def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Any, batch: PretextBatch) -> Mapping[str, Tensor]:
         """Return the task's terms."""
         return self.task.loss(outputs, batch)
 
-    def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Any, batch: PretextBatch) -> Mapping[str, float]:
         """Return the task's own score."""
         return self.task.score(outputs, batch)
+
+    def after_step(self, model: nn.Module) -> None:
+        """Let the task do what follows an optimiser step."""
+        self.task.after_step(model)
 
 
 @dataclass(frozen=True)
@@ -65,3 +71,6 @@ class SegmentationObjective:
         """Mean Dice of the labels in this (augmented, training) batch."""
         logits = outputs if isinstance(outputs, Tensor) else outputs[0]
         return {"train_dice": float(torch.nanmean(hard_dice(logits.detach(), batch.targets)[1:]))}
+
+    def after_step(self, model: nn.Module) -> None:
+        """Nothing follows a step of supervised training."""
