@@ -72,9 +72,11 @@ class PretextTask(Settings):
 
     Attributes:
         num_patches: how many patches of one volume make a sample.
+        trains_decoder: whether the decoder learns, too; where not, weights transfer as encoder.
     """
 
     num_patches: ClassVar[int] = 1
+    trains_decoder: ClassVar[bool] = True
 
     def source_size(self, patch_size: Shape) -> Shape:
         """Voxels along (D, H, W) to cut from a volume for a network input of ``patch_size``."""
