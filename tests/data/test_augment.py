@@ -14,7 +14,6 @@ from misfm.data.augment import (
     rotation,
     safe_flip_axes,
     sample_augmentation,
-    smoothing_matrix,
 )
 
 OFF = {
@@ -151,16 +150,6 @@ def test_labels_without_sides_allow_it():
     assert safe_flip_axes(
         ["background", "Brainstem", "mandible", "ROI", "Anterior", "class 1", "spleen"]
     ) == ("W",)
-
-
-def test_smoothing_matrix_keeps_constants_and_reduces_detail():
-    for sigma, resolution in ((0, 1), (0.8, 1), (0, 0.5), (1, 0.6)):
-        matrix = smoothing_matrix(17, sigma, resolution)
-        assert torch.allclose(matrix.sum(1), torch.ones(17), atol=1e-6)
-    assert torch.equal(smoothing_matrix(5, 0, 1), torch.eye(5))
-    line = torch.tensor([0.0, 0, 4, 0, 0])
-    by_hand = torch.tensor([-2.0, -1, 0, 1, 2]).square().mul(-0.5).exp()
-    assert torch.allclose((smoothing_matrix(5, 1, 1) @ line)[2], 4 / by_hand.sum())
 
 
 def test_intensity_transforms_keep_what_they_promise():
