@@ -14,9 +14,14 @@ from misfm.seeding import generator_for
 TINY = {
     "unet": {"channels": (4, 6, 8)},
     "pctnet": {"channels": (4, 4, 6, 8, 12), "num_heads": (2, 2, 3), "window_sizes": (3, 2, 2)},
+    "fmunet": {"channels": (4, 5, 6, 7, 8), "depth": 1},
 }
 ODD_SIZES = [(9, 20, 35), (17, 16, 30)]
-PATCH_SIZES = {"unet": [(16, 32, 32), *ODD_SIZES], "pctnet": [(16, 32, 32), (8, 48, 16)]}
+PATCH_SIZES = {
+    "unet": [(16, 32, 32), *ODD_SIZES],
+    "pctnet": [(16, 32, 32), (8, 48, 16)],
+    "fmunet": [(16, 32, 32), *ODD_SIZES],
+}
 
 every_network = pytest.mark.parametrize("name", sorted(TINY))
 every_size = pytest.mark.parametrize(
@@ -173,6 +178,7 @@ WRONG_OF = {
         {"strides": ["abc"] * 2},
     ],
     "pctnet": [{"dropout": "a"}, {"window_sizes": [2.5, 2, 2]}, {"depths": None}, {"anisotropy": 1.0}],
+    "fmunet": [{"dropout": "a"}, {"depth": 1.5}, {"depth": None}, {"anisotropy": 1.0}],
 }
 
 

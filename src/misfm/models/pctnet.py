@@ -14,27 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
+from misfm.models.anisotropy import ISOTROPIC, conv, level_strides, steps_of
 from misfm.models.base import NETWORKS, Backbone, Shape
 from misfm.models.heads import SegmentationHead
 from misfm.models.swin import PositionIndex, SwinBlock, WindowSettings
 from misfm.registry import closest
 
-ISOTROPIC: Shape = (2, 2, 2)
-IN_PLANE: Shape = (1, 2, 2)
-STEPS: tuple[tuple[Shape, ...], ...] = (
-    (ISOTROPIC, ISOTROPIC, ISOTROPIC, ISOTROPIC),
-    (IN_PLANE, ISOTROPIC, ISOTROPIC, ISOTROPIC),
-    (IN_PLANE, IN_PLANE, ISOTROPIC, ISOTROPIC),
-)
-"""For each anisotropy the pooling from a level to the next; a level pooled in-plane is convolved in-plane."""
-
 FIRST_PCT_LEVEL = 2
-
-
-def conv(in_channels: int, out_channels: int, step: Shape = ISOTROPIC) -> nn.Conv3d:
-    """3x3x3 convolution, or 1x3x3 where ``step`` is in-plane."""
-    depth = 3 if step == ISOTROPIC else 1
-    return nn.Conv3d(in_channels, out_channels, (depth, 3, 3), padding=(depth // 2, 1, 1))
 
 
 def preactivated(channels: int, layer: nn.Module) -> nn.Sequential:
@@ -169,11 +155,11 @@ class PCTNet(Backbone):
         anisotropy: int,
     ) -> None:
         super().__init__()
-        steps = STEPS[anisotropy]
+        steps = steps_of("PCT-Net", anisotropy)
         self.encoder = PctEncoder(in_channels, channels, steps, depths, windows)
         self.decoder = PctDecoder(channels, steps, depths, windows)
         self.channels = tuple(channels[:-1])
-        self.strides = tuple(level_strides(anisotropy)[:-1])
+        self.strides = tuple(level_strides(steps)[:-1])
         coarsest = self.strides[FIRST_PCT_LEVEL]
         self.input_size = cast(Shape, tuple(n * s for n, s in zip(windows[0].grid, coarsest, strict=True)))
         self.anisotropy = anisotropy
@@ -186,14 +172,6 @@ class PCTNet(Backbone):
         return SegmentationHead(
             [preactivated(width, nn.Conv3d(width, num_classes, 1)) for width in self.channels[:num_outputs]]
         )
-
-
-def level_strides(anisotropy: int) -> list[Shape]:
-    """Voxels of input per feature of levels 0 to 4."""
-    strides: list[Shape] = [(1, 1, 1)]
-    for step in STEPS[anisotropy]:
-        strides.append(cast(Shape, tuple(a * b for a, b in zip(strides[-1], step, strict=True))))
-    return strides
 
 
 @NETWORKS.register("pctnet")
@@ -227,14 +205,12 @@ def build_pctnet(
         ConfigError: options that do not fit together, or a patch size it cannot take.
     """
     _check_options(channels, depths, num_heads, window_sizes)
-    if anisotropy not in range(len(STEPS)):
-        raise ConfigError(f"PCT-Net knows an anisotropy of 0, 1 or 2, got {anisotropy}.")
     if not 0 <= dropout < 1:
         raise ConfigError(f"Dropout is a probability of at least 0 and below 1, got {dropout}.")
     if position_index not in get_args(PositionIndex):
         hint = closest(position_index, list(get_args(PositionIndex)))
         raise ConfigError(f"PCT-Net has no position index '{position_index}'; {hint}")
-    strides = level_strides(anisotropy)
+    strides = level_strides(steps_of("PCT-Net", anisotropy))
     _check_patch_size(patch_size, strides[-1], anisotropy)
     grids = [
         cast(Shape, tuple(n // s for n, s in zip(patch_size, stride, strict=True)))

@@ -7,14 +7,16 @@ index itself. What our network has no place for keeps its foreign name, so that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 from torch import Tensor
 
 from misfm.errors import WeightsError
 from misfm.models import Backbone
-from misfm.models.pctnet import FIRST_PCT_LEVEL, STEPS, PCTNet
+from misfm.models.anisotropy import STEPS
+from misfm.models.pctnet import FIRST_PCT_LEVEL, PCTNet
 from misfm.weights.file import NetworkInfo, WeightsInfo
 from misfm.weights.foreign import FORMATS, Translation
 
@@ -25,6 +27,33 @@ WITHIN_BLOCKS = (
     (".mlp.fc1.", ".mlp.0."),
     (".mlp.fc2.", ".mlp.3."),
 )
+
+
+def stored_tensors(content: Mapping[str, object]) -> dict[str, Tensor]:
+    """The tensors of a PyMIC checkpoint, or of a mapping that holds nothing else."""
+    state = content.get("model_state_dict", content)
+    if not isinstance(state, Mapping):
+        return {}
+    return {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def steps_taken(content: Mapping[str, object]) -> int | None:
+    """Training steps of a PyMIC checkpoint."""
+    steps = content.get("iteration")
+    return steps if isinstance(steps, int) else None
+
+
+@contextmanager
+def told_by_shapes(network: str) -> Iterator[None]:
+    """Say what is wrong where tensors that shall tell the settings of ``network`` are missing or odd."""
+    try:
+        yield
+    except KeyError as error:
+        raise WeightsError(f"These {network} weights are incomplete: they lack {error}.") from error
+    except (IndexError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"These weights have {network}'s names but not its shapes, so they are damaged or another's."
+        ) from error
 
 
 def prefixes(anisotropy: int) -> dict[str, str]:
@@ -83,16 +112,13 @@ class PymicPctNet:
 
     def tensors(self, content: Mapping[str, object]) -> dict[str, Tensor] | None:
         """The state dict of a checkpoint, or a mapping with its names."""
-        state = content.get("model_state_dict", content)
-        if not isinstance(state, Mapping) or not any(str(name).startswith("pyramid_ct.") for name in state):
-            return None
-        return {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+        tensors = stored_tensors(content)
+        return tensors if any(name.startswith("pyramid_ct.") for name in tensors) else None
 
     def info(self, content: Mapping[str, object]) -> WeightsInfo:
         """Widths, heads and windows from shapes; the anisotropy that has seen most training batches."""
         tensors = cast(dict[str, Tensor], self.tensors(content))
-        steps = content.get("iteration")
-        try:
+        with told_by_shapes("PCT-Net"):
             options = _options(tensors)
             stem, finest = f"embeddings.{options['anisotropy']}", f"pred_heads.{options['anisotropy']}"
             return WeightsInfo(
@@ -101,12 +127,10 @@ class PymicPctNet:
                 num_classes=len(tensors[f"{finest}.out_conv0.conv.2.bias"]),
                 patch_size=None,
                 spacing=None,
-                steps=steps if isinstance(steps, int) else None,
+                steps=steps_taken(content),
                 data=None,
                 versions={},
             )
-        except KeyError as error:
-            raise WeightsError(f"These PCT-Net weights are incomplete: they lack {error}.") from error
 
     def translate(self, tensors: Mapping[str, Tensor], backbone: Backbone) -> Translation:
         """Rename what the backbone's anisotropy uses, unless its stem and decoder were never trained."""
