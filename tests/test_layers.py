@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "misfm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FOUNDATION = ["errors", "settings", "seeding", "volume", "registry", "files", "intensities"]
+FOUNDATION = ["errors", "settings", "seeding", "volume", "registry", "files", "parallel", "intensities"]
 METHODS = ["models", "losses", "pretext"]
 LAYERS = [
     *FOUNDATION,

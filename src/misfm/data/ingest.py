@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from misfm.data.record import Entry, IngestSettings, Origin, fingerprint, make_e
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.store import Store
 from misfm.errors import DataError, MisfmError
+from misfm.parallel import pool
 from misfm.volume import Box, Volume
 
 __all__ = ["IngestEvent", "IngestReport", "IngestSettings", "ingest", "ingest_dataset", "prepare"]
@@ -97,8 +96,8 @@ def ingest(
             finish(scan, "skipped")
         else:
             pending.append(scan)
-    with _workers(workers, scheduler) as run:
-        for scan, result in run(partial(_prepare_scan, settings=settings), pending):
+    with pool(workers, scheduler) as workplace:
+        for scan, result in workplace.map(partial(_prepare_scan, settings=settings), pending, _lost):
             if isinstance(result, str):
                 store.quarantine(str(scan.path), result)
                 quarantined.append((str(scan.path), result))
@@ -237,54 +236,5 @@ def _around_labels(box: Box, label: Volume) -> Box:
     return Box((start[0], start[1], start[2]), (size[0], size[1], size[2]))
 
 
-Run = Callable[
-    [Callable[[ScanSource], Entry | str], Sequence[ScanSource]], Iterator[tuple[ScanSource, Entry | str]]
-]
-
-
-@contextmanager
-def _workers(count: int, scheduler: str | None) -> Iterator[Run]:
-    """A map over scans that keeps their order: in this process, in local ones or on a dask cluster."""
-    if count <= 1 and scheduler is None:
-        yield lambda function, scans: ((scan, function(scan)) for scan in scans)
-        return
-    # Half a second to import, and needed here only.
-    from distributed import Client, LocalCluster
-
-    if scheduler is not None:
-        with Client(scheduler, timeout=30) as client:
-            yield partial(_run_on, client)
-    else:
-        with (
-            LocalCluster(
-                n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            yield partial(_run_on, client)
-
-
-def _run_on(
-    client: Any, function: Callable[[ScanSource], Entry | str], scans: Sequence[ScanSource]
-) -> Iterator[tuple[ScanSource, Entry | str]]:
-    """Results in the order of scans; few are in flight at a time, which bounds memory."""
-    ahead = 2 * max(1, sum(client.ncores().values()))
-    flying: deque[tuple[ScanSource, Any]] = deque()
-    for scan in scans:
-        flying.append((scan, client.submit(function, scan, pure=False)))
-        if len(flying) > ahead:
-            yield _collect(*flying.popleft())
-    while flying:
-        yield _collect(*flying.popleft())
-
-
-def _collect(scan: ScanSource, future: Any) -> tuple[ScanSource, Entry | str]:
-    from distributed import KilledWorker
-
-    try:
-        return scan, future.result()
-    except KilledWorker:
-        return (
-            scan,
-            f"{scan.path} ended the process that read it, mostly for want of memory; use fewer workers.",
-        )
+def _lost(scan: ScanSource) -> str:
+    return f"{scan.path} ended the process that read it, mostly for want of memory; use fewer workers."
