@@ -15,12 +15,21 @@ TINY = {
     "unet": {"channels": (4, 6, 8)},
     "pctnet": {"channels": (4, 4, 6, 8, 12), "num_heads": (2, 2, 3), "window_sizes": (3, 2, 2)},
     "fmunet": {"channels": (4, 5, 6, 7, 8), "depth": 1},
+    "resenc": {"channels": (4, 6, 8), "blocks": (1, 2, 1)},
+    "resenc-l": {
+        "channels": (4, 6, 8),
+        "blocks": (1, 2, 2),
+        "strides": ((2, 2, 2), (1, 2, 2)),
+        "kernel_sizes": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+    },
 }
 ODD_SIZES = [(9, 20, 35), (17, 16, 30)]
 PATCH_SIZES = {
     "unet": [(16, 32, 32), *ODD_SIZES],
     "pctnet": [(16, 32, 32), (8, 48, 16)],
     "fmunet": [(16, 32, 32), *ODD_SIZES],
+    "resenc": [(16, 32, 32), *ODD_SIZES],
+    "resenc-l": [(16, 32, 32), *ODD_SIZES],
 }
 
 every_network = pytest.mark.parametrize("name", sorted(TINY))
@@ -179,6 +188,13 @@ WRONG_OF = {
     ],
     "pctnet": [{"dropout": "a"}, {"window_sizes": [2.5, 2, 2]}, {"depths": None}, {"anisotropy": 1.0}],
     "fmunet": [{"dropout": "a"}, {"depth": 1.5}, {"depth": None}, {"anisotropy": 1.0}],
+    "resenc": [
+        {"blocks": 2},
+        {"strides": [[2, 2]] * 2},
+        {"kernel_sizes": ["abc"] * 3},
+        {"convs_per_level": 1.5},
+    ],
+    "resenc-l": [{"blocks": (1, 2)}, {"strides": None, "kernel_sizes": [[2, 3, 3]] * 3}],
 }
 
 
