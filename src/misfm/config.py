@@ -119,6 +119,29 @@ class SettledSettings(FinetuneSettings):
     intensity: str
 
 
+class CompareSettings(Settings):
+    """Settings of ``misfm compare``."""
+
+    store: str
+    """Folder written by ``misfm ingest``; what every arm is pretrained on."""
+    dataset: str
+    """Folder of an nnU-Net-format dataset; what every arm is fine-tuned and scored on."""
+    recipes: tuple[str, ...]
+    """Recipes, of which the pretext task is taken, or names of pretext tasks with their default options."""
+    networks: tuple[str, ...] = ("unet",)
+    """Registered networks."""
+    cases: tuple[Count, ...] = (5,)
+    """Numbers of labelled training cases; fewer cases are always a subset of more."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the fine-tunings; each recipe is pretrained once, with the first of them."""
+    base: str = "small"
+    """Recipe of everything that all arms share: patches, steps, optimiser, schedule."""
+    pretrain: tuple[str, ...] = ()
+    """``key=value`` settings of every pretraining."""
+    finetune: tuple[str, ...] = ()
+    """``key=value`` settings of every fine-tuning."""
+
+
 RunSettingsT = TypeVar("RunSettingsT", bound=RunSettings)
 SettingsT = TypeVar("SettingsT", bound=Settings)
 

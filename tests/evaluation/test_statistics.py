@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from misfm.evaluation.statistics import bootstrap_interval, paired_difference, sign_flip_p_value
+from misfm.evaluation.statistics import bootstrap_interval, holm, paired_difference, sign_flip_p_value
 
 
 def test_the_interval_of_a_mean_matches_the_normal_approximation():
@@ -91,3 +91,10 @@ def test_sign_flip_p_values_by_hand():
     assert sign_flip_p_value([1.0, 2.0, -3.0]) == 1
     assert sign_flip_p_value([0.1] * 5) == 2 / 32
     assert sign_flip_p_value(np.full(30, 0.3)) == pytest.approx(1 / 10_001)
+
+
+def test_holm_multiplies_the_smallest_by_all_and_keeps_the_order():
+    corrected = holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9})
+    assert corrected == pytest.approx({"b": 0.04, "c": 0.09, "a": 0.09, "d": 0.9})
+    assert holm({}) == {}
+    assert holm({"a": 0.7, "b": 0.6}) == {"b": 1.0, "a": 1.0}

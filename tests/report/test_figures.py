@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from misfm.evaluation.arms import Arm, compare_arms
-from misfm.report.figures import difference_plot, learning_curves, loss_curves
+from misfm.report.figures import dice_by_labels, difference_plot, learning_curves, loss_curves
 from misfm.report.pictures import FusionSample, fusion_strip, overlay, to_display
 from misfm.volume import Volume
 
@@ -47,6 +47,12 @@ def test_short_and_empty_curves_still_draw():
 
 def test_differences_are_drawn_by_label():
     assert has_colour(pixels(difference_plot(compare_arms(arms()))), "#2f86c8")
+
+
+def test_dice_is_drawn_over_the_number_of_labels():
+    image = pixels(dice_by_labels({5: compare_arms(arms()), 20: compare_arms(arms())}))
+    assert has_colour(image, "#2f86c8")
+    assert has_colour(image, "#8f959e")
 
 
 def canonical() -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ resampled too, because another training run would have given other scores on the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -148,6 +149,19 @@ def paired_difference(
         cases_ahead=int((by_case > 0).sum()),
         seeds=differences.shape[1],
     )
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Correct p-values for their number, by Holm's step-down rule (1979).
+
+    The smallest of n is multiplied by n, the next by n - 1, …; none ends below a smaller one, none above 1.
+    """
+    corrected: dict[str, float] = {}
+    largest = 0.0
+    for place, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[name]))
+        corrected[name] = largest
+    return corrected
 
 
 def _table(values: ArrayLike) -> NDArray[np.float64]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from misfm.evaluation.arms import Arm, Comparison
+from misfm.evaluation.arms import ALL, Arm, Comparison
 
 INK = "#858c96"
 COLOURS = ("#8f959e", "#2f86c8", "#e08a1e", "#14a07a", "#c265a0", "#b8a30f")
@@ -79,6 +80,37 @@ def difference_plot(comparison: Comparison) -> bytes:
     axes.set_yticks(range(len(labels)), [plain_text(label) for label in labels])
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
+    return _finish(figure, axes)
+
+
+def dice_by_labels(comparisons: Mapping[int, Comparison]) -> bytes:
+    """Draw each arm's mean Dice over the number of labels, with its 95 % interval.
+
+    Args:
+        comparisons: number of labels -> comparison of the same arms.
+
+    Returns:
+        A PNG image.
+    """
+    figure, axes = _canvas("labelled cases", "Dice")
+    names = dict.fromkeys(name for comparison in comparisons.values() for name in comparison.scores)
+    for place, (colour, name) in enumerate(zip(_cycle(), names, strict=False)):
+        scores = {
+            labels: one.scores[name].get(ALL) for labels, one in comparisons.items() if name in one.scores
+        }
+        known = [
+            (labels, score)
+            for labels, score in sorted(scores.items(), key=itemgetter(0))
+            if score is not None
+        ]
+        xs = [labels * 1.02 ** (place - len(names) / 2) for labels, _ in known]  # intervals side by side
+        for x, (_, score) in zip(xs, known, strict=True):
+            if score.interval is not None:
+                axes.plot([x, x], score.interval, color=colour, linewidth=1.6, solid_capstyle="round")
+        axes.plot(xs, [score.mean for _, score in known], "o-", color=colour, label=plain_text(name))
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(comparisons), [str(labels) for labels in sorted(comparisons)])
+    axes.minorticks_off()
     return _finish(figure, axes)
 
 

@@ -1,0 +1,238 @@
+"""Pretext tasks, networks and label budgets side by side, each arm with the same data, steps and schedule.
+
+Every run is a folder of its own below ``out`` and is resumed where it stopped; runs that fail are reported.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from misfm.config import CompareSettings, FinetuneSettings, PretrainSettings, recipe_names, resolve
+from misfm.data.dataset import Dataset
+from misfm.errors import ConfigError
+from misfm.evaluation.arms import Arm
+from misfm.files import write_json, write_text
+from misfm.parallel import pool
+from misfm.pretext import PRETEXTS
+from misfm.recipes.compare_tables import as_markdown, compare_budgets, compare_report
+from misfm.recipes.evaluate import evaluate
+from misfm.recipes.finetune import finetune
+from misfm.recipes.predict import predict_files
+from misfm.recipes.pretrain import pretrain
+from misfm.recipes.twins import SCRATCH, dice_by_case, learning_curve
+from misfm.registry import closest
+from misfm.report.html import render_report
+from misfm.training.logging import logger
+from misfm.training.loop import Interrupted
+from misfm.training.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run of the comparison.
+
+    Attributes:
+        network: registered name.
+        recipe: what it is pretrained with, or ``"scratch"``.
+        cases: labelled cases it is fine-tuned on; 0 for the pretraining itself.
+        seed: of the run.
+    """
+
+    network: str
+    recipe: str
+    cases: int = 0
+    seed: int = 0
+
+    def folder(self, out: Path) -> Path:
+        """Where the run lies."""
+        name = f"{self.network}-{self.recipe}"
+        return out / "finetune" / f"{name}-{self.cases}cases-seed{self.seed}" if self.cases else out / name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: seconds it took here, and why it failed, if it did."""
+
+    seconds: float
+    failure: str | None = None
+
+
+def compare(
+    settings: CompareSettings, out: Path, *, workers: int = 0, scheduler: str | None = None
+) -> dict[str, Any]:
+    """Pretrain each network with each recipe, fine-tune each with each budget and seed, score and compare.
+
+    Started again with the same settings it goes on where it was, and with more recipes, networks, budgets or
+    seeds it adds their runs. Writes ``out/compare.json``, ``compare.md`` and ``report.html`` after each run.
+
+    Args:
+        settings: the arms and what they share.
+        out: folder of all runs.
+        workers: processes on this machine that train side by side; up to 1 trains in this process.
+        scheduler: address of a Dask scheduler to use instead, whose workers see the same files.
+
+    Returns:
+        What ``compare.json`` holds.
+
+    Raises:
+        ConfigError: an unknown recipe or network, or settings that do not fit.
+        DataError: a store or dataset that cannot be used.
+        Interrupted: stopped by the user; what is done is kept.
+    """
+    check(settings)
+    outcomes: dict[Trial, Outcome] = {}
+    result: dict[str, Any] = {}
+    with pool(workers, scheduler) as workplace:
+        for stage, run in (
+            (pretrainings(settings), partial(attempt, partial(pretrain_trial, settings, out))),
+            (finetunings(settings), partial(attempt, partial(finetune_trial, settings, out))),
+        ):
+            for trial, outcome in workplace.map(run, list(stage), lost):
+                outcomes[trial] = outcome
+                if outcome.failure is not None:
+                    logger.warning("%s failed: %s", trial.folder(out).name, outcome.failure)
+                result = summarise(settings, out, outcomes)
+    return result
+
+
+def check(settings: CompareSettings) -> None:
+    """Find mistakes in all settings before the first run starts."""
+    Dataset.open(settings.dataset)
+    for network in settings.networks:
+        for recipe in settings.recipes:
+            pretrain_settings(settings, Trial(network, recipe)).pretext.build()
+        finetune_settings(settings, Trial(network, SCRATCH, settings.cases[0]), None)
+
+
+def pretrainings(settings: CompareSettings) -> Iterator[Trial]:
+    """Every network with every recipe, once."""
+    for network in settings.networks:
+        for recipe in settings.recipes:
+            yield Trial(network, recipe, seed=settings.seeds[0])
+
+
+def finetunings(settings: CompareSettings) -> Iterator[Trial]:
+    """Every seed, budget and network from every start; one seed of all arms before the next seed."""
+    for seed in settings.seeds:
+        for cases in settings.cases:
+            for network in settings.networks:
+                for recipe in (SCRATCH, *settings.recipes):
+                    yield Trial(network, recipe, cases, seed)
+
+
+def attempt(run: Callable[[Trial], None], trial: Trial) -> Outcome:
+    """Do one run; whatever stops it, other than the user, is its outcome."""
+    began = time.perf_counter()
+    try:
+        run(trial)
+    except Interrupted:
+        raise
+    except Exception as error:  # one arm that cannot be trained must not take the others with it
+        return Outcome(time.perf_counter() - began, f"{type(error).__name__}: {error}")
+    return Outcome(time.perf_counter() - began)
+
+
+def lost(trial: Trial) -> Outcome:
+    """Outcome of a run whose process died."""
+    return Outcome(0.0, "the process that trained it died, mostly for want of memory; use fewer workers")
+
+
+def pretrain_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
+    """Pretrain unless that is done."""
+    run = RunFolder(trial.folder(out))
+    if not run.weights.exists():
+        pretrain(pretrain_settings(settings, trial), run.path, resume=True)
+
+
+def finetune_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
+    """Fine-tune and score unless that is done: on the labelled test cases, or on validation without any."""
+    run = RunFolder(trial.folder(out))
+    if (run.path / "test.json").exists():
+        return
+    start = None
+    if trial.recipe != SCRATCH:
+        start = RunFolder(Trial(trial.network, trial.recipe).folder(out)).weights
+    scores = finetune(finetune_settings(settings, trial, start), run.path, resume=True)
+    dataset = Path(settings.dataset)
+    if (dataset / "labelsTs").is_dir():
+        predictions = run.path / "predictions"
+        predict_files(str(run.path), [dataset / "imagesTs"], predictions)
+        evaluate(predictions, dataset / "labelsTs", run.path / "test.json")
+    else:
+        write_json(run.path / "test.json", scores)
+
+
+def pretrain_settings(settings: CompareSettings, trial: Trial) -> PretrainSettings:
+    """What all pretrainings share, with the pretext task of one recipe.
+
+    Raises:
+        ConfigError: neither a recipe nor a pretext task of that name.
+    """
+    shared = {"store": settings.store, "network": {"name": trial.network, "options": {}}, "seed": trial.seed}
+    if trial.recipe in recipe_names():
+        named = resolve(PretrainSettings, recipe=trial.recipe, options=shared)
+        pretext = named.pretext.model_dump(mode="json")
+    elif trial.recipe in PRETEXTS.names():
+        pretext = {"name": trial.recipe}
+    else:
+        known = [*recipe_names(), *PRETEXTS.names()]
+        raise ConfigError(
+            f"There is no recipe or pretext task '{trial.recipe}'; {closest(trial.recipe, known)}"
+        )
+    options = {**shared, "pretext": pretext}
+    return resolve(PretrainSettings, recipe=settings.base, options=options, assignments=settings.pretrain)
+
+
+def finetune_settings(settings: CompareSettings, trial: Trial, start: Path | None) -> FinetuneSettings:
+    """What all fine-tunings share, with one start, budget and seed.
+
+    Tasks that leave the decoder untrained transfer their encoder only.
+    """
+    encoder_only = trial.recipe != SCRATCH and not (
+        PRETEXTS.get(pretrain_settings(settings, trial).pretext.name).trains_decoder
+    )
+    options = {
+        "dataset": settings.dataset,
+        "network": {"name": trial.network, "options": {}},
+        "weights": None if start is None else str(start),
+        "transfer": "encoder" if encoder_only else "all",
+        "cases": trial.cases,
+        "seed": trial.seed,
+    }
+    return resolve(FinetuneSettings, recipe=settings.base, options=options, assignments=settings.finetune)
+
+
+def summarise(settings: CompareSettings, out: Path, outcomes: dict[Trial, Outcome]) -> dict[str, Any]:
+    """Compare what is finished, and write it down."""
+    arms: dict[tuple[str, int], list[Arm]] = {}
+    for trial in finetunings(settings):
+        path = trial.folder(out) / "test.json"
+        if path.exists() and trial in outcomes:
+            scores = json.loads(path.read_text(encoding="utf-8"))
+            arm = Arm(trial.recipe, learning_curve(path.parent), dice_by_case(scores), trial.seed)
+            arms.setdefault((trial.network, trial.cases), []).append(arm)
+    budgets = compare_budgets(arms)
+    result: dict[str, Any] = {
+        "settings": settings.model_dump(mode="json"),
+        "pretraining": {
+            trial.folder(out).name: {
+                "seconds": outcome.seconds,
+                "last": (RunFolder(trial.folder(out)).read_metrics() or [{}])[-1],
+            }
+            for trial, outcome in outcomes.items()
+            if not trial.cases and outcome.failure is None
+        },
+        "failed": {trial.folder(out).name: o.failure for trial, o in outcomes.items() if o.failure},
+        "comparisons": [budget.as_json() for budget in budgets],
+    }
+    write_json(out / "compare.json", result)
+    write_text(out / "compare.md", as_markdown(budgets, result["failed"]))
+    if budgets:
+        render_report(compare_report(budgets, result["failed"]), out / "report.html")
+    return result

@@ -1,0 +1,92 @@
+"""Comparisons: every arm gets the same, runs are resumed, failures are reported, p-values corrected."""
+
+import json
+
+import pytest
+
+from misfm.config import CompareSettings
+from misfm.errors import ConfigError
+from misfm.recipes import compare as module
+from misfm.recipes.compare import Trial, compare, finetune_settings, finetunings, pretrain_settings
+
+
+@pytest.fixture
+def settings_for(store, dataset, tiny_pretraining, tiny_finetuning):
+    def build(**changes):
+        fields = {
+            "store": str(store),
+            "dataset": str(dataset),
+            "recipes": ("misfm", "volume-fusion-v1"),
+            "cases": (1,),
+            "seeds": (0,),
+            "pretrain": tuple(line for line in tiny_pretraining[1::2] if not line.startswith("pretext")),
+            "finetune": tuple(tiny_finetuning[1::2]),
+        }
+        return CompareSettings(**{**fields, **changes})
+
+    return build
+
+
+def test_all_arms_share_everything_but_the_start(settings_for):
+    settings = settings_for()
+    pretext = [pretrain_settings(settings, Trial("unet", name)) for name in settings.recipes]
+    assert [one.pretext.name for one in pretext] == list(settings.recipes)
+    assert pretext[0].model_copy(update={"pretext": pretext[1].pretext}) == pretext[1]
+    arms = [finetune_settings(settings, Trial("unet", name, 2, 1), None) for name in ("scratch", "misfm")]
+    assert arms[0] == arms[1]
+
+
+def test_a_comparison_from_start_to_table(settings_for, tmp_path):
+    settings = settings_for()
+    result = compare(settings, tmp_path)
+    assert result["failed"] == {}
+    (block,) = result["comparisons"]
+    assert (block["network"], block["labels"]) == ("unet", 1)
+    assert [(run["recipe"], run["seed"]) for run in block["runs"]] == [
+        ("scratch", 0),
+        ("misfm", 0),
+        ("volume-fusion-v1", 0),
+    ]
+    assert block["runs"][0]["test"].keys() == {"phantom_ts_000", "phantom_ts_001"}
+    assert block["p_values_holm"].keys() == {"misfm", "volume-fusion-v1"}
+    assert json.loads((tmp_path / "compare.json").read_text())["comparisons"][0]["labels"] == 1
+    assert "| misfm | 1 |" in (tmp_path / "compare.md").read_text()
+    assert (tmp_path / "report.html").exists()
+
+
+def test_started_again_it_adds_what_is_new_and_repeats_nothing(settings_for, tmp_path, monkeypatch):
+    once = settings_for(recipes=("misfm",))
+    compare(once, tmp_path)
+    trained = []
+    original = module.finetune
+    monkeypatch.setattr(
+        module, "finetune", lambda *args, **kw: (trained.append(args[1].name), original(*args, **kw))[1]
+    )
+    result = compare(once.model_copy(update={"seeds": (0, 1)}), tmp_path)
+    assert trained == ["unet-scratch-1cases-seed1", "unet-misfm-1cases-seed1"]
+    assert result["comparisons"][0]["comparison"]["seeds"]["misfm"] == (0, 1)
+
+
+def test_a_run_that_fails_is_reported_and_the_others_go_on(settings_for, tmp_path, monkeypatch):
+    def broken(settings, out, **options):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(module, "pretrain", broken)
+    settings = settings_for(recipes=("misfm",))
+    result = compare(settings, tmp_path)
+    assert result["failed"]["unet-misfm"] == "RuntimeError: no such luck"
+    assert "unet-misfm-1cases-seed0" in result["failed"]
+    assert [run["recipe"] for run in result["comparisons"][0]["runs"]] == ["scratch"]
+    assert "Failed: unet-misfm: RuntimeError" in (tmp_path / "compare.md").read_text()
+
+
+def test_an_unknown_recipe_is_found_before_anything_starts(settings_for, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'misfm'"):
+        compare(settings_for(recipes=("misfn",)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_seed_is_finished_for_all_arms_before_the_next(settings_for):
+    order = [trial.seed for trial in finetunings(settings_for(cases=(1, 2), seeds=(0, 1)))]
+    assert order == sorted(order)
+    assert len(order) == 2 * 2 * 3
