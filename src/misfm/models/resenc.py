@@ -26,6 +26,15 @@ BRANCH_GAIN = 1e-3
 """Initial weight of the norm that ends a residual branch. nnU-Net has 0, so that blocks start as their
 shortcut; this is as good as 0 and lets gradients into the branch from the first step."""
 
+PRESET_L: dict[str, Any] = {
+    "channels": (32, 64, 128, 256, 320, 320),
+    "blocks": (1, 3, 4, 6, 6, 6),
+    "strides": ((2, 2, 2),) * 5,
+    "kernel_sizes": ((3, 3, 3),) * 6,
+    "convs_per_level": 1,
+}
+"""The published network: the same steps for any patch."""
+
 
 class InstanceNorm(nn.InstanceNorm3d):
     """Instance norm with weight and bias, which answers a single voxel with the bias instead of raising.
@@ -186,8 +195,8 @@ def build_resenc(
     in_channels: int,
     patch_size: Shape,
     *,
-    channels: Sequence[int] = (32, 64, 128, 256, 320, 320),
-    blocks: Sequence[int] = (1, 3, 4, 6, 6, 6),
+    channels: Sequence[int] = PRESET_L["channels"],
+    blocks: Sequence[int] = PRESET_L["blocks"],
     strides: Sequence[Sequence[int]] | None = None,
     kernel_sizes: Sequence[Sequence[int]] | None = None,
     convs_per_level: int = 1,
@@ -224,9 +233,6 @@ def build_resenc(
     network.options = {"strides": steps, "kernel_sizes": kernels}
     return network
 
-
-PRESET_L: dict[str, Any] = {"strides": ((2, 2, 2),) * 5, "kernel_sizes": ((3, 3, 3),) * 6}
-"""What preset L fixes besides the widths and depths that are default anyway: the same steps for any patch."""
 
 NETWORKS.register("resenc-l")(partial(build_resenc, **PRESET_L))
 

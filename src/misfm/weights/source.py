@@ -14,6 +14,7 @@ from torch import Tensor
 from misfm.errors import WeightsError
 from misfm.models import Backbone
 from misfm.weights import file
+from misfm.weights.containers import origin_of
 from misfm.weights.file import WeightsInfo
 from misfm.weights.foreign import ForeignFormat, Translation, recognise, unpickle
 
@@ -106,6 +107,8 @@ def _open_file(path: Path) -> Opened:
     content = unpickle(path)
     reader = recognise(content)
     if reader is None:
+        architecture = str(origin_of(content).architecture or "").rpartition(".")[2]
         names = ", ".join(list(map(str, content))[:5])
-        raise WeightsError(f"{path} is a checkpoint of a kind that misfm does not read (it holds {names}).")
+        what = f"of the network {architecture}, which" if architecture else "of a kind that"
+        raise WeightsError(f"{path} is a checkpoint {what} misfm does not read (it holds {names}).")
     return Opened(str(path), reader.tensors(content) or {}, reader.info(content), reader)

@@ -109,7 +109,8 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
     _check_position_index(opened, backbone)
     translation = opened.translated(backbone)
 
-    report = TransferReport(opened.label, notes=translation.notes)
+    noticed = opened.info.notes if opened.info else ()
+    report = TransferReport(opened.label, notes=[*noticed, *translation.notes])
     scope = BACKBONE if transfer == "all" else ENCODER
     wanted = model.state_dict()
     names = {name for name in wanted if name.startswith(scope)}
