@@ -10,7 +10,9 @@ import misfm.models
 from misfm.errors import ConfigError
 from misfm.models.base import NETWORKS, Backbone, SegmentationModel
 from misfm.seeding import generator_for
+from misfm.weights.adapt import POSITIONS
 
+PRIMUS = ("primus", "primus-s", "primus-b", "primus-m", "primus-l")
 TINY = {
     "unet": {"channels": (4, 6, 8)},
     "pctnet": {"channels": (4, 4, 6, 8, 12), "num_heads": (2, 2, 3), "window_sizes": (3, 2, 2)},
@@ -22,6 +24,7 @@ TINY = {
         "strides": ((2, 2, 2), (1, 2, 2)),
         "kernel_sizes": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
     },
+    **{name: {"embed_dim": 24, "depth": 2, "num_heads": 2} for name in PRIMUS},
 }
 ODD_SIZES = [(9, 20, 35), (17, 16, 30)]
 PATCH_SIZES = {
@@ -30,7 +33,10 @@ PATCH_SIZES = {
     "fmunet": [(16, 32, 32), *ODD_SIZES],
     "resenc": [(16, 32, 32), *ODD_SIZES],
     "resenc-l": [(16, 32, 32), *ODD_SIZES],
+    **{name: [(16, 32, 32), (8, 24, 40)] for name in PRIMUS},
 }
+SINGLE_LEVEL = set(PRIMUS)
+"""Networks whose head leads from the coarsest features to one output, so that their decoder is empty."""
 
 every_network = pytest.mark.parametrize("name", sorted(TINY))
 every_size = pytest.mark.parametrize(
@@ -78,7 +84,8 @@ def test_deep_supervision_lists_logits_finest_first(name, patch_size, training):
     with torch.no_grad():
         outputs = model(image(patch_size))
     assert isinstance(outputs, list)
-    assert len(outputs) == len(model.backbone.channels) == len(model.backbone.strides) > 1
+    assert len(outputs) == len(model.backbone.channels) == len(model.backbone.strides)
+    assert (len(outputs) == 1) is (name in SINGLE_LEVEL)
     assert outputs[0].shape[2:] == patch_size
     for output, strides in zip(outputs, model.backbone.strides, strict=True):
         expected = [-(-side // stride) for side, stride in zip(patch_size, strides, strict=True)]
@@ -94,7 +101,8 @@ def test_keeping_the_finest_output_changes_nothing_about_it(name):
     with torch.no_grad():
         finest = model(image())[0]
         assert torch.equal(model.keep_finest()(image()), finest)
-    assert sum(parameter.numel() for parameter in model.parameters()) < parameters
+    dropped = parameters - sum(parameter.numel() for parameter in model.parameters())
+    assert (dropped == 0) is (name in SINGLE_LEVEL)
     plain = tiny(name, seed=1)
     plain.load_state_dict(model.state_dict())
 
@@ -148,7 +156,7 @@ def test_the_parts_have_the_names_that_transfer_relies_on(name):
     assert isinstance(model, SegmentationModel)
     assert isinstance(model.backbone, Backbone)
     parts = {key.split(".")[0] for key in model.backbone.state_dict()}
-    assert parts == {"encoder", "decoder"}
+    assert parts == ({"encoder"} if name in SINGLE_LEVEL else {"encoder", "decoder"})
     head = [key for key in model.state_dict() if key.startswith("head.")]
     more = tiny(name, num_classes=7).state_dict()
     assert head
@@ -171,9 +179,11 @@ def test_its_options_build_the_same_network_for_another_patch_size(name):
     larger = tiny(name, (32, 64, 32), seed=1, **options)
     assert larger.backbone.strides == model.backbone.strides
     assert larger.backbone.options == options
-    larger.load_state_dict(model.state_dict())
+    positions = {key: value for key, value in model.state_dict().items() if key.endswith(POSITIONS)}
+    assert bool(positions) is (model.backbone.grid is not None)
+    larger.load_state_dict(model.state_dict() | {key: larger.state_dict()[key] for key in positions})
     again = tiny(name, (16, 32, 32), seed=2, **options).eval()
-    again.load_state_dict(larger.state_dict())
+    again.load_state_dict(larger.state_dict() | positions)
     with torch.no_grad():
         assert torch.equal(again(image()), model(image()))
 
@@ -195,6 +205,16 @@ WRONG_OF = {
         {"convs_per_level": 1.5},
     ],
     "resenc-l": [{"blocks": (1, 2)}, {"strides": None, "kernel_sizes": [[2, 3, 3]] * 3}],
+    **{
+        name: [
+            {"embed_dim": 24.5},
+            {"depth": None},
+            {"num_heads": [2]},
+            {"drop_path": "a"},
+            {"token_order": 1},
+        ]
+        for name in PRIMUS
+    },
 }
 
 
@@ -217,8 +237,9 @@ def test_an_option_of_a_wrong_type_is_named_with_its_network():
 
 @every_network
 def test_an_unknown_option_is_answered_with_the_nearest(name):
-    with pytest.raises(ConfigError, match="did you mean 'channels'"):
-        misfm.models.create(name, num_classes=2, patch_size=(16, 32, 32), channel=(4, 8))
+    option = next(iter(TINY[name]))
+    with pytest.raises(ConfigError, match=f"did you mean '{option}'"):
+        misfm.models.create(name, num_classes=2, patch_size=(16, 32, 32), **{option[:-1]: 4})
 
 
 def test_an_unknown_network_is_answered_with_the_nearest():

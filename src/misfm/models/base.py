@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -29,6 +29,7 @@ class Backbone(nn.Module):
         strides: voxels of input per feature along (D, H, W), one triple for each level, finest first.
         input_size: the only patch size the network takes, or None where any multiple of ``min_divisor`` fits.
         min_divisor: what each side of a patch is padded to a multiple of.
+        grid: tokens along (D, H, W), for which position embeddings are laid out; None without tokens.
         options: all options of its builder as JSON has them, with what followed from the patch size resolved:
             what builds the same network for any patch size. Builders set what they resolve, and
             :func:`misfm.models.create` adds the rest.
@@ -40,6 +41,7 @@ class Backbone(nn.Module):
     strides: tuple[Shape, ...]
     input_size: Shape | None = None
     min_divisor: Shape = (1, 1, 1)
+    grid: Shape | None = None
     options: dict[str, Any]
 
     def __init__(self) -> None:
@@ -55,6 +57,21 @@ class Backbone(nn.Module):
         return SegmentationHead(
             [nn.Conv3d(channels, num_classes, kernel_size=1) for channels in self.channels[:num_outputs]]
         )
+
+    def token_axes(self, recorded: Mapping[str, Any]) -> Shape:
+        """The axes of ``grid`` in the order in which it is flattened once :meth:`adopt` took ``recorded``."""
+        return (0, 1, 2)
+
+    def adopt(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Settle what the options left to the weights; called when a transfer can no longer fail.
+
+        Args:
+            recorded: options of the network the weights were trained in, as far as known.
+
+        Returns:
+            Where this network differs in what shapes do not tell, in sentences for the report.
+        """
+        return []
 
 
 class SegmentationModel(nn.Module):
@@ -101,7 +118,7 @@ def pad_to_fit(x: Tensor, backbone: Backbone) -> Tensor:
     if backbone.input_size is not None and shape != backbone.input_size:
         raise ConfigError(
             f"{type(backbone).__name__} was built for patches of {backbone.input_size} voxels and got "
-            f"{shape}: its attention windows are laid out for one size. Create it with patch_size="
+            f"{shape}: its attention is laid out for one size. Create it with patch_size="
             f"{shape}, or cut patches of {backbone.input_size}."
         )
     padding = [-side % divisor for side, divisor in zip(shape, backbone.min_divisor, strict=True)]
