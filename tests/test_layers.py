@@ -43,6 +43,7 @@ LONGER_WITH_REASON = {
     "cli.py:finetune": "each option of the command is a parameter",
     "models/pctnet.py:build_pctnet": "each option of the network is a documented parameter",
     "models/primus.py:build_primus": "each option of the network is a documented parameter",
+    "models/resenc.py:build_resenc": "each option of the network is a documented parameter",
     "training/loop.py:fit": "what a run is made of, each part documented; the settings are one of them",
 }
 

@@ -65,7 +65,6 @@ class WeightsInfo(Settings):
     data: DataInfo | None
     licence: str = Field(default="unknown", description="SPDX identifier or sentence")
     versions: dict[str, str] = Field(default_factory=installed_versions)
-    notes: tuple[str, ...] = Field(default=(), description="what a reader of a foreign file noticed")
 
 
 def save(

@@ -28,6 +28,12 @@ ALLOWED_GLOBALS: list[Any] = [
 """All that a checkpoint may hold besides tensors and plain values: a validation score as a numpy number."""
 
 
+class ForeignInfo(WeightsInfo):
+    """The description of another project's weights, with what their reader noticed, in sentences."""
+
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Translation:
     """Foreign tensors under our names; those without a counterpart keep their own.

@@ -20,8 +20,8 @@ from misfm.errors import WeightsError
 from misfm.models import Backbone
 from misfm.models.resenc import PRESET_L, ResEnc
 from misfm.weights.containers import Origin, network_tensors, origin_of
-from misfm.weights.file import NetworkInfo, WeightsInfo
-from misfm.weights.foreign import FORMATS, Translation
+from misfm.weights.file import NetworkInfo
+from misfm.weights.foreign import FORMATS, ForeignInfo, Translation
 
 PAIRS = (
     ("encoder.stem.convs.0.", "backbone.encoder.stem."),
@@ -64,7 +64,7 @@ class ResEncFormat:
             return None
         return _once(state)
 
-    def info(self, content: Mapping[str, object]) -> WeightsInfo:
+    def info(self, content: Mapping[str, object]) -> ForeignInfo:
         """Topology from shapes; the plan fills in the strides where there is no decoder to tell them."""
         origin = origin_of(content)
         tensors = self.tensors(content) or {}
@@ -79,7 +79,7 @@ class ResEncFormat:
         num_classes = 1 if finest is None else len(finest)
         preset = options == _lists(PRESET_L)
         given = {**options, "in_channels": in_channels}
-        return WeightsInfo(
+        return ForeignInfo(
             network=NetworkInfo(name="resenc-l") if preset else NetworkInfo(name="resenc", options=options),
             in_channels=in_channels,
             num_classes=num_classes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from misfm.errors import ConfigError, WeightsError
 from misfm.models import Backbone
 from misfm.models.base import Shape
 from misfm.weights.adapt import ENCODER, Situation, adapt
-from misfm.weights.foreign import Translation
+from misfm.weights.foreign import ForeignInfo, Translation
 from misfm.weights.source import Opened, Source, open_source
 
 SMALLEST_MATCH = 0.1  # of a backbone's parameters; less is another network, not a transfer
@@ -109,14 +109,15 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
     _check_position_index(opened, backbone)
     translation = opened.translated(backbone)
 
-    noticed = opened.info.notes if opened.info else ()
+    noticed = opened.info.notes if isinstance(opened.info, ForeignInfo) else ()
     report = TransferReport(opened.label, notes=[*noticed, *translation.notes])
     scope = BACKBONE if transfer == "all" else ENCODER
     wanted = model.state_dict()
     names = {name for name in wanted if name.startswith(scope)}
     if transfer == "all" and _head_fits(wanted, translation.tensors, opened):
         names |= {name for name in wanted if not name.startswith(BACKBONE)}
-    situation = _situation(opened, backbone, wanted, translation.tensors)
+    recorded = opened.info.network.options if opened.info else {}
+    situation = _situation(opened, backbone, wanted, translation.tensors, recorded)
     taken = _match(wanted, names, translation, situation, report)
     report.unused = [
         Entry(n, tuple(tensor.shape)) for n, tensor in translation.tensors.items() if n not in taken
@@ -127,6 +128,7 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     report.num_parameters = sum(sizes.values())
     report.pretrained_parameters = sum(size for name, size in sizes.items() if name in taken)
+    report.notes += backbone.adopt(recorded)
     with torch.no_grad():
         for name, tensor in taken.items():
             wanted[name].copy_(tensor)
@@ -146,9 +148,10 @@ def _match(
         tensor = translation.tensors.get(name) if name in names else None
         entry = Entry(name, tuple(target.shape))
         how = translation.adapted.get(name)
-        if tensor is not None and tensor.shape != target.shape:
+        if tensor is not None:
             fitted = adapt(name, tensor, target, situation) if name.startswith(BACKBONE) else None
-            tensor, fitting = fitted or (None, None)
+            unchanged = tensor if tensor.shape == target.shape else None
+            tensor, fitting = fitted or (unchanged, None)
             how = ", ".join(filter(None, (how, fitting)))
         if tensor is None:
             report.reinitialised.append(entry)
@@ -162,16 +165,20 @@ def _match(
 
 
 def _situation(
-    opened: Opened, backbone: Backbone, wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]
+    opened: Opened,
+    backbone: Backbone,
+    wanted: Mapping[str, Tensor],
+    offered: Mapping[str, Tensor],
+    options: Mapping[str, Any],
 ) -> Situation:
-    grid: Shape | None = getattr(backbone, "grid", None)
+    grid = backbone.grid
     patch_size = opened.info.patch_size if opened.info else None
     recorded: Shape | None = None
     if grid is not None and patch_size is not None and backbone.input_size is not None:
         token = [side // count for side, count in zip(backbone.input_size, grid, strict=True)]
         d, h, w = (side // width for side, width in zip(patch_size, token, strict=True))
         recorded = (d, h, w)
-    return Situation(_stem_channels(wanted, offered), grid, recorded)
+    return Situation(_stem_channels(wanted, offered), grid, recorded, backbone.token_axes(options))
 
 
 def _head_fits(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], opened: Opened) -> bool:
