@@ -63,6 +63,19 @@ class RunSettings(Settings):
     """Steps, optimiser, schedule."""
 
 
+class ProbeSettings(Settings):
+    """Short fine-tunings during pretraining, at each of its validations."""
+
+    dataset: str
+    """Folder of an nnU-Net-format dataset."""
+    cases: Count = 5
+    """Labelled cases to fine-tune on."""
+    steps: Count = 250
+    """Fine-tuning steps; the other settings are those of the recipe's fine-tuning."""
+    patience: Count | None = None
+    """Probes without a better one after which pretraining ends; null takes all steps."""
+
+
 class PretrainSettings(RunSettings):
     """Settings of ``misfm pretrain``."""
 
@@ -78,6 +91,8 @@ class PretrainSettings(RunSettings):
     """Share of the volumes kept out of training to measure the pretext on (at least one)."""
     validation_batches: Count = 8
     """Batches of the fixed validation set."""
+    probe: ProbeSettings | None = None
+    """Few-label fine-tuning that judges the weights while they train; the best of them are kept."""
 
 
 class FinetuneSettings(RunSettings):

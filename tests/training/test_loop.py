@@ -242,7 +242,7 @@ def test_the_best_state_is_kept_beside_the_last(run):
     scores = iter([math.nan, 0.3, 0.9, 0.5])
     modes = []
 
-    def judge(model):
+    def judge(model, step):
         modes.append((model.training, torch.is_inference_mode_enabled()))
         return {"score": next(scores)}
 

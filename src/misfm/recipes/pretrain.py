@@ -17,7 +17,9 @@ from misfm.data.record import Record, fingerprint_of
 from misfm.data.store import Store
 from misfm.errors import DataError
 from misfm.models import Backbone, SegmentationModel, create
+from misfm.recipes.probe import probed
 from misfm.seeding import derive_seed, generator_for
+from misfm.training.checkpoint import load_checkpoint
 from misfm.training.logging import logger
 from misfm.training.loop import Validation, fit
 from misfm.training.objectives import PretextObjective
@@ -64,9 +66,14 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         size = task.source_size(settings.patch_size)
         return UnlabelledPatches(store, records, size, task.num_patches, settings.batch_size, seed)
 
-    probe = PretextValidation(
-        objective, patches(held_out, derive_seed(settings.seed, "validation")), settings
+    validation = Validation(
+        PretextValidation(objective, patches(held_out, derive_seed(settings.seed, "validation")), settings),
+        key="validation_loss",
+        lower_is_better=True,
     )
+    info = weights_info(settings, store, training, model)
+    if settings.probe is not None:
+        validation = probed(validation, settings.probe, settings, info, run)
     fit(
         model,
         objective,
@@ -74,10 +81,17 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         settings.training,
         run,
         seed=settings.seed,
-        validation=Validation(probe, key="validation_loss", lower_is_better=True),
+        validation=validation,
     )
-    save(run.weights, model, weights_info(settings, store, training, model))
-    return {name: value for row in run.read_metrics() for name, value in row.items() if "validation" in name}
+    if settings.probe is not None:
+        model.load_state_dict(load_checkpoint(run.best).model)
+    save(run.weights, model, info)
+    return {
+        name: value
+        for row in run.read_metrics()
+        for name, value in row.items()
+        if name.startswith(("validation", "probe"))
+    }
 
 
 def weights_info(
@@ -125,7 +139,7 @@ class PretextValidation:
     patches: UnlabelledPatches
     settings: PretrainSettings
 
-    def __call__(self, model: nn.Module) -> Mapping[str, float]:
+    def __call__(self, model: nn.Module, step: int) -> Mapping[str, float]:
         """Return the means over the fixed batches."""
         device = next(model.parameters()).device
         totals: dict[str, float] = {}

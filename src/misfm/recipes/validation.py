@@ -42,7 +42,7 @@ class DiceValidation:
     dataset: Dataset
     patch_size: Triple
 
-    def __call__(self, model: nn.Module) -> Mapping[str, float]:
+    def __call__(self, model: nn.Module, step: int) -> Mapping[str, float]:
         """Return ``validation_dice`` (mean over cases of the mean over labels) and one number a label."""
         labels = [label for label in self.dataset.label_names if label != 0]
         scores = np.array([self._case(model, record) for record in self.records], dtype=np.float64)

@@ -63,14 +63,16 @@ class Validation:
     """How to judge the model during training.
 
     Attributes:
-        run: called with the model in eval mode; returns numbers to log.
+        run: called with the model in eval mode and the steps taken; returns numbers to log.
         key: the one of them that tells the best checkpoint.
         lower_is_better: of that number.
+        patience: validations without a better one after which training ends; None trains all steps.
     """
 
-    run: Callable[[nn.Module], Mapping[str, float]]
+    run: Callable[[nn.Module, int], Mapping[str, float]]
     key: str
     lower_is_better: bool = False
+    patience: int | None = None
 
 
 @dataclass
@@ -129,12 +131,12 @@ def fit(
     with MetricsLog(run, steps, state.step) as log, stop_requests() as stop:
         stream = batch_stream(batches, state.step * settings.accumulate, settings)
         began, first = time.perf_counter(), state.step
-        while state.step < steps:
+        while state.step < steps and not out_of_patience(state, validation, settings):
             stopping = stop.requested
-            saved = stopping or is_due(state.step + 1, settings.checkpoint_every, steps)
             validated = validation is not None and is_due(state.step + 1, settings.validate_every, steps)
+            saved = stopping or validated or is_due(state.step + 1, settings.checkpoint_every, steps)
             logged = validated or is_due(state.step + 1, settings.log_every, steps)
-            report = train_step(session, stream, read=logged or saved or validated)
+            report = train_step(session, stream, read=logged or saved)
             state.step += 1
             if logged:
                 samples = report.pop("batch_size") * settings.accumulate * (state.step - first)
@@ -226,7 +228,7 @@ def validate(session: Session, validation: Validation, run: RunFolder) -> Mappin
     """Judge the model, and keep the checkpoint if it is the best so far."""
     session.model.eval()
     with torch.inference_mode():
-        numbers = validation.run(session.model)
+        numbers = validation.run(session.model, session.state.step)
     session.model.train()
     score, best = numbers[validation.key], session.state.best_score
     is_better = best is None or (score < best if validation.lower_is_better else score > best)
@@ -234,6 +236,15 @@ def validate(session: Session, validation: Validation, run: RunFolder) -> Mappin
         session.state.best_score, session.state.best_step = score, session.state.step
         save(session, run.best)
     return numbers
+
+
+def out_of_patience(state: Checkpoint, validation: Validation | None, settings: TrainingSettings) -> bool:
+    """Whether the best validation is so long ago that training ends; asked right after a validation."""
+    if validation is None or validation.patience is None or state.best_step is None:
+        return False
+    if state.step % settings.validate_every:
+        return False
+    return state.step - state.best_step >= validation.patience * settings.validate_every
 
 
 def save(session: Session, path: Path) -> None:

@@ -1,0 +1,91 @@
+"""A probe during pretraining: what the weights are worth so far, by a short fine-tuning on a few labels.
+
+A pretext loss does not tell when to stop; this does. Every probe is the same fine-tuning (cases, order of
+patches, steps) from the weights of the moment, so that probes differ in nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from misfm.config import FinetuneSettings, PretrainSettings, ProbeSettings, recipe_names, resolve
+from misfm.evaluation.arms import ALL
+from misfm.recipes.finetune import finetune
+from misfm.training.logging import logger
+from misfm.training.loop import Validation
+from misfm.training.run import RunFolder
+from misfm.weights import WeightsInfo, save
+
+KEY = "probe_dice"
+DEFAULT_RECIPE = "small"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Measures the pretext as ever, then fine-tunes and adds ``probe_dice``.
+
+    Attributes:
+        pretext: the validation of the pretext task.
+        settings: of the fine-tuning.
+        info: description of the weights.
+        folder: where the fine-tunings are; each leaves its settings, metrics and scores.
+    """
+
+    pretext: Validation
+    settings: FinetuneSettings
+    info: WeightsInfo
+    folder: Path
+
+    def __call__(self, model: nn.Module, step: int) -> Mapping[str, float]:
+        """Return the numbers of the pretext and the mean Dice of the probe's validation cases."""
+        numbers = dict(self.pretext.run(model, step))
+        out = self.folder / f"step-{step}"
+        weights = self.folder / "weights.safetensors"
+        with torch.inference_mode(mode=False), quiet():
+            save(weights, model, self.info.model_copy(update={"steps": step}))
+            start = self.settings.model_copy(update={"weights": str(weights)})
+            scores = finetune(start, out, resume=True)
+        for leftover in ("checkpoints", "cases", "tensorboard"):
+            shutil.rmtree(out / leftover, ignore_errors=True)
+        (out / "weights.safetensors").unlink(missing_ok=True)
+        dice = scores["mean"].get(ALL, {}).get("dice")
+        return {**numbers, KEY: float("nan") if dice is None else dice}
+
+
+def probed(
+    pretext: Validation, probe: ProbeSettings, settings: PretrainSettings, info: WeightsInfo, run: RunFolder
+) -> Validation:
+    """Return a validation that also probes, and judges by the probe.
+
+    Raises:
+        ConfigError: settings of the fine-tuning that do not fit.
+    """
+    recipe = settings.recipe if settings.recipe in recipe_names() else DEFAULT_RECIPE
+    options = {
+        "dataset": probe.dataset,
+        "cases": probe.cases,
+        "seed": settings.seed,
+        "patch_size": settings.patch_size,
+        "training.steps": probe.steps,
+        "training.validate_every": probe.steps,
+    }
+    fine = resolve(FinetuneSettings, recipe=recipe, options=options)
+    return Validation(Probe(pretext, fine, info, run.path / "probe"), key=KEY, patience=probe.patience)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the lines of the inner training out of the log of the outer one; they go to its own log.txt."""
+    handlers, propagate = logger.handlers[:], logger.propagate
+    logger.handlers, logger.propagate = [], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagate
