@@ -1,0 +1,52 @@
+"""What tasks that restore a distorted patch have in common: network, loss and score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from misfm.models.base import Backbone, SegmentationModel
+from misfm.pretext.base import PretextBatch, PretextTask
+from misfm.pretext.misfm import image_channels, masked_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restorable(PretextBatch):
+    """``inputs`` are distorted patches, ``targets`` what they were before, (B, C, D, H, W) float.
+
+    Attributes:
+        real: (B, D, H, W) bool, voxels that are not padding.
+    """
+
+    real: Tensor
+
+
+class Restoration(PretextTask):
+    """Predict the patch before the distortion; subclasses distort. Fits every network with a decoder."""
+
+    def build_model(self, backbone: Backbone) -> nn.Module:
+        """Intensities for each voxel, as many channels as the image has."""
+        return SegmentationModel(backbone, image_channels(backbone))
+
+    def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
+        """Mean squared error over all voxels that are not padding, distorted or not."""
+        assert isinstance(batch, Restorable)
+        return {"restoration": masked_mean((outputs.float() - batch.targets).square(), batch.real)}
+
+    def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
+        """Squared errors over the voxels that the distortion changed.
+
+        ``restored_error`` is the network's, beside what needs no network: ``unrestored_error`` leaves the
+        voxels as they are, ``mean_error`` gives them the batch's mean intensity.
+        """
+        assert isinstance(batch, Restorable)
+        targets = batch.targets
+        changed = (batch.inputs != targets).any(1) & batch.real
+        mean = masked_mean(targets, batch.real)
+        return {
+            "restored_error": float(masked_mean((outputs.detach().float() - targets).square(), changed)),
+            "unrestored_error": float(masked_mean((batch.inputs - targets).square(), changed)),
+            "mean_error": float(masked_mean((mean - targets).square(), changed)),
+        }
