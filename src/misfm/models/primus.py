@@ -194,6 +194,7 @@ class Primus(Backbone):
         self.channels = (settings.embed_dim,)
         self.strides = ((1, 1, 1),)
         self.input_size = patch_size
+        self.num_heads = settings.num_heads
         self.order_is_open = token_order is None
         self.options = {"token_order": self.encoder.token_order}
 
@@ -206,16 +207,17 @@ class Primus(Backbone):
         return TOKEN_AXES[self._order_with(recorded)]
 
     def adopt(self, recorded: Mapping[str, Any]) -> list[str]:
-        """Take over the token order of weights unless one was asked for."""
-        ours, theirs = self._order_with(recorded), recorded.get("token_order")
-        if ours != self.encoder.token_order:
-            self.encoder.order_tokens(ours)
-            self.options["token_order"] = ours
-        if theirs in (None, ours):
-            return []
+        """Take over the token order of weights unless one was asked for; warn where attention differs."""
+        order = self._order_with(recorded)
+        if order != self.encoder.token_order:
+            self.encoder.order_tokens(order)
+            self.options["token_order"] = order
+        ours = {"token_order": order, "num_heads": self.num_heads}
         return [
-            f"The weights were trained with the token order '{theirs}' and this network was created with "
-            f"'{ours}', so their positions are transposed; create it with token_order=\"{theirs}\"."
+            f"Warning: the weights are of a network with {option}={recorded[option]!r} and this one has "
+            f"{value!r}, so it does not compute what they learnt; create it with theirs."
+            for option, value in ours.items()
+            if recorded.get(option, value) != value
         ]
 
     def _order_with(self, recorded: Mapping[str, Any]) -> TokenOrder:

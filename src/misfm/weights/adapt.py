@@ -26,12 +26,14 @@ class Situation:
     Attributes:
         channels: image channels of the source and of the network.
         grid: tokens of the network along (D, H, W); None for a network without tokens.
-        source_grid: tokens the source was trained with, where recorded.
+        source_grid: tokens along (D, H, W) the source was trained with, where recorded.
+        token_axes: the axes of both grids in the order in which they are flattened into tokens.
     """
 
     channels: tuple[int, int]
     grid: Shape | None = None
     source_grid: Shape | None = None
+    token_axes: Shape = (0, 1, 2)
 
 
 def adapt(name: str, tensor: Tensor, target: Tensor, situation: Situation) -> tuple[Tensor, str] | None:
@@ -83,14 +85,17 @@ def kernel(name: str, tensor: Tensor, target: Tensor, situation: Situation) -> t
 
 def positions(name: str, tensor: Tensor, target: Tensor, situation: Situation) -> tuple[Tensor, str] | None:
     """Resize a learnt position embedding (1, tokens, channels) from grid to grid, trilinearly."""
-    if not name.endswith(POSITIONS) or situation.grid is None or tensor.shape == target.shape:
+    new = situation.grid
+    if not name.endswith(POSITIONS) or new is None or tensor.dim() != 3 or tensor.shape[2] != target.shape[2]:
         return None
-    old = source_grid(tensor.shape[1], situation.source_grid)
-    if old is None or tensor.dim() != 3 or tensor.shape[2] != target.shape[2]:
+    unknown = situation.source_grid is None and tensor.shape == target.shape
+    old = new if unknown else source_grid(tensor.shape[1], situation.source_grid)
+    if old is None or old == new:
         return None
-    volume = tensor.float().transpose(1, 2).reshape(1, -1, *old)
-    resized = F.interpolate(volume, size=situation.grid, mode="trilinear", align_corners=False)
-    sizes = " to ".join("x".join(map(str, grid)) for grid in (old, situation.grid))
+    flattened = [[grid[axis] for axis in situation.token_axes] for grid in (old, new)]
+    volume = tensor.float().transpose(1, 2).reshape(1, -1, *flattened[0])
+    resized = F.interpolate(volume, size=flattened[1], mode="trilinear", align_corners=False)
+    sizes = " to ".join("x".join(map(str, grid)) for grid in (old, new))
     return resized.flatten(2).transpose(1, 2), f"position grid resized from {sizes}"
 
 

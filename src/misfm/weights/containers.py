@@ -87,7 +87,9 @@ def origin_of(content: Mapping[str, object]) -> Origin:
         trainer=str(trainer) if trainer else None,
         pretext=None if supervised else _method(str(trainer)),
         architecture=architecture.get("arch_class_name") or architecture.get("network_class_name"),
-        architecture_options=_mapping(architecture.get("arch_kwargs")),
+        architecture_options=_mapping(
+            architecture.get("arch_kwargs") or adaptation.get("architecture_kwargs")
+        ),
         in_channels=adaptation.get("pretrain_num_input_channels"),
         patch_size=_triple(adaptation.get("pretrain_patch_size") or configuration.get("patch_size"), int),
         spacing=_triple(configuration.get("spacing"), float),
