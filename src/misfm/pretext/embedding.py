@@ -1,0 +1,148 @@
+"""Vectors for crops and voxels, and what is asked of them: that two views of the same place are alike.
+
+Shared by the contrastive tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Annotated, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from misfm.errors import ConfigError
+from misfm.models.base import Backbone, Shape, crop_to, pad_to_fit
+from misfm.pretext.misfm import image_channels
+
+Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+"""Output channels of each linear layer."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One feature of an encoder: its channels, and voxels of input per feature along (D, H, W)."""
+
+    channels: int
+    stride: Shape
+
+
+def encoder_levels(backbone: Backbone) -> list[Level]:
+    """Find out what an encoder returns, high to low resolution, by running it without computing anything."""
+    size = backbone.input_size or cast(Shape, tuple(2 * divisor for divisor in backbone.min_divisor))
+    state = chain(backbone.encoder.named_parameters(), backbone.encoder.named_buffers())
+    shapes = {name: tensor.to("meta") for name, tensor in state}
+    patch = torch.empty(1, image_channels(backbone), *size, device="meta")
+    with torch.no_grad():
+        features: list[Tensor] = functional_call(backbone.encoder, shapes, (patch,))
+    return [
+        Level(
+            feature.shape[1],
+            cast(Shape, tuple(a // b for a, b in zip(size, feature.shape[2:], strict=True))),
+        )
+        for feature in features
+    ]
+
+
+def encode(backbone: Backbone, x: Tensor) -> list[Tensor]:
+    """Encoder features of a patch (B, C, D, H, W), without those of voxels that pad it to a valid size."""
+    padded = pad_to_fit(x, backbone)
+    features: list[Tensor] = backbone.encoder(padded)
+    return [
+        crop_to(
+            feature,
+            [
+                -(-side * length // whole)
+                for side, length, whole in zip(x.shape[2:], feature.shape[2:], padded.shape[2:], strict=True)
+            ],
+        )
+        for feature in features
+    ]
+
+
+def projector(in_channels: int, widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers (N, in_channels) -> (N, widths[-1]); all but the last followed by a norm and ReLU.
+
+    The norm brings each vector to mean 0 and variance 1 on its own and has no weights, as the instance norm
+    in nnssl does.
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise([in_channels, *widths]):
+        layers += [nn.Linear(before, after), nn.LayerNorm(after, elementwise_affine=False), nn.ReLU()]
+    return nn.Sequential(*layers[:-2])
+
+
+class EmbeddingModel(nn.Module):
+    """Patch (B, C, D, H, W) -> vector (B, widths[-1]): global averages of all encoder features, projected."""
+
+    def __init__(self, backbone: Backbone, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector(sum(level.channels for level in encoder_levels(backbone)), widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        features = encode(self.backbone, x)
+        return cast(Tensor, self.projector(torch.cat([feature.mean((2, 3, 4)) for feature in features], 1)))
+
+
+def cosines(first: Tensor, second: Tensor) -> Tensor:
+    """Cosine in -1..1 of all pairs of vectors, (…, N, E) and (…, M, E) -> (…, N, M), in float32."""
+    return F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).mT
+
+
+def partners(count: int) -> Tensor:
+    """Index of each embedding's other view, (count,), where the second views follow all the first ones."""
+    return torch.arange(count).roll(count // 2)
+
+
+def nt_xent(embeddings: Tensor, temperature: float) -> Tensor:
+    r"""Normalised temperature-scaled cross-entropy (SimCLR, arXiv 2002.05709, equation 1), a scalar.
+
+    .. math::
+        L = -\operatorname{mean}_i \log
+            \frac{\exp(\cos(z_i, z_{p(i)}) / T)}{\sum_{j \ne i} \exp(\cos(z_i, z_j) / T)}
+
+    Args:
+        embeddings: (2N, E), N first views followed by their N second views: z_i and its partner p(i).
+        temperature: T.
+    """
+    return F.cross_entropy(_logits(embeddings) / temperature, partners(len(embeddings)).to(embeddings.device))
+
+
+def matching_score(embeddings: Tensor) -> Mapping[str, float]:
+    """How often the most similar of the other 2N - 1 vectors is the other view, and how often by chance."""
+    nearest = _logits(embeddings.detach()).argmax(1).cpu()
+    hits = (nearest == partners(len(nearest))).float().mean()
+    return {"matching_accuracy": float(hits), "chance_accuracy": 1 / (len(nearest) - 1)}
+
+
+def _logits(embeddings: Tensor) -> Tensor:
+    """Cosines of all pairs (2N, 2N); nothing is its own partner."""
+    similarity = cosines(embeddings, embeddings)
+    return similarity.masked_fill(
+        torch.eye(len(similarity), dtype=torch.bool, device=similarity.device), -torch.inf
+    )
+
+
+def require_others(count: int, task: str) -> None:
+    """Refuse a batch in which a pair has no other pair to differ from.
+
+    Raises:
+        ConfigError: fewer than two pairs.
+    """
+    if count < 2:
+        raise ConfigError(
+            f"{task} tells the pairs of a batch apart and got a single one; set batch_size to 2 or more."
+        )
+
+
+def pair_up(crops: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Stack pairs of (C, D, H, W) into (2N, C, D, H, W): all first views, then all second ones."""
+    first, second = zip(*crops, strict=True)
+    return torch.stack([*first, *second])

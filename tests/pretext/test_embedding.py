@@ -1,0 +1,95 @@
+"""Embeddings: what an encoder returns, how it is projected, and NT-Xent against a loop."""
+
+import math
+
+import pytest
+import torch
+
+from misfm.errors import ConfigError
+from misfm.models import create
+from misfm.pretext.embedding import (
+    EmbeddingModel,
+    encode,
+    encoder_levels,
+    matching_score,
+    nt_xent,
+    pair_up,
+    partners,
+    require_others,
+)
+from misfm.seeding import generator_for
+
+NETWORKS = {
+    "unet": {"channels": (4, 8, 12)},
+    "pctnet": {"channels": (4, 8, 8, 16, 16), "num_heads": (2, 2, 2), "window_sizes": (2, 2, 2)},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_levels_are_found_without_touching_the_network(name):
+    backbone = create(name, in_channels=2, num_classes=2, patch_size=(32, 32, 32), **NETWORKS[name]).backbone
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    levels = encoder_levels(backbone)
+    features = backbone.eval().encoder(torch.zeros(1, 2, 32, 32, 32))
+    assert [level.channels for level in levels] == [feature.shape[1] for feature in features]
+    for level, feature in zip(levels, features, strict=True):
+        assert tuple(32 // stride for stride in level.stride) == tuple(feature.shape[2:])
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+
+
+def test_features_of_padding_are_dropped():
+    backbone = create("unet", num_classes=2, patch_size=(16, 16, 16), channels=(4, 8, 8)).backbone
+    features = encode(backbone, torch.zeros(1, 1, 13, 16, 9))
+    assert [tuple(feature.shape[2:]) for feature in features] == [(13, 16, 9), (7, 8, 5), (4, 4, 3)]
+
+
+def test_an_embedding_projects_the_averages_of_all_features():
+    backbone = create("unet", num_classes=2, patch_size=(16, 16, 16), channels=(4, 8, 8)).backbone
+    model = EmbeddingModel(backbone, (6, 5, 3))
+    x = torch.randn(2, 1, 16, 16, 16)
+    linear = [layer for layer in model.projector if isinstance(layer, torch.nn.Linear)]
+    vector = torch.cat([feature.mean((2, 3, 4)) for feature in backbone.encoder(x)], 1)
+    for layer in linear[:2]:
+        vector = layer(vector)
+        spread = (vector.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        vector = ((vector - vector.mean(1, keepdim=True)) / spread).relu()
+    assert [layer.out_features for layer in linear] == [6, 5, 3]
+    assert torch.allclose(model(x), linear[2](vector), atol=1e-5)
+
+
+def test_nt_xent_by_a_loop():
+    vectors = torch.randn(6, 4, generator=generator_for(0))
+    losses = []
+    for i in range(6):
+        cosine = [float(torch.cosine_similarity(vectors[i], other, dim=0)) for other in vectors]
+        others = sum(math.exp(cosine[j] / 0.5) for j in range(6) if j != i)
+        losses.append(-math.log(math.exp(cosine[(i + 3) % 6] / 0.5) / others))
+    assert float(nt_xent(vectors, 0.5)) == pytest.approx(sum(losses) / 6, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nt_xent_is_finite_for_equal_and_for_zero_vectors(dtype):
+    for vectors in (torch.ones(8, 3, dtype=dtype), torch.zeros(8, 3, dtype=dtype)):
+        vectors.requires_grad_()
+        loss = nt_xent(vectors, 0.1)
+        loss.backward()
+        assert loss.item() == pytest.approx(math.log(7), rel=1e-2)
+        assert bool(vectors.grad.isfinite().all())
+
+
+def test_matching_score_of_the_truth_and_of_noise():
+    views = torch.randn(200, 16, generator=generator_for(1))
+    assert matching_score(torch.cat([views, 3 * views])) == {
+        "matching_accuracy": 1.0,
+        "chance_accuracy": 1 / 399,
+    }
+    noise = matching_score(torch.randn(400, 16, generator=generator_for(2)))
+    assert noise["matching_accuracy"] < 0.02
+
+
+def test_second_views_follow_all_first_ones():
+    crops = [(torch.full((1, 1, 1, 1), float(i)), torch.full((1, 1, 1, 1), 10.0 + i)) for i in range(3)]
+    assert pair_up(crops).flatten().tolist() == [0, 1, 2, 10, 11, 12]
+    assert partners(6).tolist() == [3, 4, 5, 0, 1, 2]
+    with pytest.raises(ConfigError, match="batch_size to 2"):
+        require_others(1, "SimCLR")
