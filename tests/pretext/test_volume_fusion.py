@@ -9,6 +9,7 @@ from pydantic import ValidationError
 import misfm.models
 from misfm.errors import ConfigError
 from misfm.losses import IGNORE
+from misfm.models.primus import build_primus
 from misfm.models.unet import build_unet
 from misfm.pretext import PRETEXTS
 from misfm.pretext.base import Placement
@@ -22,13 +23,14 @@ from misfm.pretext.volume_fusion import (
 )
 from misfm.seeding import generator_for
 
-PATCH_SIZE = (12, 16, 14)
+PATCH_SIZE, TOKEN_PATCH_SIZE = (12, 16, 14), (16, 16, 24)
 SMALL_BLOCKS = {"block_size": ((3, 6), (3, 6), (3, 6))}
+TASKS_OF_TOKENS = {"simmim"}
 TASKS = [VolumeFusionV1(**SMALL_BLOCKS), VolumeFusionV2(**SMALL_BLOCKS)]
 
 
-def patches_for(task, batch_size=3, channels=1, seed=0):
-    shape = (batch_size, task.num_patches, channels, *task.source_size(PATCH_SIZE))
+def patches_for(task, batch_size=3, channels=1, seed=0, patch_size=PATCH_SIZE):
+    shape = (batch_size, task.num_patches, channels, *task.source_size(patch_size))
     patches = torch.randn(shape, generator=generator_for(seed))
     inside = torch.tensor([[0, 0, 0], shape[-3:]]).expand(batch_size, task.num_patches, 2, 3)
     origin = torch.zeros(batch_size, task.num_patches, 3)
@@ -40,29 +42,40 @@ def tiny_backbone(in_channels=1):
     return build_unet(in_channels, PATCH_SIZE, channels=(4, 8, 8))
 
 
+def tiny_primus(in_channels=1):
+    torch.manual_seed(0)
+    return build_primus(in_channels, TOKEN_PATCH_SIZE, embed_dim=24, depth=2, num_heads=2)
+
+
 @pytest.mark.parametrize("name", PRETEXTS.names())
 def test_every_task_keeps_the_contract(name):
     task = PRETEXTS.get(name)()
-    patches, placement = patches_for(task, channels=2)
+    needs_tokens = name in TASKS_OF_TOKENS
+    patch_size = TOKEN_PATCH_SIZE if needs_tokens else PATCH_SIZE
+    patches, placement = patches_for(task, channels=2, patch_size=patch_size)
     before = patches.clone()
-    batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(1))
+    batch = task.prepare(patches, placement, patch_size, generator_for(1))
     assert torch.equal(patches, before)
     assert len(batch.inputs) % 3 == 0
-    assert batch.inputs.shape[1:] == (2, *PATCH_SIZE)
+    assert batch.inputs.shape[1:] == (2, *patch_size)
     assert batch.inputs.dtype == torch.float32
     assert bool(batch.inputs.isfinite().all())
 
-    again = task.prepare(patches, placement, PATCH_SIZE, generator_for(1))
-    other = task.prepare(patches, placement, PATCH_SIZE, generator_for(2))
+    again = task.prepare(patches, placement, patch_size, generator_for(1))
+    other = task.prepare(patches, placement, patch_size, generator_for(2))
     assert torch.equal(batch.inputs, again.inputs)
     assert torch.equal(batch.targets, again.targets)
     assert not torch.equal(batch.inputs, other.inputs)
 
-    model = task.build_model(tiny_backbone(in_channels=2))
-    outputs = model(batch.inputs)
+    backbone = tiny_primus(in_channels=2) if needs_tokens else tiny_backbone(in_channels=2)
+    model = task.build_model(backbone)
+    assert model.backbone is backbone
+    outputs = model(batch.inputs, *batch.context)
     terms = task.loss(outputs, batch)
     sum(terms.values()).backward()
     for parameter_name, parameter in model.named_parameters():
+        if parameter_name.startswith("backbone.decoder.") and not task.trains_decoder:
+            continue
         assert parameter.grad is not None, parameter_name
         assert float(parameter.grad.abs().max()) > 0, parameter_name
     assert all(isinstance(number, float) for number in task.score(outputs, batch).values())

@@ -1,0 +1,55 @@
+"""Masks for networks of tokens: which tokens are hidden, and their way between sequence and grid."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor
+
+from misfm.errors import ConfigError
+from misfm.models.base import Backbone, Shape
+from misfm.models.primus import TOKEN_AXES, TOKEN_SIDE, Primus, PrimusEncoder
+from misfm.pretext.masks import MaskedBlocks
+
+
+def require_primus(backbone: Backbone, task: str) -> Primus:
+    """Return the backbone as the Primus it is; ConfigError where it is another network."""
+    if not isinstance(backbone, Primus):
+        raise ConfigError(
+            f"The task {task} works on tokens, which {type(backbone).__name__} does not have: take a primus "
+            "network, or the task mae."
+        )
+    return backbone
+
+
+def require_whole_tokens(task: MaskedBlocks, backbone: Primus) -> None:
+    """Raise ConfigError unless the task's blocks are made of whole tokens and the patch of whole blocks.
+
+    Then all samples hide equally many tokens, too.
+    """
+    patch_size = cast(Shape, backbone.input_size)
+    block_size = task.blocks_of(patch_size)
+    if any(block % TOKEN_SIDE or side % block for side, block in zip(patch_size, block_size, strict=True)):
+        raise ConfigError(
+            f"Primus has tokens of {TOKEN_SIDE} voxels a side, and a patch of {patch_size} voxels cannot be "
+            f"cut into blocks of {block_size} made of whole tokens: set the task's block_size to "
+            f"({TOKEN_SIDE}, {TOKEN_SIDE}, {TOKEN_SIDE}), as published."
+        )
+
+
+def hidden_tokens(encoder: PrimusEncoder, hidden: Tensor) -> Tensor:
+    """Which tokens (B, N) bool are hidden by a mask of voxels (B, D, H, W) made of whole tokens."""
+    corners = hidden[:, None, ::TOKEN_SIDE, ::TOKEN_SIDE, ::TOKEN_SIDE]
+    return _reordered(encoder, corners).flatten(1)
+
+
+def to_grid(encoder: PrimusEncoder, tokens: Tensor) -> Tensor:
+    """Tokens (B, N, E) -> features (B, E, D/8, H/8, W/8)."""
+    batch_size, _, channels = tokens.shape
+    grid = [encoder.grid[axis] for axis in TOKEN_AXES[encoder.token_order]]
+    return _reordered(encoder, tokens.transpose(1, 2).reshape(batch_size, channels, *grid))
+
+
+def _reordered(encoder: PrimusEncoder, features: Tensor) -> Tensor:
+    """Bring (B, E, d, h, w) into the order of tokens, or back: either order is its own inverse."""
+    return features.permute(0, 1, *(2 + axis for axis in TOKEN_AXES[encoder.token_order]))
