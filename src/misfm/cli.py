@@ -108,6 +108,9 @@ def pretrain(
     patch_size: Triple = None,
     batch_size: BatchSize = None,
     seed: Seed = None,
+    probe: Annotated[
+        str | None, typer.Option(metavar="DATASET", help="Judge by short fine-tunings; keep the best.")
+    ] = None,
     config: Config = None,
     assignments: Set = None,
     resume: Resume = False,
@@ -123,6 +126,7 @@ def pretrain(
         config=config,
         options={
             "store": str(store),
+            "probe.dataset": probe,
             **shared_options(network, steps, patch_size, batch_size, seed),
         },
         assignments=assignments or [],
@@ -233,6 +237,51 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    store: Annotated[Path, typer.Option(help="Folder written by `misfm ingest`.")],
+    dataset: Annotated[Path, typer.Option(help="Folder of an nnU-Net-format dataset.")],
+    recipes: Annotated[str, typer.Option(metavar="A,B,...", help="Recipes or pretext tasks.")],
+    out: Annotated[Path, typer.Option(help="Folder of all runs and of the results.")],
+    networks: Annotated[str, typer.Option(metavar="A,B,...", help="Networks.")] = "unet",
+    cases: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of labelled cases.")] = "5",
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Seeds of the fine-tunings.")] = "0,1,2",
+    base: Annotated[str, typer.Option(help="Recipe of everything that all arms share.")] = DEFAULT_RECIPE,
+    pretrain: Annotated[
+        list[str] | None, typer.Option("--set-pretrain", metavar="KEY=VALUE", help="For all pretrainings.")
+    ] = None,
+    finetune: Annotated[
+        list[str] | None, typer.Option("--set-finetune", metavar="KEY=VALUE", help="For all fine-tunings.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that train side by side.", min=0)] = 0,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare pretext tasks, networks and label budgets; run it again to go on or to add arms."""
+    from misfm.config import CompareSettings, parse
+    from misfm.recipes.compare import compare as run
+
+    tree = {
+        "store": str(store),
+        "dataset": str(dataset),
+        "recipes": names(recipes),
+        "networks": names(networks),
+        "cases": integers(cases, "--cases"),
+        "seeds": integers(seeds, "--seeds"),
+        "base": base,
+        "pretrain": pretrain or [],
+        "finetune": finetune or [],
+    }
+    settings = parse(CompareSettings, tree, "comparison")
+    result = run(settings, out, workers=workers, scheduler=scheduler)
+    say((out / "compare.md").read_text(encoding="utf-8"))
+    if result["comparisons"]:
+        say(f"Report: {out / 'report.html'}")
+    finish(result, as_json)
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def info(
     path: Annotated[Path, typer.Argument(help="Store, dataset, run or weights.")], as_json: Json = False
 ) -> None:
@@ -272,11 +321,24 @@ def numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, An
     return d, h, w
 
 
+def names(text: str) -> list[str]:
+    """Parse ``A,B,...``."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def integers(text: str, option: str) -> tuple[int, ...]:
+    """Parse ``N,N,...``."""
+    try:
+        return tuple(int(part) for part in names(text))
+    except ValueError as error:
+        raise ConfigError(f"{option} takes whole numbers N,N,...; got '{text}'.") from error
+
+
 def case_choice(text: str | None) -> int | list[str] | None:
     """Parse ``--cases``: a number, or names."""
     if text is None:
         return None
-    return int(text) if text.isdecimal() else [name.strip() for name in text.split(",") if name.strip()]
+    return int(text) if text.isdecimal() else names(text)
 
 
 def say(message: str) -> None:

@@ -141,13 +141,13 @@ class CompareSettings(Settings):
     """Folder written by ``misfm ingest``; what every arm is pretrained on."""
     dataset: str
     """Folder of an nnU-Net-format dataset; what every arm is fine-tuned and scored on."""
-    recipes: tuple[str, ...]
+    recipes: Annotated[tuple[str, ...], Field(min_length=1)]
     """Recipes, of which the pretext task is taken, or names of pretext tasks with their default options."""
-    networks: tuple[str, ...] = ("unet",)
+    networks: Annotated[tuple[str, ...], Field(min_length=1)] = ("unet",)
     """Registered networks."""
-    cases: tuple[Count, ...] = (5,)
+    cases: Annotated[tuple[Count, ...], Field(min_length=1)] = (5,)
     """Numbers of labelled training cases; fewer cases are always a subset of more."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     """Of the fine-tunings; each recipe is pretrained once, with the first of them."""
     base: str = "small"
     """Recipe of everything that all arms share: patches, steps, optimiser, schedule."""

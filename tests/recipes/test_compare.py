@@ -90,3 +90,17 @@ def test_each_seed_is_finished_for_all_arms_before_the_next(settings_for):
     order = [trial.seed for trial in finetunings(settings_for(cases=(1, 2), seeds=(0, 1)))]
     assert order == sorted(order)
     assert len(order) == 2 * 2 * 3
+
+
+def test_mistakes_on_the_command_line_are_told_in_a_sentence(run_command, store, dataset, tmp_path):
+    shared = ("compare", "--store", store, "--dataset", dataset, "--out", tmp_path)
+    for options, reason in (
+        (("--recipes", "misfm", "--cases", "five"), "--cases takes whole numbers"),
+        (("--recipes", "misfm", "--cases", "0"), "Setting 'cases.0' of the comparison is wrong"),
+        (("--recipes", ","), "Setting 'recipes' of the comparison is wrong"),
+        (("--recipes", "misfm", "--networks", "unett"), "did you mean 'unet'"),
+        (("--recipes", "misfm", "--cases", "99"), "--cases 99: the split has 3 training cases"),
+    ):
+        done = run_command(*shared, *options)
+        assert done.status == 2
+        assert reason in done.error

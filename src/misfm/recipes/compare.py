@@ -18,6 +18,7 @@ from misfm.data.dataset import Dataset
 from misfm.errors import ConfigError
 from misfm.evaluation.arms import Arm
 from misfm.files import write_json, write_text
+from misfm.models.base import NETWORKS
 from misfm.parallel import pool
 from misfm.pretext import PRETEXTS
 from misfm.recipes.compare_tables import as_markdown, compare_budgets, compare_report
@@ -25,6 +26,7 @@ from misfm.recipes.evaluate import evaluate
 from misfm.recipes.finetune import finetune
 from misfm.recipes.predict import predict_files
 from misfm.recipes.pretrain import pretrain
+from misfm.recipes.splits import choose_cases
 from misfm.recipes.twins import SCRATCH, dice_by_case, learning_curve
 from misfm.registry import closest
 from misfm.report.html import render_report
@@ -103,11 +105,13 @@ def compare(
 
 def check(settings: CompareSettings) -> None:
     """Find mistakes in all settings before the first run starts."""
-    Dataset.open(settings.dataset)
+    dataset = Dataset.open(settings.dataset)
     for network in settings.networks:
+        NETWORKS.get(network)
         for recipe in settings.recipes:
             pretrain_settings(settings, Trial(network, recipe)).pretext.build()
-        finetune_settings(settings, Trial(network, SCRATCH, settings.cases[0]), None)
+        for cases in settings.cases:
+            choose_cases(dataset, finetune_settings(settings, Trial(network, SCRATCH, cases), None))
 
 
 def pretrainings(settings: CompareSettings) -> Iterator[Trial]:

@@ -46,15 +46,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     store = Store.open(settings.store)
     task = settings.pretext.build()
     training, held_out = split_records(store.records(), settings)
-    torch.manual_seed(derive_seed(settings.seed, "initial weights"))
-    backbone = create(
-        settings.network.name,
-        in_channels=training[0].channels,
-        num_classes=2,
-        patch_size=settings.patch_size,
-        **settings.network.options,
-    ).backbone
-    model = task.build_model(backbone)
+    model = task.build_model(fresh_backbone(settings, training[0].channels))
     objective = PretextObjective(task, settings.patch_size)
     run = RunFolder(out)
     run.begin(settings.model_dump(mode="json"), resume=resume)
@@ -92,6 +84,18 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         for name, value in row.items()
         if name.startswith(("validation", "probe"))
     }
+
+
+def fresh_backbone(settings: PretrainSettings, in_channels: int) -> Backbone:
+    """Build the network without a head, its weights drawn by the seed."""
+    torch.manual_seed(derive_seed(settings.seed, "initial weights"))
+    return create(
+        settings.network.name,
+        in_channels=in_channels,
+        num_classes=2,
+        patch_size=settings.patch_size,
+        **settings.network.options,
+    ).backbone
 
 
 def weights_info(
