@@ -1,6 +1,7 @@
 """Settings of a run: recipe, file, options and --set, the last one wins; answers to what is misspelt."""
 
 import pytest
+import torch
 import yaml
 
 from misfm.config import (
@@ -36,9 +37,10 @@ def test_every_shipped_recipe_resolves_to_something_that_can_be_built(kind, reci
     found = settings(kind, recipe)
     assert found.recipe == recipe
     network = found.network or NetworkSettings()
-    create(network.name, num_classes=2, patch_size=found.patch_size, **network.options)
-    if kind is PretrainSettings:
-        found.pretext.build()
+    with torch.device("meta"):  # all shapes, no numbers: published networks have 100 million of them
+        model = create(network.name, num_classes=2, patch_size=found.patch_size, **network.options)
+        if kind is PretrainSettings:
+            found.pretext.build().build_model(model.backbone)
 
 
 def test_a_recipe_stands_on_the_one_it_extends():
@@ -47,6 +49,26 @@ def test_a_recipe_stands_on_the_one_it_extends():
     assert (misfm.batch_size, misfm.training.steps, misfm.pretext.name) == (4, 100000, "volume-fusion-v1")
     assert volf.patch_size == misfm.patch_size == (64, 128, 128)
     assert volf.training.optimizer == misfm.training.optimizer
+
+
+def test_openmind_recipes_differ_in_the_task_alone():
+    mae, vf, mg = (settings(recipe=f"openmind-{name}") for name in ("mae", "vf", "mg"))
+    assert (mae.pretext.name, vf.pretext.name, mg.pretext.name) == ("mae", "openmind-vf", "models-genesis")
+    assert mae.training == vf.training == mg.training
+    assert (mae.training.steps, mae.training.optimizer.lr, mae.training.optimizer.momentum) == (
+        250_000,
+        1e-2,
+        0.99,
+    )
+    primus = settings(recipe="openmind-mae-primus")
+    assert (primus.network.name, primus.training.optimizer.name) == ("primus-m", "adamw")
+    assert (primus.training.steps, primus.patch_size) == (mae.training.steps, mae.patch_size)
+    tuned = settings(FinetuneSettings, "openmind-vf")
+    assert (tuned.training.schedule.name, tuned.transfer, tuned.deep_supervision) == (
+        "sawtooth",
+        "encoder",
+        False,
+    )
 
 
 def test_the_last_word_wins(tmp_path):
