@@ -120,7 +120,7 @@ def test_the_backbone_left_behind_is_a_plain_one(network):
 
 
 @pytest.mark.parametrize("network", ["unet", "resenc"])
-def test_what_is_hidden_or_how_the_patch_is_padded_changes_nothing(network):
+def test_padding_to_the_stride_is_hidden_too(network):
     size = (13, 16, 10)
     batch = batch_for(size=size)
     model = TASK.build_model(tiny(network))
@@ -161,3 +161,10 @@ def test_networks_that_mix_what_is_visible_with_what_is_not_are_refused():
     pctnet = create("pctnet", num_classes=1, patch_size=(32, 32, 32), channels=(4, 8, 8, 16, 16))
     with pytest.raises(ConfigError, match="PCTNet's encoder cannot"):
         TASK.build_model(pctnet.backbone)
+
+
+def test_half_precision_is_no_obstacle():
+    model, batch = TASK.build_model(tiny("unet")), batch_for()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = model(batch.inputs, *batch.context)
+    assert bool(TASK.loss(outputs, batch)["reconstruction"].isfinite())
