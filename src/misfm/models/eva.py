@@ -29,11 +29,15 @@ def rotary_table(grid: Sequence[int], head_dim: int) -> Tensor:
         head_dim: channels of a head, a multiple of 6: a pair for each frequency of each axis.
 
     Returns:
-        (2, tokens, head_dim / 2); the first third of the pairs turns with the first axis, and so on.
+        (2, tokens, head_dim / 2) on the CPU; the first third of the pairs turns with the first axis, and so
+        on.
     """
     num_frequencies = head_dim // (2 * NUM_AXES)
-    exponents = torch.arange(num_frequencies, dtype=torch.float64) / num_frequencies
-    places = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) for side in grid), indexing="ij")
+    exponents, *axes = (
+        torch.arange(length, dtype=torch.float64, device="cpu") for length in (num_frequencies, *grid)
+    )
+    exponents = exponents / num_frequencies
+    places = torch.meshgrid(*axes, indexing="ij")
     angles = torch.stack(places, dim=-1).flatten(0, 2)[..., None] * SLOWEST_WAVELENGTH**-exponents
     return torch.stack((angles.cos(), angles.sin())).flatten(-2).float()
 

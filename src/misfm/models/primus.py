@@ -82,7 +82,7 @@ class PrimusEncoder(nn.Module):
             EvaBlock(settings.embed_dim, settings.num_heads, drop_path) for drop_path in rates
         )
         self.norm = nn.LayerNorm(settings.embed_dim)
-        self.register_buffer("rotation", self._rotary_table(), persistent=False)
+        self.register_buffer("rotation", self._rotary_table().to(self.pos_embed.device), persistent=False)
         initialise_conv(self.stem)
         nn.init.trunc_normal_(self.pos_embed, std=INIT_STD)
         for number, block in enumerate(self.blocks, start=1):
@@ -90,9 +90,7 @@ class PrimusEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The features of all tokens, on their grid."""
-        tokens = self.encode(self.embed(x))
-        ordered = tokens.transpose(1, 2).reshape(len(x), -1, *self._ordered_grid())
-        return [self._swapped(ordered)]
+        return [self.to_grid(self.encode(self.embed(x)))]
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens (B, N, E) of a patch (B, C, D, H, W), without positions."""
@@ -117,6 +115,10 @@ class PrimusEncoder(nn.Module):
             tokens = block(tokens, rotation)
         return cast(Tensor, self.norm(tokens))
 
+    def to_grid(self, tokens: Tensor) -> Tensor:
+        """Features (B, E, D/8, H/8, W/8) of all tokens (B, N, E)."""
+        return self._swapped(tokens.transpose(1, 2).reshape(len(tokens), -1, *self._ordered_grid()))
+
     def order_tokens(self, token_order: TokenOrder) -> None:
         """Flatten the grid in another order from now on; parameters stay as they are."""
         self.token_order = token_order
@@ -138,7 +140,7 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        return super().forward(x.movedim(1, 4)).movedim(4, 1)
 
 
 class PatchDecoder(nn.Sequential):
