@@ -169,7 +169,7 @@ def _differing_twins(state: Mapping[str, Tensor]) -> set[str]:
     return {
         _canonical(name).rpartition(".")[0]
         for name, tensor in state.items()
-        if RUNS not in name and not torch.equal(tensor, state.get(_canonical(name), tensor))
+        if RUNS not in name and not torch.equal(state.get(_canonical(name), tensor), tensor)
     }
 
 

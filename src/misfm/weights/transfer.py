@@ -19,6 +19,7 @@ from misfm.weights.source import Opened, Source, open_source
 
 SMALLEST_MATCH = 0.1  # of a backbone's parameters; less is another network, not a transfer
 BACKBONE = "backbone."
+DECODER = "backbone.decoder."
 
 
 class Entry(NamedTuple):
@@ -122,7 +123,8 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
     report.unused = [
         Entry(n, tuple(tensor.shape)) for n, tensor in translation.tensors.items() if n not in taken
     ]
-    _check_match(opened, backbone, taken, scope)
+    has_decoder = any(name.startswith(DECODER) for name in translation.tensors)
+    _check_match(opened, backbone, taken, scope if has_decoder else ENCODER)
     _check_values(opened, taken)
 
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
