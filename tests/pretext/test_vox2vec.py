@@ -1,0 +1,122 @@
+"""vox2vec: voxels seen in two crops of a volume."""
+
+import pytest
+import torch
+
+from misfm.models import create
+from misfm.models.unet import build_unet
+from misfm.pretext.base import Placement
+from misfm.pretext.vox2vec import Vox2Vec, gather
+from misfm.seeding import generator_for
+
+PATCH_SIZE = (8, 12, 10)
+PLAIN = {f"p_{kind}": 0 for kind in ("noise", "blur", "low_resolution", "brightness", "contrast", "gamma")}
+
+
+def sources(task, batch_size=2, extent=None):
+    size = task.source_size(PATCH_SIZE)
+    patches = torch.randn(batch_size, 1, 1, *size, generator=generator_for(0))
+    valid = torch.tensor(extent or [[0, 0, 0], size]).expand(batch_size, 1, 2, 3)
+    return patches, Placement(valid, torch.zeros(batch_size, 1, 3), torch.ones(batch_size, 1, 3))
+
+
+def values_at(batch):
+    (voxels,) = batch.context
+    return [float(batch.inputs[b, 0, d, h, w]) for b, d, h, w in voxels.tolist()]
+
+
+def test_partners_are_the_same_voxel_of_the_same_volume():
+    task = Vox2Vec(intensities=PLAIN, num_voxels=50)
+    assert task.source_size(PATCH_SIZE) == (12, 18, 15)
+    patches, placement = sources(task)
+    batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(1))
+    assert batch.inputs.shape == (4, 1, *PATCH_SIZE)
+    values = values_at(batch)  # each value occurs once in all volumes
+    half = len(values) // 2
+    assert values[:half] == values[half:]
+    assert len(set(values)) == half
+    assert batch.targets.tolist() == [*range(half, 2 * half), *range(half)]
+    crops = batch.context[0][:, 0]
+    assert torch.equal(crops[:half] + 2, crops[half:])
+    assert set(crops.tolist()) == {0, 1, 2, 3}
+    assert 80 < half <= 100
+    assert not torch.equal(batch.inputs[:2], batch.inputs[2:])
+
+
+def test_padding_and_clipped_air_are_not_drawn():
+    task = Vox2Vec(intensities=PLAIN)
+    patches, placement = sources(task, extent=[[0, 3, 0], [12, 9, 15]])
+    patches[..., :3, :] = patches[..., 9:, :] = 100
+    patches[..., 6:, :, :].clamp_(min=0.5)
+    patches[..., 6:, 3:5, :] = -9
+    batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(2))
+    values = values_at(batch)
+    assert 100 not in values
+    assert -9 not in values
+    assert max(values) < 10
+
+
+def test_a_volume_of_air_stays_finite():
+    task = Vox2Vec(num_voxels=20)
+    patches, placement = sources(task)
+    batch = task.prepare(torch.zeros_like(patches), placement, PATCH_SIZE, generator_for(3))
+    model = task.build_model(build_unet(1, PATCH_SIZE, channels=(4, 8)))
+    loss = task.loss(model(batch.inputs, *batch.context), batch)["nt_xent"]
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+def test_vectors_are_gathered_from_all_levels():
+    pyramid = [torch.randn(2, 3, 8, 12, 8), torch.randn(2, 5, 4, 6, 8), torch.randn(2, 2, 2, 3, 4)]
+    voxels = torch.tensor([[0, 7, 11, 7], [1, 3, 4, 5], [1, 0, 0, 0]])
+    expected = [
+        torch.cat(
+            [
+                pyramid[0][b, :, d, h, w],
+                pyramid[1][b, :, d // 2, h // 2, w],
+                pyramid[2][b, :, d // 4, h // 4, w // 2],
+            ]
+        )
+        for b, d, h, w in voxels.tolist()
+    ]
+    assert torch.equal(gather(pyramid, voxels, torch.Size((8, 12, 8))), torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [
+        ("unet", (13, 16, 9), {"channels": (4, 8, 8)}),
+        (
+            "pctnet",
+            (32, 32, 32),
+            {"channels": (4, 8, 8, 16, 16), "num_heads": (2, 2, 2), "window_sizes": (2, 2, 2)},
+        ),
+    ],
+)
+def test_networks_of_any_pyramid_fit(name, size, options):
+    backbone = create(name, num_classes=2, patch_size=size, **options).backbone
+    model = Vox2Vec(embedding_channels=6).build_model(backbone)
+    last = torch.tensor([[1, *(side - 1 for side in size)]])
+    assert model(torch.randn(2, 1, *size), last).shape == (1, 6)
+
+
+def test_loss_falls_on_one_batch_and_voxels_are_found():
+    task = Vox2Vec(num_voxels=40, embedding_channels=16)
+    patches, placement = sources(task)
+    batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(4))
+    torch.manual_seed(0)
+    model = task.build_model(build_unet(1, PATCH_SIZE, channels=(8, 16, 16)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(25):
+        outputs = model(batch.inputs, *batch.context)
+        loss = task.loss(outputs, batch)["nt_xent"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+    score = task.score(outputs, batch)
+    assert score["chance_accuracy"] == pytest.approx(1 / (len(outputs) - 1))
+    assert score["matching_accuracy"] > 10 * score["chance_accuracy"]
