@@ -125,8 +125,7 @@ def fit(rule: IntensityRule, volume: Volume) -> Normalisation:
     resampled.
     """
     if rule.kind == "ct":
-        lower, upper = rule.window or (-1000.0, 1000.0)
-        return Normalisation(lower=lower, upper=upper, shift=(lower + upper) / 2, scale=(upper - lower) / 2)
+        return ct_normalisation(rule)
     values = volume.data[0][content_mask(volume, "mr")].astype(np.float64)
     lower, upper = (float(value) for value in np.percentile(values, _MR_PERCENTILES))
     values = values.clip(lower, upper)
@@ -135,6 +134,12 @@ def fit(rule: IntensityRule, volume: Volume) -> Normalisation:
         deviation = 1.0
     lower, upper = max(lower, mean - _MR_LIMIT * deviation), min(upper, mean + _MR_LIMIT * deviation)
     return Normalisation(lower=lower, upper=upper, shift=mean, scale=deviation)
+
+
+def ct_normalisation(rule: IntensityRule) -> Normalisation:
+    """The normalisation of every CT: the window of the rule, -1000 to 1000 HU by default, to [-1, 1]."""
+    lower, upper = rule.window or (-1000.0, 1000.0)
+    return Normalisation(lower=lower, upper=upper, shift=(lower + upper) / 2, scale=(upper - lower) / 2)
 
 
 def _is_whole(voxels: NDArray[Any]) -> bool:

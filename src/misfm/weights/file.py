@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,19 @@ def save(
     Raises:
         DataError: the file cannot be written.
     """
-    tensors = {name: _stored(tensor, dtype) for name, tensor in model.state_dict().items()}
-    payload = safetensors.torch.save(tensors, metadata={METADATA_KEY: info.model_dump_json()})
+    write(path, model.state_dict(), info, dtype=dtype)
+
+
+def write(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    info: WeightsInfo,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write named tensors as :func:`save` does: all of a model, or those that are known."""
+    stored = {name: _stored(tensor, dtype) for name, tensor in tensors.items()}
+    payload = safetensors.torch.save(stored, metadata={METADATA_KEY: info.model_dump_json()})
     write_bytes(Path(path), payload)
 
 
