@@ -149,22 +149,24 @@ def sparse(encoder: nn.Module, active: Activity) -> Iterator[None]:
 
 
 def sparse_norm(x: Tensor, active: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
-    """Instance norm over active features; inactive ones become 0.
+    """Instance norm over active features; inactive ones stay 0.
 
     Args:
-        x: (B, C, d, h, w).
+        x: (B, C, d, h, w), 0 where inactive.
         active: (B, 1, d, h, w) bool.
         norm: gives weight, bias and epsilon.
     """
     weight = active.float()
     count = weight.sum(SPACE, keepdim=True).clamp(min=1)
-    mean = (x.float() * weight).sum(SPACE, keepdim=True) / count
-    centred = (x.float() - mean) * weight
-    scale = (centred.square().sum(SPACE, keepdim=True) / count + norm.eps).rsqrt()
+    mean = x.float().sum(SPACE, keepdim=True) / count
+    centred = torch.addcmul(x.float(), mean, weight, value=-1)
+    variance = torch.linalg.vector_norm(centred, dim=SPACE, keepdim=True).square() / count
+    scale = (variance + norm.eps).rsqrt()
     if not norm.affine:
         return (centred * scale).to(x.dtype)
     gain, bias = (parameter.view(1, -1, 1, 1, 1) for parameter in (norm.weight, norm.bias))
-    return (centred * (scale * gain) + bias * weight).to(x.dtype)
+    normed: Tensor = torch.addcmul(centred * (scale * gain), bias, weight).to(x.dtype)
+    return normed
 
 
 def require_sparse(backbone: Backbone) -> None:
