@@ -24,6 +24,7 @@ LAYERS = [
     "config",
     "recipes",
     "terminal",
+    "cli_options",
     "cli",
 ]
 """The parts of the package; each may import those before it, with the exception that follows."""

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from misfm.cli_options import case_choice, integers, names, numbers, shared_options
 from misfm.errors import ConfigError, MisfmError
 from misfm.terminal import Progress, show_log
 
@@ -225,9 +224,9 @@ def evaluate(
 
     with Progress("Evaluating") as progress:
         result = run(predictions, references, out, tolerance_mm=tolerance, progress=progress.update)
-    for folder, names in result["missing"].items():
-        if names:
-            say(f"Not scored, {folder} missing: {', '.join(names)}")
+    for folder, absent in result["missing"].items():
+        if absent:
+            say(f"Not scored, {folder} missing: {', '.join(absent)}")
     for label, scores in result["mean"].items():
         interval = (result["interval95"][label] or {}).get("dice")
         bounds = "" if interval is None else f"  95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
@@ -282,6 +281,27 @@ def compare(
 
 
 @app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_WEIGHTS", help="Run folder, file or name.")],
+    to: Annotated[str, typer.Option(metavar="nnunet|safetensors|onnx", help="What to write.")],
+    out: Annotated[Path, typer.Option(help="File to write; for nnunet a folder.")],
+    dataset: Annotated[
+        Path | None, typer.Option(help="For nnunet: the dataset's folder in nnUNet_preprocessed.")
+    ] = None,
+    patch_size: Triple = None,
+    as_json: Json = False,
+) -> None:
+    """Hand weights over to nnU-Net or ONNX, or convert a published checkpoint to a weights file."""
+    from misfm.recipes.export import export as run
+
+    size = None if patch_size is None else numbers(patch_size, int, "--patch-size")
+    result = run(source, to, out, dataset=dataset, patch_size=size)
+    for line in (*result["notes"], *(f"Written: {path}" for path in result["written"])):
+        say(line)
+    finish(result, as_json)
+
+
+@app.command()
 def info(
     path: Annotated[Path, typer.Argument(help="Store, dataset, run or weights.")], as_json: Json = False
 ) -> None:
@@ -293,52 +313,6 @@ def info(
         for key, value in description.items():
             print(f"{key:14s} {value if isinstance(value, str) else json.dumps(value)}")
     finish(description, as_json)
-
-
-def shared_options(
-    network: str | None, steps: int | None, patch_size: str | None, batch_size: int | None, seed: int | None
-) -> dict[str, Any]:
-    """Settings that pretraining and fine-tuning share, by dotted key."""
-    return {
-        "network": None if network is None else {"name": network, "options": {}},
-        "training.steps": steps,
-        "patch_size": None if patch_size is None else numbers(patch_size, int, "--patch-size"),
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-
-
-def numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, Any, Any]:
-    """Parse ``D,H,W``."""
-    try:
-        d, h, w = (kind(part) for part in text.split(","))
-        if not all(0 < value < math.inf for value in (d, h, w)):
-            raise ValueError("not positive")
-    except ValueError as error:
-        raise ConfigError(
-            f"{option} takes three positive numbers D,H,W such as 3,4,4; got '{text}'."
-        ) from error
-    return d, h, w
-
-
-def names(text: str) -> list[str]:
-    """Parse ``A,B,...``."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def integers(text: str, option: str) -> tuple[int, ...]:
-    """Parse ``N,N,...``."""
-    try:
-        return tuple(int(part) for part in names(text))
-    except ValueError as error:
-        raise ConfigError(f"{option} takes whole numbers N,N,...; got '{text}'.") from error
-
-
-def case_choice(text: str | None) -> int | list[str] | None:
-    """Parse ``--cases``: a number, or names."""
-    if text is None:
-        return None
-    return int(text) if text.isdecimal() else names(text)
 
 
 def say(message: str) -> None:
