@@ -159,8 +159,8 @@ def sparse_norm(x: Tensor, active: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
     weight = active.float()
     count = weight.sum(SPACE, keepdim=True).clamp(min=1)
     mean = x.float().sum(SPACE, keepdim=True) / count
-    centred: Tensor = torch.addcmul(x.float(), mean, weight, value=-1)
-    variance = torch.linalg.vector_norm(centred, dim=SPACE, keepdim=True).square() / count
+    centred = torch.addcmul(x.float(), mean, weight, value=-1)
+    variance: Tensor = torch.linalg.vector_norm(centred, dim=SPACE, keepdim=True).square() / count
     scale = (variance + norm.eps).rsqrt()
     if not norm.affine:
         return (centred * scale).to(x.dtype)
