@@ -80,7 +80,7 @@ class PretrainSettings(RunSettings):
     """Settings of ``misfm pretrain``."""
 
     store: str
-    """Folder written by ``misfm ingest``."""
+    """Folder written by ``misfm ingest``; ``phantom`` or ``phantom:COUNT`` generates anatomy instead."""
     network: NetworkSettings = NetworkSettings()
     """The network to train."""
     pretext: PretextSettings = PretextSettings()

@@ -34,7 +34,8 @@ def patches_for(task, batch_size=3, channels=1, seed=0, patch_size=PATCH_SIZE):
     patches = torch.randn(shape, generator=generator_for(seed))
     inside = torch.tensor([[0, 0, 0], shape[-3:]]).expand(batch_size, task.num_patches, 2, 3)
     origin = torch.zeros(batch_size, task.num_patches, 3)
-    return patches, Placement(inside, origin, torch.ones_like(origin))
+    labels = torch.randint(3, (*shape[:2], *shape[3:]), generator=generator_for(seed, "labels"))
+    return patches, Placement(inside, origin, torch.ones_like(origin), labels)
 
 
 def tiny_backbone(in_channels=1):

@@ -32,6 +32,7 @@ class UnlabelledPatches(Dataset[tuple[Tensor, ...]]):
     ``self[i]`` is ``(patches, valid, origin, spacing)``: (B, N, C, D, H, W) float32 normalised intensities;
     (B, N, 2, 3) int64, the first voxel and the first voxel behind of what lies inside the volume; (B, N, 3)
     float32 mm along (D, H, W) from the volume's first voxel to the patch's; (B, N, 3) float32 mm per voxel.
+    With ``labelled`` follows (B, N, D, H, W) int64, the label maps of volumes that have them.
 
     Attributes:
         store: where the volumes are.
@@ -40,6 +41,7 @@ class UnlabelledPatches(Dataset[tuple[Tensor, ...]]):
         num_patches: N, patches of one volume in a sample.
         batch_size: B; the volumes of a batch differ as long as there are enough.
         seed: of the run.
+        labelled: give label maps, too.
     """
 
     store: Store
@@ -48,10 +50,11 @@ class UnlabelledPatches(Dataset[tuple[Tensor, ...]]):
     num_patches: int
     batch_size: int
     seed: int
+    labelled: bool = False
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         generator = generator_for(self.seed, "patches", index)
-        patches, valid, starts, spacings = [], [], [], []
+        patches, valid, starts, spacings, labels = [], [], [], [], []
         for record in draw_records(self.records, self.batch_size, generator):
             for _ in range(self.num_patches):
                 box = draw_box(self.store.anchors(record), record.shape, self.patch_size, generator)
@@ -60,8 +63,13 @@ class UnlabelledPatches(Dataset[tuple[Tensor, ...]]):
                 valid.append(torch.tensor([inside.start, inside.stop]))
                 starts.append(torch.tensor(box.start, dtype=torch.float32))
                 spacings.append(torch.tensor(record.spacing, dtype=torch.float32))
+                if self.labelled:
+                    classes, _ = self.store.read_label_patch(record, box)
+                    labels.append(torch.from_numpy(classes[0].astype(np.int64)))
         spacing = torch.stack(spacings)
-        columns = (torch.stack(patches), torch.stack(valid), torch.stack(starts) * spacing, spacing)
+        columns = [torch.stack(patches), torch.stack(valid), torch.stack(starts) * spacing, spacing]
+        if self.labelled:
+            columns.append(torch.stack(labels))
         shape = (self.batch_size, self.num_patches)
         return tuple(column.reshape(*shape, *column.shape[1:]) for column in columns)
 

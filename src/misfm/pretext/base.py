@@ -35,11 +35,13 @@ class Placement:
             of a patch is padding.
         origin: (B, N, 3) float32, mm along (D, H, W) from the first voxel of the volume to that of the patch.
         spacing: (B, N, 3) float32, mm per voxel along (D, H, W).
+        labels: (B, N, D, H, W) int64, label maps of generated volumes; None for tasks that do not ask for them.
     """
 
     valid: Tensor
     origin: Tensor
     spacing: Tensor
+    labels: Tensor | None = None
 
     def real(self, size: Shape) -> Tensor:
         """Mask (B, N, *size) of the voxels that are not padding, for patches of that size."""
@@ -73,10 +75,12 @@ class PretextTask(Settings):
     Attributes:
         num_patches: how many patches of one volume make a sample.
         trains_decoder: whether the decoder learns, too; where not, weights transfer as encoder.
+        needs_labels: whether it learns from the label maps that generated volumes come with.
     """
 
     num_patches: ClassVar[int] = 1
     trains_decoder: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
 
     def source_size(self, patch_size: Shape) -> Shape:
         """Voxels along (D, H, W) to cut from a volume for a network input of ``patch_size``."""

@@ -24,6 +24,7 @@ from misfm.pretext import PRETEXTS
 from misfm.recipes.compare_tables import as_markdown, compare_budgets, compare_report
 from misfm.recipes.evaluate import evaluate
 from misfm.recipes.finetune import finetune
+from misfm.recipes.phantoms import PREFIX as GENERATED
 from misfm.recipes.predict import predict_files
 from misfm.recipes.pretrain import pretrain
 from misfm.recipes.splits import choose_cases
@@ -190,6 +191,8 @@ def pretrain_settings(settings: CompareSettings, trial: Trial) -> PretrainSettin
             f"There is no recipe or pretext task '{trial.recipe}'; {closest(trial.recipe, known)}"
         )
     options = {**shared, "pretext": pretext}
+    if PRETEXTS.get(str(pretext["name"])).needs_labels:
+        options["store"] = GENERATED
     return resolve(PretrainSettings, recipe=settings.base, options=options, assignments=settings.pretrain)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -15,8 +16,10 @@ from misfm.data.intensity import IntensityRule, parse_intensity
 from misfm.data.patches import UnlabelledPatches, padding_notice
 from misfm.data.record import Record, fingerprint_of
 from misfm.data.store import Store
-from misfm.errors import DataError
+from misfm.errors import ConfigError, DataError
 from misfm.models import Backbone, SegmentationModel, create
+from misfm.pretext.base import PretextTask
+from misfm.recipes.phantoms import is_generated, open_store
 from misfm.recipes.probe import probed
 from misfm.seeding import derive_seed, generator_for
 from misfm.training.checkpoint import load_checkpoint
@@ -43,8 +46,10 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         ConfigError: the folder holds another run.
         Interrupted: stopped by the user; the state is saved.
     """
-    store = Store.open(settings.store)
     task = settings.pretext.build()
+    if task.needs_labels and not is_generated(settings.store):
+        raise ConfigError(f"'{settings.pretext.name}' learns from generated anatomy: give --store phantom.")
+    store = open_store(settings.store, out)
     training, held_out = split_records(store.records(), settings)
     model = task.build_model(fresh_backbone(settings, training[0].channels))
     objective = PretextObjective(task, settings.patch_size)
@@ -54,16 +59,13 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     if notice is not None:
         logger.warning("%s", notice)
 
-    def patches(records: Sequence[Record], seed: int) -> UnlabelledPatches:
-        size = task.source_size(settings.patch_size)
-        return UnlabelledPatches(store, records, size, task.num_patches, settings.batch_size, seed)
-
+    info = weights_info(settings, store, training, model)
+    patches = partial(unlabelled_patches, task, settings, store)
     validation = Validation(
         PretextValidation(objective, patches(held_out, derive_seed(settings.seed, "validation")), settings),
         key="validation_loss",
         lower_is_better=True,
     )
-    info = weights_info(settings, store, training, model)
     if settings.probe is not None:
         validation = probed(validation, settings.probe, settings, info, run)
     fit(
@@ -84,6 +86,21 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         for name, value in row.items()
         if name.startswith(("validation", "probe"))
     }
+
+
+def unlabelled_patches(
+    task: PretextTask, settings: PretrainSettings, store: Store, records: Sequence[Record], seed: int
+) -> UnlabelledPatches:
+    """Return the source of raw batches."""
+    return UnlabelledPatches(
+        store,
+        records,
+        task.source_size(settings.patch_size),
+        task.num_patches,
+        settings.batch_size,
+        seed,
+        labelled=task.needs_labels,
+    )
 
 
 def fresh_backbone(settings: PretrainSettings, in_channels: int) -> Backbone:

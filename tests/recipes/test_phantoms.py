@@ -1,0 +1,78 @@
+"""Pretraining without scans: generated anatomy as a store, and its label maps as a pretext."""
+
+import pytest
+
+from misfm.config import CompareSettings
+from misfm.data.store import Store
+from misfm.errors import ConfigError
+from misfm.recipes.compare import Trial, pretrain_settings
+from misfm.recipes.phantoms import open_store
+from misfm.recipes.pretrain import pretrain
+from misfm.weights import describe
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """A run folder whose generated store of two scans lies beside it."""
+    run = tmp_path_factory.mktemp("generated") / "run"
+    open_store("phantom:2", run)
+    return run
+
+
+@pytest.fixture
+def tiny(tiny_pretraining):
+    from misfm.config import PretrainSettings, resolve
+
+    def build(store, name):
+        shared = [line for line in tiny_pretraining[1::2] if not line.startswith("pretext")]
+        options = {"store": store, "pretext": {"name": name}}
+        return resolve(PretrainSettings, recipe="small", options=options, assignments=shared)
+
+    return build
+
+
+def test_generated_scans_come_with_label_maps_and_are_generated_once(generated):
+    (folder,) = generated.parent.iterdir()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "sqlite" not in path.name}
+    store = open_store("phantom:2", generated)
+    assert [path.name for path in folder.iterdir()] == ["store"]
+    assert len(store.records()) == 2
+    assert set(store.label_anchors(store.records()[0])) >= {1, 2, 3, 4, 5}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in folder.rglob("*") if "sqlite" not in path.name
+    }
+
+
+@pytest.mark.parametrize("name", ["phantom-anatomy", "misfm"])
+def test_any_task_pretrains_on_generated_scans(generated, tiny, name):
+    out = generated.with_name(f"{generated.name}")
+    run = out.parent / name
+    (out.parent / f"{name}-phantoms").symlink_to(out.parent / f"{out.name}-phantoms")
+    scores = pretrain(tiny("phantom:2", name), run)
+    assert scores["validation_loss"] > 0
+    assert describe(str(run))["pretext"] == name
+
+
+def test_scans_have_no_label_maps(store, tiny, tmp_path):
+    with pytest.raises(ConfigError, match="give --store phantom"):
+        pretrain(tiny(str(store), "phantom-anatomy"), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_number_that_is_none_is_refused(tmp_path):
+    for text in ("phantom:1", "phantom:many"):
+        with pytest.raises(ConfigError, match="number of two or more"):
+            open_store(text, tmp_path / "run")
+
+
+def test_a_comparison_generates_what_the_task_needs(store, dataset):
+    settings = CompareSettings(store=str(store), dataset=str(dataset), recipes=("phantom-anatomy", "misfm"))
+    assert pretrain_settings(settings, Trial("unet", "phantom-anatomy")).store == "phantom"
+    assert pretrain_settings(settings, Trial("unet", "misfm")).store == str(store)
+
+
+def test_a_folder_called_phantom_is_a_store_like_any_other(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "phantom").symlink_to(store)
+    assert isinstance(open_store("phantom", tmp_path / "run"), Store)
+    assert [path.name for path in tmp_path.iterdir()] == ["phantom"]
