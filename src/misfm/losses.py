@@ -89,3 +89,9 @@ def hard_dice(logits: Tensor, target: Tensor) -> Tensor:
     confusion = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
     confusion = confusion.view(num_classes, num_classes).double()
     return 2 * confusion.diagonal() / (confusion.sum(0) + confusion.sum(1))
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of (B, C, D, H, W) over the voxels of a mask (B, D, H, W); 0 where it is empty."""
+    weight = mask[:, None].to(values)
+    return (values * weight).sum() / (weight.sum() * values.shape[1]).clamp(min=1)

@@ -5,7 +5,7 @@ import torch
 
 from misfm.models.unet import build_unet
 from misfm.pretext.base import Placement
-from misfm.pretext.misfm import MaskedPosition, positions, sample_mask
+from misfm.pretext.misfm import MaskedPosition, positions
 from misfm.seeding import generator_for
 
 SIZE = (8, 12, 10)
@@ -28,14 +28,6 @@ def test_positions_are_millimetres_from_the_first_voxel_of_the_volume():
     places = positions(placement, SIZE)
     assert places.shape == (1, 1, 3, *SIZE)
     assert places[0, 0, :, 2, 5, 4].tolist() == [16.0, 25.0, 32.0]
-
-
-@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
-def test_a_share_of_whole_blocks_is_hidden(ratio):
-    mask = sample_mask((8, 12, 12), (4, 4, 4), ratio, generator_for(1))
-    blocks = mask.view(2, 4, 3, 4, 3, 4).transpose(1, 2).transpose(2, 4).reshape(18, -1).float().mean(1)
-    assert set(blocks.tolist()) <= {0.0, 1.0}
-    assert int(blocks.sum()) == round(18 * ratio)
 
 
 def test_hidden_voxels_are_zero_and_the_rest_is_as_it_was():

@@ -112,6 +112,11 @@ class SegmentationModel(nn.Module):
         return self
 
 
+def image_channels(backbone: Backbone) -> int:
+    """Image channels a backbone was built for: the input channels of its first convolution."""
+    return next(module.in_channels for module in backbone.encoder.modules() if isinstance(module, nn.Conv3d))
+
+
 def pad_to_fit(x: Tensor, backbone: Backbone) -> Tensor:
     """Zero-pad a patch (B, C, D, H, W) behind its last voxels to a size the backbone takes."""
     shape = cast(Shape, tuple(x.shape[2:]))

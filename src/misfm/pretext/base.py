@@ -35,7 +35,7 @@ class Placement:
             of a patch is padding.
         origin: (B, N, 3) float32, mm along (D, H, W) from the first voxel of the volume to that of the patch.
         spacing: (B, N, 3) float32, mm per voxel along (D, H, W).
-        labels: (B, N, D, H, W) int64, label maps of generated volumes; None for tasks that do not ask for them.
+        labels: (B, N, D, H, W) int64, label maps of generated volumes; None for tasks that do not ask.
     """
 
     valid: Tensor

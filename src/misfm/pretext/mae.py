@@ -23,12 +23,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from misfm.models.base import Backbone, crop_to, pad_to_fit
+from misfm.models.base import Backbone, crop_to, image_channels, pad_to_fit
 from misfm.models.eva import INIT_STD, EvaBlock
 from misfm.models.primus import Primus
 from misfm.pretext.base import PRETEXTS
 from misfm.pretext.masks import MaskedBlocks
-from misfm.pretext.misfm import image_channels
 from misfm.pretext.tokens import hidden_tokens, require_whole_tokens, to_grid
 
 DECODER_DEPTH = 2

@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from misfm.errors import ConfigError
+from misfm.losses import masked_mean
 from misfm.models.base import Shape
 from misfm.pretext.base import Placement, PretextBatch, PretextTask
-from misfm.pretext.misfm import masked_mean
 from misfm.settings import Size
 
 PUBLISHED_BLOCK, FEWEST_BLOCKS = 16, 4

@@ -27,8 +27,10 @@ import torch
 from pydantic import Field, PositiveFloat
 from torch import Generator, Tensor, nn
 
-from misfm.models.base import Backbone, SegmentationModel, Shape
+from misfm.losses import masked_mean
+from misfm.models.base import Backbone, SegmentationModel, Shape, image_channels
 from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability
+from misfm.pretext.masks import grid_size, sample_blocks, spread_blocks
 from misfm.seeding import draw_uniform
 from misfm.settings import Size
 
@@ -72,11 +74,10 @@ class MaskedPosition(PretextTask):
         """Mask both patches of each volume; see the base class."""
         images = patches.flatten(0, 1)
         real = placement.real(patch_size).flatten(0, 1).to(images.device)
-        masks = [
-            sample_mask(patch_size, self.block_size, draw_uniform(*self.mask_ratio, generator), generator)
-            for _ in images
-        ]
-        hidden = torch.stack(masks).to(images.device)
+        grid = grid_size(patch_size, self.block_size)
+        ratios = [draw_uniform(*self.mask_ratio, generator) for _ in images]
+        blocks = torch.cat([sample_blocks(1, grid, ratio, generator) for ratio in ratios])
+        hidden = spread_blocks(blocks.to(images.device), self.block_size, patch_size)
         return MaskedPlaces(
             inputs=images.masked_fill(hidden[:, None], 0.0),
             targets=images,
@@ -125,31 +126,8 @@ class MaskedPosition(PretextTask):
         return ((residual - mean).square() * weight).sum(2).mean()
 
 
-def sample_mask(shape: Shape, block_size: Shape, ratio: float, generator: Generator) -> Tensor:
-    """Draw which voxels (D, H, W) to hide: whole blocks, that share of them rounded to a count."""
-    counts = [-(-side // block) for side, block in zip(shape, block_size, strict=True)]
-    total = counts[0] * counts[1] * counts[2]
-    hidden = torch.zeros(total, dtype=torch.bool)
-    hidden[torch.randperm(total, generator=generator)[: round(ratio * total)]] = True
-    blocks = hidden.view(*counts)
-    for axis, block in enumerate(block_size):
-        blocks = blocks.repeat_interleave(block, dim=axis)
-    return blocks[: shape[0], : shape[1], : shape[2]]
-
-
 def positions(placement: Placement, size: Shape) -> Tensor:
     """Millimetres (B, N, 3, D, H, W) along (D, H, W) from the first voxel of the volume to each voxel."""
     ticks = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in size), indexing="ij")
     offsets = torch.stack(ticks) * placement.spacing[..., None, None, None]
     return placement.origin[..., None, None, None] + offsets
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of (B, C, D, H, W) over the voxels of a mask (B, D, H, W); 0 where it is empty."""
-    weight = mask[:, None].to(values)
-    return (values * weight).sum() / (weight.sum() * values.shape[1]).clamp(min=1)
-
-
-def image_channels(backbone: Backbone) -> int:
-    """Image channels a backbone was built for: the input channels of its first convolution."""
-    return next(module.in_channels for module in backbone.encoder.modules() if isinstance(module, nn.Conv3d))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from misfm.models.base import Backbone, SegmentationModel
+from misfm.losses import masked_mean
+from misfm.models.base import Backbone, SegmentationModel, image_channels
 from misfm.pretext.base import PretextBatch, PretextTask
-from misfm.pretext.misfm import image_channels, masked_mean
 
 
 @dataclass(frozen=True, kw_only=True)

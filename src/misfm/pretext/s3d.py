@@ -32,10 +32,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from misfm.errors import ConfigError
-from misfm.models.base import Backbone, crop_to, pad_to_fit
+from misfm.models.base import Backbone, crop_to, image_channels, pad_to_fit
 from misfm.pretext.base import PRETEXTS
 from misfm.pretext.masks import MaskedBlocks
-from misfm.pretext.misfm import image_channels
 
 SPREADING = (nn.Conv3d, nn.AvgPool3d, nn.MaxPool3d, nn.InstanceNorm3d)
 """Layers after which inactive features have to be set to 0."""

@@ -15,12 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from misfm.models.base import Backbone, pad_to_fit
+from misfm.models.base import Backbone, image_channels, pad_to_fit
 from misfm.models.eva import INIT_STD
 from misfm.models.primus import TOKEN_SIDE, Primus
 from misfm.pretext.base import PRETEXTS
 from misfm.pretext.masks import MaskedBlocks
-from misfm.pretext.misfm import image_channels
 from misfm.pretext.tokens import hidden_tokens, require_primus, require_whole_tokens, to_grid
 from misfm.settings import Size
 

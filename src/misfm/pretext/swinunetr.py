@@ -27,11 +27,11 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.models.base import Backbone, Shape
+from misfm.losses import masked_mean
+from misfm.models.base import Backbone, Shape, image_channels
 from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability, ascending
 from misfm.pretext.crops import cut
 from misfm.pretext.embedding import Level, encode, encoder_levels, matching_score, nt_xent, require_others
-from misfm.pretext.misfm import image_channels, masked_mean
 from misfm.pretext.volume_fusion import draw_below
 from misfm.seeding import draw_int, draw_uniform
 from misfm.volume import Box
