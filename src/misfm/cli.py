@@ -139,7 +139,9 @@ def pretrain(
 def finetune(
     dataset: Annotated[Path, typer.Option(help="Folder of an nnU-Net-format dataset.")],
     out: Out,
-    weights: Annotated[str | None, typer.Option(help="File, run folder or 'builtin'; none: scratch.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="File, run folder, hf://OWNER/REPO or published name; none: scratch.")
+    ] = None,
     cases: Annotated[str | None, typer.Option(metavar="N|NAME,...", help="Training cases to use.")] = None,
     split: Annotated[Path | None, typer.Option(help="JSON like nnU-Net's splits_final.json.")] = None,
     schedule: Annotated[str | None, typer.Option(help="constant, poly, warmup, halving or sawtooth.")] = None,
@@ -303,15 +305,17 @@ def export(
 
 @app.command()
 def info(
-    path: Annotated[Path, typer.Argument(help="Store, dataset, run or weights.")], as_json: Json = False
+    path: Annotated[str, typer.Argument(help="Store, dataset, run or weights; 'published' lists weights.")],
+    as_json: Json = False,
 ) -> None:
-    """Say what a store, dataset, run folder, weights file or foreign checkpoint is."""
+    """Say what a store, dataset, run folder, weights file, foreign checkpoint or published name is."""
     from misfm.recipes.info import describe_path
 
     description = describe_path(path)
     if not as_json:
+        width = max(14, *map(len, description))
         for key, value in description.items():
-            print(f"{key:14s} {value if isinstance(value, str) else json.dumps(value)}")
+            print(f"{key:{width}s} {value if isinstance(value, str) else json.dumps(value)}")
     finish(description, as_json)
 
 

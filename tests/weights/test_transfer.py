@@ -163,8 +163,8 @@ def test_sources_that_cannot_be_opened_say_why(call, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
     with pytest.raises(WeightsError, match="ships no builtin weights"):
         call("builtin")
-    with pytest.raises(WeightsError, match="download the file"):
-        call("hf://owner/repo")
+    with pytest.raises(WeightsError, match="no address on the hub"):
+        call("hf://repo")
 
 
 def test_builtin_weights_are_package_data(tmp_path, monkeypatch):

@@ -29,7 +29,8 @@ from misfm.training.logging import logger
 from misfm.training.loop import Validation, best_device, fit
 from misfm.training.objectives import SegmentationObjective
 from misfm.training.run import RunFolder
-from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, load, save
+from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, describe, load, save
+from misfm.weights.published import notices
 
 ROTATION_MARGIN = 0.1
 """Voxels read beyond each side of a patch over that side, for rotation to find voxels at the corners."""
@@ -58,13 +59,16 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     run = RunFolder(out)
     # Before the run folder is made: what cannot be built or filled leaves nothing behind.
     model = build_model(settled, dataset)
-    report = None
+    report, warnings = None, list[str]()
     if settled.weights is not None and not run.last.exists():
         report = load(model, settled.weights, transfer=settled.transfer)
+        warnings = notices(settled.weights, describe(settled.weights))
     run.begin(settled.model_dump(mode="json"), resume=resume)
     if report is not None:
-        write_text(out / "transfer.txt", f"{report}\n")
+        write_text(out / "transfer.txt", "\n".join([str(report), *warnings, ""]))
         logger.info("%s", report)
+    for warning in warnings:
+        logger.warning("%s", warning)
     names = {"train": [case.name for case in training], "val": [case.name for case in held_out]}
     write_json(out / "split.json", names)
     ingest_settings = IngestSettings(spacing=settled.spacing, intensity=settled.intensity)

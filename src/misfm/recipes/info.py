@@ -1,7 +1,9 @@
-"""What a path is: a store, a dataset, a run folder or weights of whatever origin."""
+"""What something is: a store, a dataset, a run folder, weights of whatever origin, or a published name."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,21 +12,26 @@ from misfm.data.dataset import Dataset
 from misfm.data.store import Store
 from misfm.errors import DataError
 from misfm.training.run import RunFolder
-from misfm.weights import describe
-from misfm.weights.source import BUILTIN
+from misfm.weights import describe, hub, published
+
+PUBLISHED = "published"
+"""What stands for the list of published weights, where nothing of this name exists."""
 
 
-def describe_path(path: Path) -> dict[str, Any]:
-    """Describe a store, dataset, run folder or weights file, ready for JSON.
+def describe_path(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe a store, dataset, run folder, weights or published weights, ready for JSON.
+
+    Of these only an address ``hf://owner/repo`` uses a network.
 
     Raises:
         DataError: there is nothing, or nothing that misfm knows.
         WeightsError: a file that is no weights file, or a damaged one.
     """
-    if str(path) == BUILTIN:
-        return {"kind": "weights", **describe(BUILTIN)}
+    text, path = str(source), Path(source)
+    if text.startswith(hub.SCHEME):
+        return {"kind": "weights", **describe(text)}
     if not path.exists():
-        raise DataError(f"{path} does not exist; check the path.")
+        return describe_name(text)
     if path.is_file():
         return {"kind": "weights", **describe(path)}
     if (path / "store.json").exists():
@@ -35,6 +42,25 @@ def describe_path(path: Path) -> dict[str, Any]:
     if run.config.exists():
         return describe_run(run)
     raise DataError(f"{path} is no store, nnU-Net dataset or run folder; give one of them or a weights file.")
+
+
+def describe_name(name: str) -> dict[str, Any]:
+    """Describe published weights, fully where they are at hand, or list them all."""
+    if name == PUBLISHED:
+        return {"kind": "published weights", **{entry.name: entry.summary for entry in published.WEIGHTS}}
+    if name == published.BUILTIN:
+        return {"kind": "weights", **describe(name)}
+    entry = published.by_name(name)
+    if entry is None:
+        raise DataError(f"{name} does not exist; check the path, or the name{published.suggestion(name)}.")
+    found: dict[str, Any] = {"kind": "published weights", **dataclasses.asdict(entry)}
+    if not entry.on_hub:
+        return found
+    cached = hub.find_cached(entry.address)
+    if cached is None:
+        return {**found, "cached": None}
+    hub.check(cached, entry.sha256)
+    return {**found, "cached": str(cached), "weights": describe(cached)}
 
 
 def describe_store(store: Store) -> dict[str, Any]:

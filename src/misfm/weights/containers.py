@@ -7,13 +7,19 @@ and tensors disagree the readers of this package believe the tensors.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import Tensor
 
+from misfm.errors import WeightsError
 from misfm.settings import Size, Spacing
+
+PLAN_FILE = "adaptation_plan.json"
+"""A copy of the plan that nnssl releases beside a checkpoint."""
 
 WRAPPERS = ("module.", "_orig_mod.")
 """What data-parallel training and compilation put in front of names."""
@@ -96,6 +102,25 @@ def origin_of(content: Mapping[str, object]) -> Origin:
         z_scored=set(configuration.get("normalization_schemes") or []) == {"ZScoreNormalization"},
         steps=250 * epochs if isinstance(epochs, int) else None,
     )
+
+
+def with_plan_beside(content: dict[str, object], path: Path) -> dict[str, object]:
+    """Add the adaptation plan that lies beside a checkpoint to a container that lacks its own.
+
+    Raises:
+        WeightsError: that file is no JSON object.
+    """
+    beside = path.parent / PLAN_FILE
+    if "network_weights" not in content or "nnssl_adaptation_plan" in content or not beside.is_file():
+        return content
+    try:
+        plan = dict(json.loads(beside.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(
+            f"{beside} is no adaptation plan ({error}); remove it or copy it again."
+        ) from error
+    trainer = plan.pop("trainer_name", None)
+    return {"trainer_name": trainer, **content, "nnssl_adaptation_plan": plan}
 
 
 def _unwrapped(name: str) -> str:

@@ -25,7 +25,8 @@ def from_pretrained(
     """Build the network that weights describe and fill it.
 
     Args:
-        source: as for :func:`misfm.weights.load`; a mapping needs the names of a known other project.
+        source: a weights file, a run folder, the name of published weights such as ``"builtin"``, an address
+            ``"hf://owner/repo"``, or a mapping name -> tensor with the names of a known other project.
         num_classes: classes, background included, where they differ; the head is then fresh.
         in_channels: image channels where they differ; the stem is then adapted.
         patch_size: voxels (D, H, W); by default the recorded one, or 64 x 128 x 128 where none is.

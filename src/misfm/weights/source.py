@@ -1,11 +1,11 @@
-"""Where weights come from: a file of ours or of another project, a run folder, the package, or a mapping."""
+"""Where weights come from: a file of ours or of another project, a run folder, a name, the hub, a mapping."""
 
 from __future__ import annotations
 
 import importlib.resources
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from misfm.errors import WeightsError
 from misfm.models import Backbone
-from misfm.weights import file
-from misfm.weights.containers import origin_of
+from misfm.weights import file, hub, published
+from misfm.weights.containers import origin_of, with_plan_beside
 from misfm.weights.file import WeightsInfo
 from misfm.weights.foreign import ForeignFormat, Translation, recognise, unpickle
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
-"""A path, ``"builtin"``, or a mapping name -> tensor with our names or those of a known other project."""
-
-BUILTIN = "builtin"
+"""A path, a name among the published weights (``"builtin"`` comes with the package), an address on the hub
+``"hf://owner/repo[@revision][/file]"``, or a mapping name -> tensor with our names or those of a known other
+project."""
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,30 @@ class Opened:
 def open_source(source: Source) -> Opened:
     """Read ``source`` without running anything that it holds.
 
+    Only addresses on the hub, and names that stand for one, use a network.
+
     Raises:
-        WeightsError: missing, damaged, or of a kind that misfm does not read.
+        WeightsError: missing, damaged, of a kind that misfm does not read, or not to be had from the hub.
     """
     if isinstance(source, Mapping):
         reader = recognise(source)
         if reader is None:
             return Opened("the mapping", dict(source))
         return Opened("the mapping", reader.tensors(source) or {}, reader.info(source), reader)
-    if str(source).startswith("hf://"):
-        raise WeightsError(
-            f"{source} cannot be fetched by this version; download the file and give its path."
-        )
-    if str(source) == BUILTIN:
+    text, path = str(source), Path(source)
+    if text == published.BUILTIN:
         return _open_builtin()
-    path = Path(source)
-    return _open_file(path / file.FILE_NAME if path.is_dir() else path)
+    if text.startswith(hub.SCHEME):
+        return _open_file(hub.fetch(hub.parse_address(text)), text)
+    if path.exists():
+        return _open_file(path / file.FILE_NAME if path.is_dir() else path)
+    entry = published.by_name(text)
+    if entry is None:
+        raise WeightsError(
+            f"There is no weights file {path}; give one, a run folder that holds {file.FILE_NAME}, an "
+            f"address hf://owner/repo, or published weights by name{published.suggestion(text)}."
+        )
+    return _open_published(entry)
 
 
 def describe(source: Source) -> dict[str, Any]:
@@ -91,24 +99,32 @@ def _open_builtin() -> Opened:
         return Opened("the builtin weights", *file.read(path))
 
 
-def _open_file(path: Path) -> Opened:
+def _open_published(entry: published.Published) -> Opened:
+    opened = _open_file(hub.fetch(entry.address, entry.sha256), entry.name)
+    if opened.info is None or opened.info.licence != published.UNKNOWN_LICENCE:
+        return opened
+    return replace(opened, info=opened.info.model_copy(update={"licence": entry.licence}))
+
+
+def _open_file(path: Path, label: str | None = None) -> Opened:
     if not path.is_file():
         raise WeightsError(
             f"There is no weights file {path}; give one, or a run folder that holds {file.FILE_NAME}."
         )
+    label = label or str(path)
     with path.open("rb") as stream:
         start = stream.read(9)
     if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
-        return Opened(str(path), *file.read(path))
+        return Opened(label, *file.read(path))
     if not start.startswith((b"PK", b"\x80")):  # a zip archive or a bare pickle, as torch writes them
         raise WeightsError(
             f"{path} is neither a safetensors file nor a checkpoint written by torch (it may be cut short)."
         )
-    content = unpickle(path)
+    content = with_plan_beside(unpickle(path), path)
     reader = recognise(content)
     if reader is None:
         architecture = str(origin_of(content).architecture or "").rpartition(".")[2]
         names = ", ".join(list(map(str, content))[:5])
         what = f"of the network {architecture}, which" if architecture else "of a kind that"
         raise WeightsError(f"{path} is a checkpoint {what} misfm does not read (it holds {names}).")
-    return Opened(str(path), reader.tensors(content) or {}, reader.info(content), reader)
+    return Opened(label, reader.tensors(content) or {}, reader.info(content), reader)
