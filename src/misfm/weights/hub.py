@@ -117,6 +117,7 @@ def fetch(address: Address, sha256: str | None = None) -> Path:
 def find_cached(address: Address) -> Path | None:
     """The file in the cache, if an earlier call left it there; asks no server and checks no content."""
     for repo in address.repos:
+        folder: str | None
         try:
             folder = snapshot_download(repo, revision=address.revision, local_files_only=True)
         except LocalEntryNotFoundError as error:
