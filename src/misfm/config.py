@@ -103,7 +103,7 @@ class FinetuneSettings(RunSettings):
     network: NetworkSettings | None = None
     """The network to train; null takes that of the weights, or the lean U-Net."""
     weights: str | None = None
-    """Where to start from: a file, a run folder or ``builtin``; null starts from random weights."""
+    """Where to start from: a file, a run folder, a published name or ``hf://``; null: random weights."""
     transfer: Literal["all", "encoder"] = "all"
     """all: encoder and decoder; encoder: encoder only."""
     intensity: str | None = None

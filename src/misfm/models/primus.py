@@ -117,7 +117,8 @@ class PrimusEncoder(nn.Module):
 
     def to_grid(self, tokens: Tensor) -> Tensor:
         """Features (B, E, D/8, H/8, W/8) of all tokens (B, N, E)."""
-        return self._swapped(tokens.transpose(1, 2).unflatten(2, self._ordered_grid()))
+        columns = tokens.transpose(1, 2)
+        return self._swapped(columns.reshape(*columns.shape[:2], *self._ordered_grid()))
 
     def order_tokens(self, token_order: TokenOrder) -> None:
         """Flatten the grid in another order from now on; parameters stay as they are."""

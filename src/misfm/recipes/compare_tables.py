@@ -67,7 +67,7 @@ def compare_budgets(arms: Mapping[tuple[str, int], Sequence[Arm]]) -> list[Budge
 
 def rows(budget: Budget) -> list[tuple[str, ...]]:
     """One row an arm, scratch first."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for name, scores in budget.comparison.scores.items():
         score = scores.get(ALL)
         if score is None:

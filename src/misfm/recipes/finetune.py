@@ -141,4 +141,10 @@ def weights_info(
         recipe=settings.recipe,
         steps=settings.training.steps,
         data=DataInfo(count=len(records), fingerprint=fingerprint_of(records)),
+        licence=inherited_licence(settings.weights),
     )
+
+
+def inherited_licence(weights: str | None) -> str:
+    """What the licence of the weights at the start, if any, asks to be passed on."""
+    return "unknown" if weights is None else f"starts from {weights}: {describe(weights)['licence']}"

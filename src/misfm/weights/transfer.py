@@ -19,6 +19,10 @@ from misfm.weights.source import Opened, Source, open_source
 
 SMALLEST_MATCH = 0.1  # of a backbone's parameters; less is another network, not a transfer
 BACKBONE = "backbone."
+HEAD_TAKEN = (
+    "The head was taken as well, since the number of classes agrees and the weights do not say that it comes "
+    "from a pretext task; if it does, the first fine-tuning steps will have to unlearn it."
+)
 DECODER = "backbone.decoder."
 
 
@@ -90,12 +94,14 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
     A tensor of the backbone is taken where its name and shape fit. The stem is adapted to another number of
     image channels: it answers to equal channels as before. The head is taken, with ``transfer="all"``, if and
     only if all its tensors fit and the weights do not say that they come from a pretext task; a PyMIC file or
-    a mapping cannot say so, hence its head is taken where the number of classes agrees, as PyMIC does.
+    a mapping cannot say so, hence its head is taken where the number of classes agrees, as PyMIC does, and the
+    report says so.
 
     Args:
         model: a network from :func:`misfm.models.create`; its values stay as they are if anything is raised.
-        source: a weights file, a run folder, ``"builtin"``, or a mapping name -> tensor with our names or
-            those of a known other project.
+        source: a weights file, a run folder, a published name (``misfm info published``), an
+            ``hf://owner/repo[@revision]``, or a mapping name -> tensor with our names or those of a known
+            other project.
         transfer: ``"encoder"`` leaves decoder and head as they are.
 
     Raises:
@@ -117,6 +123,8 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
     names = {name for name in wanted if name.startswith(scope)}
     if transfer == "all" and _head_fits(wanted, translation.tensors, opened):
         names |= {name for name in wanted if not name.startswith(BACKBONE)}
+        if opened.format is not None:
+            report.notes.append(HEAD_TAKEN)
     recorded = opened.info.network.options if opened.info else {}
     situation = _situation(opened, backbone, wanted, translation.tensors, recorded)
     taken = _match(wanted, names, translation, situation, report)
