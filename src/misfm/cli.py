@@ -99,7 +99,9 @@ def ingest(
 
 @app.command()
 def pretrain(
-    store: Annotated[Path, typer.Option(help="Folder written by `misfm ingest`.")],
+    store: Annotated[
+        str, typer.Option(help="Folder written by `misfm ingest`, or 'phantom[:COUNT]' for generated scans.")
+    ],
     out: Out,
     recipe: Recipe = None,
     network: Network = None,
@@ -124,7 +126,7 @@ def pretrain(
         recipe=recipe or DEFAULT_RECIPE,
         config=config,
         options={
-            "store": str(store),
+            "store": store,
             "probe.dataset": probe,
             **shared_options(network, steps, patch_size, batch_size, seed),
         },
