@@ -159,8 +159,8 @@ def to_nnunet(filled: Filled, out: Path, plans: DatasetPlans | None) -> list[Pat
     backbone = filled.model.backbone
     if not isinstance(backbone, ResEnc):
         raise WeightsError(
-            f"{filled.report.source} has the network '{filled.info.network.name}', and of misfm's networks "
-            "nnU-Net can take weights of 'resenc' and 'resenc-l' alone (others it would need a trainer for)."
+            f"The network of {filled.report.source} is '{filled.info.network.name}', and nnU-Net takes weights "
+            "of 'resenc' and 'resenc-l' alone; for others it has no network, or a trainer of its own (Primus)."
         )
     planned = plan(backbone, filled.info, filled.patch_size, plans)
     paths = [out / CHECKPOINT, out / f"{PLANS_NAME}.json", out / STEPS_FILE]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from misfm.data.intensity import IntensityRule, ct_normalisation
-from misfm.errors import ConfigError, DataError
+from misfm.errors import DataError
 from misfm.models.base import Shape
 from misfm.models.resenc import ResEnc
 from misfm.settings import Spacing
@@ -115,9 +115,6 @@ def plan(
         patch_size: voxels (D, H, W) of a training patch; rounded up to what nnU-Net accepts.
         dataset: what nnU-Net planned for the dataset: fills in what the weights do not say. Without it the
             plans bear the name :data:`PLACEHOLDER`.
-
-    Raises:
-        ConfigError: a patch so small that nnU-Net cannot train on it.
     """
     size = trainable(patch_size, backbone)
     spacing = info.spacing or (dataset.spacing if dataset else (1.0, 1.0, 1.0))
@@ -156,16 +153,14 @@ def plan(
 
 
 def trainable(patch_size: Sequence[int], backbone: ResEnc) -> list[int]:
-    """``patch_size`` rounded up to whole voxels at the coarsest level, of which there must be two or more."""
-    size = [
-        -(-side // divisor) * divisor for side, divisor in zip(patch_size, backbone.min_divisor, strict=True)
-    ]
-    if size == list(backbone.min_divisor):
-        raise ConfigError(
-            f"A patch of {tuple(size)} voxels leaves one voxel at the coarsest level, which nnU-Net cannot "
-            "normalise: give a larger --patch-size."
-        )
-    return size
+    """``patch_size`` rounded up to whole voxels at the coarsest level, and at least two of them.
+
+    nnU-Net pads no patches, and its instance norm refuses a single voxel.
+    """
+    counts = [-(-side // divisor) for side, divisor in zip(patch_size, backbone.min_divisor, strict=True)]
+    if max(counts) == 1:
+        counts = [2, 2, 2]
+    return [count * divisor for count, divisor in zip(counts, backbone.min_divisor, strict=True)]
 
 
 def architecture(backbone: ResEnc) -> dict[str, Any]:

@@ -6,10 +6,13 @@ allows. What it leaves out (branches that depend on values) no network here has.
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -44,7 +47,8 @@ def write_onnx(path: Path, model: SegmentationModel, info: WeightsInfo, patch_si
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if num_bytes > LARGEST:
         raise WeightsError(f"A file of ONNX holds 2 GiB and this network has {num_bytes / 2**30:.1f} GiB.")
-    with atomic_write(path) as temporary, warnings.catch_warnings():
+    # Without gradients: layers have other paths with them, which cannot be traced.
+    with atomic_write(path) as temporary, warnings.catch_warnings(), torch.no_grad(), _any_layout():
         warnings.simplefilter("ignore")  # that the exporter is the older one, and what its trace fixes
         try:
             torch.onnx.export(
@@ -66,11 +70,21 @@ def write_onnx(path: Path, model: SegmentationModel, info: WeightsInfo, patch_si
         onnx.save(proto, str(temporary))
 
 
+@contextmanager
+def _any_layout() -> Iterator[None]:
+    """Drop what networks ask of the layout of a tensor in memory, for ONNX has no word for it."""
+    exporter: Any = torch.onnx  # which does not list these two
+    exporter.register_custom_op_symbolic("aten::contiguous", lambda graph, x, layout: x, OPSET)
+    try:
+        yield
+    finally:
+        exporter.unregister_custom_op_symbolic("aten::contiguous", OPSET)
+
+
 def _onnx() -> ModuleType:
     try:
-        import onnx
+        return importlib.import_module("onnx")
     except ImportError as error:
         raise ConfigError(
             "Writing ONNX needs the package onnx: install it with `pip install 'misfm[export]'`."
         ) from error
-    return onnx
