@@ -208,8 +208,8 @@ def build_resenc(
         patch_size: voxels along (D, H, W); any size works, padded to a multiple of the total stride.
         channels: features of each level, fine to coarse.
         blocks: residual blocks of each level of the encoder.
-        strides: step along (D, H, W) from each level to the next; by default an axis is halved while 4
-            voxels or more stay.
+        strides: step along (D, H, W) from each level to the next; by default 2, as in all published weights,
+            for as long as an axis has two voxels.
         kernel_sizes: voxels (D, H, W) of the kernels of each level, odd; 3 x 3 x 3 by default.
         convs_per_level: convolutions of each level of the decoder.
 
@@ -223,7 +223,7 @@ def build_resenc(
             "A ResEnc needs at least two levels, each with one or more channels and blocks, and one or more "
             f"convolutions in the decoder; got channels {channels}, blocks {blocks} and {convs_per_level}."
         )
-    steps = _triples(level_strides(patch_size, num_levels - 1) if strides is None else strides)
+    steps = _triples(level_strides(patch_size, num_levels - 1, smallest=1) if strides is None else strides)
     kernels = _triples([(3, 3, 3)] * num_levels if kernel_sizes is None else kernel_sizes)
     if len(steps) != num_levels - 1 or min(map(min, steps)) < 1:
         raise ConfigError(f"A ResEnc of {num_levels} levels needs one stride D,H,W from each to the next.")
