@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from misfm.errors import ConfigError, WeightsError
 from misfm.files import atomic_write, write_json, write_text
@@ -103,28 +104,37 @@ def fill(source: Source, patch_size: Shape | None = None, plans: DatasetPlans | 
     recorded = patch_size or opened.info.patch_size
     size = recorded or (plans.patch_size if plans else UNRECORDED_PATCH_SIZE)
     in_channels = len(plans.schemes) if plans else opened.info.in_channels
-    model = create(
-        opened.info.network.name,
-        in_channels=in_channels,
-        num_classes=opened.info.num_classes,
-        patch_size=size,
-        **opened.info.network.options,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what the source lacks is drawn, the same for every export
+        model = create(
+            opened.info.network.name,
+            in_channels=in_channels,
+            num_classes=opened.info.num_classes,
+            patch_size=size,
+            **opened.info.network.options,
+        )
     report = load(model, source)
-    offered = opened.translated(model.backbone).tensors
-    head = {f"head.{name}": tensor for name, tensor in model.head.state_dict(keep_vars=True).items()}
-    fresh = {entry.name for entry in report.reinitialised}
-    if fresh >= head.keys() <= offered.keys() and all(offered[n].shape == t.shape for n, t in head.items()):
-        with torch.no_grad():
-            for name, tensor in head.items():
-                tensor.copy_(offered[name])
-        report.loaded += [entry for entry in report.reinitialised if entry.name in head]
-        report.reinitialised = [entry for entry in report.reinitialised if entry.name not in head]
-        report.pretrained_parameters += sum(tensor.numel() for tensor in model.head.parameters())
+    take_head(model, opened.translated(model.backbone).tensors, report)
     network = NetworkInfo(name=opened.info.network.name, options=model.backbone.options)
     known = {name: getattr(opened.info, name) for name in WeightsInfo.model_fields}
     sizes = {"in_channels": in_channels, "patch_size": recorded}
     return Filled(model, WeightsInfo(**{**known, **sizes, "network": network}), size, report)
+
+
+def take_head(model: SegmentationModel, offered: Mapping[str, Tensor], report: TransferReport) -> None:
+    """Fill the head too where the transfer left a pretext head out that fits; noted in the report."""
+    head = {f"head.{name}": tensor for name, tensor in model.head.state_dict(keep_vars=True).items()}
+    fresh = {entry.name for entry in report.reinitialised}
+    if not fresh >= head.keys() <= offered.keys() or any(
+        offered[n].shape != t.shape for n, t in head.items()
+    ):
+        return
+    with torch.no_grad():
+        for name, tensor in head.items():
+            tensor.copy_(offered[name])
+    report.loaded += [entry for entry in report.reinitialised if entry.name in head]
+    report.reinitialised = [entry for entry in report.reinitialised if entry.name not in head]
+    report.pretrained_parameters += sum(tensor.numel() for tensor in model.head.parameters())
 
 
 def fresh_parts(filled: Filled) -> list[str]:
@@ -159,8 +169,8 @@ def to_nnunet(filled: Filled, out: Path, plans: DatasetPlans | None) -> list[Pat
     backbone = filled.model.backbone
     if not isinstance(backbone, ResEnc):
         raise WeightsError(
-            f"The network of {filled.report.source} is '{filled.info.network.name}', and nnU-Net takes weights "
-            "of 'resenc' and 'resenc-l' alone; for others it has no network, or a trainer of its own (Primus)."
+            f"The network of {filled.report.source} is '{filled.info.network.name}', and nnU-Net takes "
+            "weights of 'resenc' and 'resenc-l' alone: it builds no other, or (Primus) with a trainer of its own."
         )
     planned = plan(backbone, filled.info, filled.patch_size, plans)
     paths = [out / CHECKPOINT, out / f"{PLANS_NAME}.json", out / STEPS_FILE]
