@@ -170,7 +170,7 @@ def to_nnunet(filled: Filled, out: Path, plans: DatasetPlans | None) -> list[Pat
     if not isinstance(backbone, ResEnc):
         raise WeightsError(
             f"The network of {filled.report.source} is '{filled.info.network.name}', and nnU-Net takes "
-            "weights of 'resenc' and 'resenc-l' alone: it builds no other, or (Primus) with a trainer of its own."
+            "weights of 'resenc' and 'resenc-l' alone; for others use --to safetensors or onnx."
         )
     planned = plan(backbone, filled.info, filled.patch_size, plans)
     paths = [out / CHECKPOINT, out / f"{PLANS_NAME}.json", out / STEPS_FILE]
