@@ -70,18 +70,11 @@ def test_padding_counts_nowhere():
         assert float(term) == pytest.approx(float(TASK.loss(noisy, batch)[name]), rel=1e-5)
 
 
-def test_the_loss_of_one_batch_falls():
+def test_the_loss_of_one_batch_falls(overfit):
     torch.manual_seed(0)
     batch, _, _ = batch_of()
     model = TASK.build_model(build_unet(1, SIZE, channels=(8, 8)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(40):
-        loss = sum(TASK.loss(model(batch.inputs), batch).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = overfit(TASK, model, batch, steps=40)
     assert losses[-1] < 0.7 * losses[0]
     score = TASK.score(model(batch.inputs), batch)
     assert score["position_mm"] < score["position_mm_chance"]

@@ -241,18 +241,11 @@ def test_score_stands_beside_what_needs_no_network():
     assert mean["mean_error"] == pytest.approx(1, abs=0.1)  # the variance of the image
 
 
-def test_loss_falls_on_one_batch():
+def test_loss_falls_on_one_batch(overfit):
     task = ModelsGenesis()
     size = (8, 12, 8)
     batch, _ = batch_of(task, size=size)
     torch.manual_seed(0)
     model = task.build_model(build_unet(1, size, channels=(4, 8)))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(20):
-        loss = sum(task.loss(model(batch.inputs), batch).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = overfit(task, model, batch)
     assert max(losses[-3:]) < 0.9 * min(losses[:3])

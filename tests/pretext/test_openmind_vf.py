@@ -108,18 +108,11 @@ def test_a_single_volume_is_not_fused_with_itself():
         TASK.prepare(*patches_for(volumes=1), SIZE, generator_for(8))
 
 
-def test_loss_falls_on_one_batch():
+def test_loss_falls_on_one_batch(overfit):
     patches, placement = patches_for(volumes=2)
     smooth = F.avg_pool3d(patches[:, 0], 5, stride=1, padding=2)[:, None]
     batch = TASK.prepare(smooth, placement, SIZE, generator_for(9))
     torch.manual_seed(0)
     model = TASK.build_model(build_unet(1, SIZE, channels=(4, 8, 8)))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(20):
-        loss = sum(TASK.loss(model(batch.inputs), batch).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = overfit(TASK, model, batch)
     assert losses[-1] < 0.85 * losses[0]

@@ -103,16 +103,9 @@ def test_error_is_measured_where_boxes_moved():
     assert score["mean_error"] == pytest.approx(1, abs=0.25)
 
 
-def test_loss_falls_on_one_batch():
+def test_loss_falls_on_one_batch(overfit):
     batch, _ = batch_of()
     torch.manual_seed(0)
     model = TASK.build_model(build_unet(1, SIZE, channels=(4, 8)))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(20):
-        loss = sum(TASK.loss(model(batch.inputs), batch).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = overfit(TASK, model, batch)
     assert max(losses[-5:]) < 0.6 * losses[0]

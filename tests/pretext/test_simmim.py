@@ -57,19 +57,9 @@ def test_hidden_voxels_are_not_seen():
     assert torch.equal(model(batch.targets, *batch.context), model(batch.inputs, *batch.context))
 
 
-def test_loss_falls_on_one_batch_and_reaches_every_parameter():
+def test_loss_falls_on_one_batch_and_reaches_every_parameter(overfit):
     model, batch = model_for(), batch_for()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
-    losses = []
-    for step in range(40):
-        loss = TASK.loss(model(batch.inputs, *batch.context), batch)["reconstruction"]
-        optimizer.zero_grad()
-        loss.backward()
-        if step == 0:
-            for name, parameter in model.named_parameters():
-                assert float(parameter.grad.abs().max()) > 0, name
-        optimizer.step()
-        losses.append(loss.item())
+    losses = overfit(TASK, model, batch, steps=40, lr=0.005)
     assert losses[-1] < 0.75 * losses[0]
 
 

@@ -133,21 +133,13 @@ def test_score_is_perfect_for_the_truth_and_chance_for_the_mean():
     assert flat["restored_error"] == pytest.approx(flat["mean_error"], rel=1e-5)
 
 
-def test_loss_falls_on_one_batch_and_is_finite_in_bfloat16():
+def test_loss_falls_on_one_batch_and_is_finite_in_bfloat16(overfit):
     task = SwinUNETR()
     patches, placement = sources(task)
     smooth = torch.nn.functional.avg_pool3d(patches.flatten(0, 1), 3, 1, 1).view_as(patches)
     batch = task.prepare(smooth, placement, PATCH_SIZE, generator_for(7))
     model = tiny_model(task)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(30):
-        terms = task.loss(model(batch.inputs), batch)
-        loss = sum(terms.values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = overfit(task, model, batch, steps=30)
     assert losses[-1] < 0.7 * losses[0]
     with torch.autocast("cpu", torch.bfloat16):
         outputs = model(batch.inputs)

@@ -146,7 +146,7 @@ def test_score_is_perfect_for_the_truth_and_chance_for_guesses():
     assert split(truth, batch)[0].shape == (2, 16, 16)
 
 
-def test_loss_falls_on_one_batch():
+def test_loss_falls_on_one_batch(overfit):
     size = (8, 12, 10)
     task = VoCo(widths=(32, 32, 16), grid=(2, 2, 1), num_targets=2, crops=STILL)
     noise, placement = sources(task, [[[0, 0, 0], [16, 24, 10]]] * 2, size)
@@ -154,12 +154,5 @@ def test_loss_falls_on_one_batch():
     batch = task.prepare(patches, placement, size, generator_for(5))
     torch.manual_seed(0)
     model = task.build_model(build_unet(1, size, channels=(4, 8, 8)))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(15):
-        loss = sum(task.loss(model(batch.inputs), batch).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = overfit(task, model, batch, steps=15)
     assert losses[-1] < 0.7 * losses[0]

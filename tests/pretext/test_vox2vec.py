@@ -101,22 +101,15 @@ def test_networks_of_any_pyramid_fit(name, size, options):
     assert model(torch.randn(2, 1, *size), last).shape == (1, 6)
 
 
-def test_loss_falls_on_one_batch_and_voxels_are_found():
+def test_loss_falls_on_one_batch_and_voxels_are_found(overfit):
     task = Vox2Vec(num_voxels=40, embedding_channels=16)
     patches, placement = sources(task)
     batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(4))
     torch.manual_seed(0)
     model = task.build_model(build_unet(1, PATCH_SIZE, channels=(8, 16, 16)))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(25):
-        outputs = model(batch.inputs, *batch.context)
-        loss = task.loss(outputs, batch)["nt_xent"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = overfit(task, model, batch, steps=25)
     assert losses[-1] < 0.6 * losses[0]
+    outputs = model(batch.inputs, *batch.context)
     score = task.score(outputs, batch)
     assert score["chance_accuracy"] == pytest.approx(1 / (len(outputs) - 1))
     assert score["matching_accuracy"] > 10 * score["chance_accuracy"]
