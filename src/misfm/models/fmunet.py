@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from misfm.errors import ConfigError
 from misfm.models.anisotropy import ISOTROPIC, conv, level_strides, steps_of
 from misfm.models.base import NETWORKS, Backbone, Shape
+from misfm.models.cpu import Dropout
 from misfm.models.heads import SegmentationHead
 
 FIRST_DROPOUT_LEVEL = 2
@@ -34,7 +35,7 @@ class ResidualLevel(nn.Module):
     def __init__(self, channels: int, step: Shape, depth: int, dropout: float) -> None:
         super().__init__()
         self.units = nn.ModuleList(
-            preactivated(channels, nn.Dropout(dropout), conv(channels, channels, step)) for _ in range(depth)
+            preactivated(channels, Dropout(dropout), conv(channels, channels, step)) for _ in range(depth)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from misfm.errors import ConfigError
 from misfm.models.anisotropy import ISOTROPIC, conv, level_strides, steps_of
 from misfm.models.base import NETWORKS, Backbone, Shape
+from misfm.models.cpu import Dropout, PointwiseConv, PReLU, fast_layout
 from misfm.models.heads import SegmentationHead
 from misfm.models.swin import PositionIndex, SwinBlock, WindowSettings
 from misfm.registry import closest
@@ -25,14 +26,14 @@ FIRST_PCT_LEVEL = 2
 
 def preactivated(channels: int, layer: nn.Module) -> nn.Sequential:
     """Batch norm, PReLU, then ``layer``."""
-    return nn.Sequential(nn.BatchNorm3d(channels), nn.PReLU(), layer)
+    return nn.Sequential(nn.BatchNorm3d(channels), PReLU(), layer)
 
 
 def conv_pair(channels: int, step: Shape = ISOTROPIC, dropout: float = 0.0) -> nn.Sequential:
     """Two pre-activated convolutions with dropout between them; no residual."""
     return nn.Sequential(
         *preactivated(channels, conv(channels, channels, step)).children(),
-        *preactivated(channels, nn.Dropout(dropout)).children(),
+        *preactivated(channels, Dropout(dropout)).children(),
         conv(channels, channels, step),
     )
 
@@ -69,7 +70,7 @@ class PctBlock(nn.Module):
     def __init__(self, channels: int, depth: int, windows: WindowSettings) -> None:
         super().__init__()
         self.conv = conv_pair(channels, dropout=windows.dropout)
-        self.dropout = nn.Dropout(windows.dropout)
+        self.dropout = Dropout(windows.dropout)
         self.transformer = nn.Sequential(
             *(SwinBlock(channels, windows, shifted=index % 2 == 1) for index in range(depth))
         )
@@ -106,7 +107,7 @@ class PctEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """All features, high to low resolution."""
-        x0 = self.conv0(self.project(x))
+        x0 = self.conv0(fast_layout(self.project(x)))
         x1 = self.conv1(self.down1(x0))
         x2 = self.block2(self.down2(x1))
         x3 = self.block3(self.down3(x2))
@@ -170,7 +171,10 @@ class PCTNet(Backbone):
     def build_head(self, num_classes: int, *, num_outputs: int) -> SegmentationHead:
         """Batch norm, PReLU and a 1x1x1 convolution for each level."""
         return SegmentationHead(
-            [preactivated(width, nn.Conv3d(width, num_classes, 1)) for width in self.channels[:num_outputs]]
+            [
+                preactivated(width, PointwiseConv(width, num_classes, 1))
+                for width in self.channels[:num_outputs]
+            ]
         )
 
 

@@ -1,19 +1,23 @@
 """Shifted-window attention in 3D with a relative position bias (arXiv 2103.14030), as PCT-Net uses it.
 
-Padding, rolling and cutting a grid into windows only move tokens. So the layout of a grid is worked out once,
-as the token of every window slot and the slot of every token, and a forward pass is two look-ups around one
-fused attention for each distinct mask (at most eight, however many windows there are).
+Padding, rolling and cutting a grid into windows only move tokens. So the layout of a grid is worked out
+once, as the token of every window slot and the slot of every token, and a forward pass is two look-ups
+around one fused attention for each distinct mask (at most eight, however many windows there are).
+Training on a CPU takes :mod:`misfm.models.window_attention` instead.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from misfm.models.cpu import Dropout
+from misfm.models.window_attention import WindowLayout, attend_in_turn
 
 Shape = tuple[int, int, int]
 PositionIndex = Literal["textbook", "mis-fm"]
@@ -51,22 +55,6 @@ class WindowSettings:
     def shift(self) -> int:
         """Tokens by which every second block moves its windows."""
         return self.window // 2 if min(self.grid) > self.window else 0
-
-
-class WindowLayout(NamedTuple):
-    """Where the tokens of a grid go, for M windows of N slots; windows with the same mask are neighbours.
-
-    Attributes:
-        to_windows: (M * N,) token of each slot; the number of tokens stands for padding.
-        to_tokens: (tokens,) slot of each token.
-        masks: (P, N, N) what is added to the attention, one for each distinct pattern.
-        counts: windows of each pattern.
-    """
-
-    to_windows: Tensor
-    to_tokens: Tensor
-    masks: Tensor
-    counts: list[int]
 
 
 def lay_out(grid: Shape, side: int, shift: int) -> WindowLayout:
@@ -159,18 +147,27 @@ class WindowAttention(nn.Module):
         ``qkv``. Projecting before the look-up and after it spares the padding both matrix products.
         """
         batch, _, channels = x.shape
-        num_slots = self.position_index.shape[0]
-        qkv = self.qkv(F.pad(x, [0, 0, 0, 1])).index_select(1, self.to_windows)
-        qkv = qkv.view(batch, -1, num_slots, 3, self.num_heads, channels // self.num_heads)
-        qkv = qkv.permute(3, 0, 1, 4, 2, 5)  # (3, B, windows, heads, slots, C / heads)
-
+        head_width = channels // self.num_heads
+        qkv = self.qkv(F.pad(x, [0, 0, 0, 1])).view(batch, -1, 3, self.num_heads, head_width)
         bias = self.bias_table[self.position_index].permute(2, 0, 1)
+        if self.training and x.device.type == "cpu":
+            layout = WindowLayout(self.to_windows, self.to_tokens, self.masks, self.window_counts)
+            attended = attend_in_turn(qkv, bias, layout, self.dropout)
+        else:
+            attended = self._attend_at_once(qkv, bias)
+        return cast(Tensor, self.proj(attended))
+
+    def _attend_at_once(self, qkv: Tensor, bias: Tensor) -> Tensor:
+        """(B, tokens + 1, 3, heads, c) -> (B, tokens, heads * c)."""
+        batch, _, _, heads, width = qkv.shape
+        windows = qkv.index_select(1, self.to_windows).view(batch, -1, len(bias[0]), 3, heads, width)
+        windows = windows.permute(3, 0, 1, 4, 2, 5)  # (3, B, windows, heads, slots, c)
         attended = [
             self._attend(group, bias + mask)
-            for mask, group in zip(self.masks, qkv.split(self.window_counts, dim=2), strict=True)
+            for mask, group in zip(self.masks, torch.split(windows, self.window_counts, dim=2), strict=True)
         ]
-        out = torch.cat(attended, dim=1).transpose(2, 3).reshape(batch, -1, channels)
-        return cast(Tensor, self.proj(out.index_select(1, self.to_tokens)))
+        out = torch.cat(attended, dim=1).transpose(2, 3).reshape(batch, -1, heads * width)
+        return out.index_select(1, self.to_tokens)
 
     def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """(3, B, M, heads, N, c) -> (B, M, heads, N, c), for M windows with the same bias (heads, N, N)."""
@@ -188,14 +185,14 @@ class SwinBlock(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
         self.attention = WindowAttention(channels, settings, shifted=shifted)
-        self.dropout = nn.Dropout(settings.dropout)
+        self.dropout = Dropout(settings.dropout)
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = nn.Sequential(
             nn.Linear(channels, 4 * channels),
             nn.GELU(),
-            nn.Dropout(settings.dropout),
+            Dropout(settings.dropout),
             nn.Linear(4 * channels, channels),
-            nn.Dropout(settings.dropout),
+            Dropout(settings.dropout),
         )
 
     def forward(self, x: Tensor) -> Tensor:
