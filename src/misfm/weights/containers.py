@@ -91,7 +91,7 @@ def origin_of(content: Mapping[str, object]) -> Origin:
     return Origin(
         project="nnU-Net" if supervised else "nnssl",
         trainer=str(trainer) if trainer else None,
-        pretext=None if supervised else _method(str(trainer)),
+        pretext=None if supervised or not trainer else _method(str(trainer)),
         architecture=architecture.get("arch_class_name") or architecture.get("network_class_name"),
         architecture_options=_mapping(
             architecture.get("arch_kwargs") or adaptation.get("architecture_kwargs")
