@@ -94,8 +94,8 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
     A tensor of the backbone is taken where its name and shape fit. The stem is adapted to another number of
     image channels: it answers to equal channels as before. The head is taken, with ``transfer="all"``, if and
     only if all its tensors fit and the weights do not say that they come from a pretext task; a PyMIC file or
-    a mapping cannot say so, hence its head is taken where the number of classes agrees, as PyMIC does, and the
-    report says so.
+    a mapping cannot say so, hence its head is taken where the number of classes agrees, as PyMIC does, and
+    the report says so.
 
     Args:
         model: a network from :func:`misfm.models.create`; its values stay as they are if anything is raised.
