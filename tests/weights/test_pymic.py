@@ -175,3 +175,11 @@ def test_damaged_and_strange_checkpoints_are_refused(tmp_path):
     torch.save({"network_weights": {}}, path)
     with pytest.raises(WeightsError, match=r"does not read \(it holds network_weights\)"):
         weights.describe(path)
+
+
+def test_an_archive_that_unpacks_to_more_than_it_holds_is_refused(tmp_path):
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", b"\x00" * 10_000_000)
+    with pytest.raises(WeightsError, match=r"bomb\.pth is refused: .* would unpack to 10,000,000"):
+        weights.describe(path)

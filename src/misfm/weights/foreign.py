@@ -86,6 +86,7 @@ def unpickle(path: Path) -> dict[str, object]:
     Raises:
         WeightsError: cut short, not a dict, or holding anything but tensors and plain values.
     """
+    refuse_bomb(path)
     try:
         with torch.serialization.safe_globals(ALLOWED_GLOBALS):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -99,3 +100,24 @@ def unpickle(path: Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__} instead of named weights.")
     return cast(dict[str, object], content)
+
+
+def refuse_bomb(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it holds; torch stores everything as it is.
+
+    Raises:
+        WeightsError: entries are compressed, or share their bytes.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except zipfile.BadZipFile:  # a damaged one is the reader's to tell
+        return
+    size = path.stat().st_size
+    if unpacked > size:
+        raise WeightsError(
+            f"{path} is refused: its {size:,} bytes would unpack to {unpacked:,}, and torch writes "
+            "checkpoints uncompressed; save it again with torch.save."
+        )
