@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from misfm.models.cpu import CHUNK, Dropout, PointwiseConv, PReLU, fast_layout, fill_mask
+from misfm.models.cpu import CHUNK, Dropout, InPlaneConv, PointwiseConv, PReLU, StepUp, fast_layout, fill_mask
 
 
 def last(x):
@@ -29,13 +29,34 @@ def test_prelu_and_its_gradients_are_those_of_pytorch(layout, slope):
 
 
 @pytest.mark.parametrize("layout", [torch.clone, last])
-def test_a_pointwise_convolution_is_that_of_pytorch(layout):
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (PointwiseConv(3, 4, 1), nn.Conv3d(3, 4, 1)),
+        (InPlaneConv(3, 4, (1, 3, 3), padding=(0, 1, 1)), nn.Conv3d(3, 4, (1, 3, 3), padding=(0, 1, 1))),
+        (
+            InPlaneConv(3, 4, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+            nn.Conv3d(3, 4, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)),
+        ),
+        (StepUp(3, 4, (1, 2, 2)), nn.ConvTranspose3d(3, 4, (1, 2, 2), stride=(1, 2, 2))),
+        (StepUp(3, 4, (2, 3, 4)), nn.ConvTranspose3d(3, 4, (2, 3, 4), stride=(2, 3, 4))),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_convolutions_and_their_gradients_are_those_of_pytorch(ours, theirs, training, layout):
     torch.manual_seed(0)
     x = layout(torch.randn(2, 3, 4, 5, 6))
-    ours = PointwiseConv(3, 4, 1)
-    theirs = nn.Conv3d(3, 4, 1)
     theirs.load_state_dict(ours.state_dict())
-    torch.testing.assert_close(ours(x), theirs(x))
+    results = []
+    for module in (theirs, ours.train(training)):
+        module.zero_grad()
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)
+        y.square().sum().backward()
+        results.append((y, leaf.grad, module.weight.grad, module.bias.grad))
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_mask_drops_with_the_probability_it_was_asked_for():

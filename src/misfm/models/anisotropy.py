@@ -11,6 +11,7 @@ from torch import nn
 
 from misfm.errors import ConfigError
 from misfm.models.base import Shape
+from misfm.models.cpu import InPlaneConv
 
 ISOTROPIC: Shape = (2, 2, 2)
 IN_PLANE: Shape = (1, 2, 2)
@@ -45,4 +46,5 @@ def conv(in_channels: int, out_channels: int, step: Shape = ISOTROPIC, *, stride
     """3x3x3 convolution, or 1x3x3 where ``step`` is in-plane; ``strided`` takes that step."""
     depth = 3 if step == ISOTROPIC else 1
     stride = step if strided else 1
-    return nn.Conv3d(in_channels, out_channels, (depth, 3, 3), stride=stride, padding=(depth // 2, 1, 1))
+    kind = nn.Conv3d if step == ISOTROPIC else InPlaneConv
+    return kind(in_channels, out_channels, (depth, 3, 3), stride=stride, padding=(depth // 2, 1, 1))

@@ -73,6 +73,44 @@ class PointwiseConv(nn.Conv3d):
         return voxels.permute(0, 4, 1, 2, 3)
 
 
+class InPlaneConv(nn.Conv3d):
+    """Convolution with a kernel of depth 1; with channels last the slices are a batch of images as they lie.
+
+    Its weights' gradient takes half to a quarter of the time.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B, K, D, H', W')."""
+        if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last_3d):
+            return super().forward(x)
+        slices = x.transpose(1, 2).flatten(0, 1)
+        stride, padding = self.stride[1:], self.padding[1:]
+        convolved = F.conv2d(slices, self.weight.squeeze(2), self.bias, stride, padding)
+        return convolved.unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+class StepUp(nn.ConvTranspose3d):
+    """Transposed convolution whose kernel is its stride: a matrix product that makes a block of each voxel.
+
+    PyTorch's gradient takes three times as long.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, step: tuple[int, int, int]) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=step, stride=step)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(B, C, D, H, W) -> (B, K, step * (D, H, W))."""
+        if not self.training or x.device.type != "cpu" or self.bias is None:
+            return super().forward(x, output_size)
+        kernel = self.weight.permute(2, 3, 4, 1, 0)
+        blocks = F.linear(
+            x.permute(0, 2, 3, 4, 1), kernel.flatten(0, 3), self.bias.repeat(kernel[..., 0, 0].numel())
+        )
+        blocks = blocks.unflatten(4, kernel.shape[:4])  # (B, D, H, W, d, h, w, K)
+        volume = blocks.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+        return volume.permute(0, 4, 1, 2, 3)
+
+
 class PReLU(nn.PReLU):
     """PReLU with one slope for all channels; PyTorch writes the slope's gradient out for each value."""
 

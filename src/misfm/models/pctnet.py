@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from misfm.errors import ConfigError
 from misfm.models.anisotropy import ISOTROPIC, conv, level_strides, steps_of
 from misfm.models.base import NETWORKS, Backbone, Shape
-from misfm.models.cpu import Dropout, PointwiseConv, PReLU, fast_layout
+from misfm.models.cpu import Dropout, PointwiseConv, PReLU, StepUp, fast_layout
 from misfm.models.heads import SegmentationHead
 from misfm.models.swin import PositionIndex, SwinBlock, WindowSettings
 from misfm.registry import closest
@@ -50,7 +50,7 @@ class UpBlock(nn.Module):
 
     def __init__(self, fine: int, coarse: int, step: Shape) -> None:
         super().__init__()
-        self.up = preactivated(coarse, nn.ConvTranspose3d(coarse, fine, kernel_size=step, stride=step))
+        self.up = preactivated(coarse, StepUp(coarse, fine, step))
         self.conv = preactivated(2 * fine, conv(2 * fine, fine, step))
 
     def forward(self, skip: Tensor, x: Tensor) -> Tensor:
