@@ -76,23 +76,25 @@ class PointwiseConv(nn.Conv3d):
 class InPlaneConv(nn.Conv3d):
     """Convolution with a kernel of depth 1; with channels last the slices are a batch of images as they lie.
 
-    Its weights' gradient takes half to a quarter of the time.
+    From 48 to 24 channels its weights' gradient took 64 ms instead of 181. Images of one channel,
+    whose layout is ambiguous, are left to PyTorch.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B, K, D, H', W')."""
-        if x.device.type != "cpu" or not x.is_contiguous(memory_format=torch.channels_last_3d):
+        channels_last = self.in_channels > 1 and x.is_contiguous(memory_format=torch.channels_last_3d)
+        if x.device.type != "cpu" or not channels_last:
             return super().forward(x)
         slices = x.transpose(1, 2).flatten(0, 1)
         stride, padding = self.stride[1:], self.padding[1:]
         convolved = F.conv2d(slices, self.weight.squeeze(2), self.bias, stride, padding)
-        return convolved.unflatten(0, (len(x), -1)).transpose(1, 2)
+        return convolved.view(len(x), -1, *convolved.shape[1:]).transpose(1, 2)
 
 
 class StepUp(nn.ConvTranspose3d):
     """Transposed convolution whose kernel is its stride: a matrix product that makes a block of each voxel.
 
-    PyTorch's gradient takes three times as long.
+    Forward and backward of PyTorch's took 2.5 times as long in the finest level of PCT-Net.
     """
 
     def __init__(self, in_channels: int, out_channels: int, step: tuple[int, int, int]) -> None:
@@ -106,7 +108,7 @@ class StepUp(nn.ConvTranspose3d):
         blocks = F.linear(
             x.permute(0, 2, 3, 4, 1), kernel.flatten(0, 3), self.bias.repeat(kernel[..., 0, 0].numel())
         )
-        blocks = blocks.unflatten(4, kernel.shape[:4])  # (B, D, H, W, d, h, w, K)
+        blocks = blocks.view(len(x), *x.shape[2:], *kernel.shape[:4])  # (B, D, H, W, d, h, w, K)
         volume = blocks.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
         return volume.permute(0, 4, 1, 2, 3)
 
