@@ -44,6 +44,8 @@ from misfm.weights.file import read as read_weights
 
 NUM_SCANS, NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 32, 4, 2, 6
 PRETRAINING_STEPS, FINETUNING_STEPS = 90, 130
+FINETUNING_RATE = 2e-3
+"""Below that of the recipe, which is for hundreds of steps: with so few, scratch ends at 0.27 and not at 0.40."""
 PATCH_SIZE = (32, 32, 32)
 INTENSITY = "ct:-200,600"
 SPACING = (5.0, 5.0, 5.0)
@@ -122,6 +124,7 @@ def train_arm(name: str, out: Path, dataset: Path, seed: int) -> Arm:
             "intensity": INTENSITY,
             "spacing": SPACING,
             "training.steps": FINETUNING_STEPS,
+            "training.optimizer.lr": FINETUNING_RATE,
             "training.validate_every": FINETUNING_STEPS // 2,
         },
     )
