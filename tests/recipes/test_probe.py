@@ -67,3 +67,12 @@ def test_probing_changes_nothing_about_the_training(settings, pretrain_settings,
 def test_patience_of_no_probe_at_all_is_refused(settings):
     with pytest.raises(ConfigError, match=r"probe\.patience"):
         settings("probe.patience=0")
+
+
+def test_the_probe_transfers_what_was_trained_to_the_network_that_was(settings, tmp_path):
+    from misfm.recipes.probe import probed
+
+    for name, transfer in (("simclr", "encoder"), ("misfm", "all")):
+        chosen = settings(f"pretext={{name: {name}}}")
+        fine = probed(None, chosen.probe, chosen, None, RunFolder(tmp_path)).run.settings
+        assert (fine.transfer, fine.network) == (transfer, chosen.network)

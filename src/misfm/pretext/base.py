@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -81,6 +81,11 @@ class PretextTask(Settings):
     num_patches: ClassVar[int] = 1
     trains_decoder: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+
+    @property
+    def transfer(self) -> Literal["all", "encoder"]:
+        """What of the weights is worth transferring: an untrained decoder is not."""
+        return "all" if self.trains_decoder else "encoder"
 
     def source_size(self, patch_size: Shape) -> Shape:
         """Voxels along (D, H, W) to cut from a volume for a network input of ``patch_size``."""

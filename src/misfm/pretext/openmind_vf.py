@@ -25,13 +25,12 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Generator, LongTensor, Tensor
 
-from misfm.errors import ConfigError
 from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
 from misfm.losses import IGNORE, segmentation_loss
 from misfm.models.base import Shape
 from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, Probability
 from misfm.pretext.views import flip, sample_flips
-from misfm.pretext.volume_fusion import Range, VolumeFusion
+from misfm.pretext.volume_fusion import Range, VolumeFusion, require_two
 from misfm.seeding import draw_int
 
 
@@ -59,11 +58,7 @@ class OpenMindVolumeFusion(VolumeFusion):
         Raises:
             ConfigError: there is only one patch, which would be fused with itself.
         """
-        if len(patches) < 2:
-            raise ConfigError(
-                "openmind-vf fuses the volumes of a batch with each other and got a single one; "
-                "set batch_size to 2 or more, or use volume-fusion-v2."
-            )
+        require_two(patches)
         images = patches[:, 0]
         images = apply_intensities(images, sample_intensities(len(images), self.intensities, generator))
         real = placement.real(patch_size)[:, 0].to(images.device)

@@ -138,6 +138,15 @@ def draw_below(limits: Tensor, count: int, generator: Generator) -> Tensor:
     return (draws.cpu() * limits).long()
 
 
+def require_two(patches: Tensor) -> None:
+    """Refuse a batch of one patch, which would be fused with itself."""
+    if len(patches) < 2:
+        raise ConfigError(
+            "This Volume Fusion fuses the volumes of a batch with each other and got a single one; set "
+            "batch_size to 2 or more, or use volume-fusion-v2."
+        )
+
+
 class VolumeFusion(PretextTask):
     """What both versions share: K + 1 classes, Dice + cross-entropy, the pretext Dice as score."""
 
@@ -190,11 +199,7 @@ class VolumeFusionV1(VolumeFusion):
         Raises:
             ConfigError: there is only one patch, which would be fused with itself.
         """
-        if len(patches) < 2:
-            raise ConfigError(
-                "Volume Fusion v1 fuses the volumes of a batch with each other and got a single one; "
-                "set batch_size to 2 or more, or use volume-fusion-v2."
-            )
+        require_two(patches)
         flipped = [flip(patch, sample_flips(self.flip_probability, generator)) for patch in patches[:, 0]]
         background = torch.stack(flipped)
         levels: list[Tensor] = [

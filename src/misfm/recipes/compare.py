@@ -163,11 +163,12 @@ def finetune_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
     start = None
     if trial.recipe != SCRATCH:
         start = RunFolder(Trial(trial.network, trial.recipe).folder(out)).weights
-    scores = finetune(finetune_settings(settings, trial, start), run.path, resume=True)
+    fine = finetune_settings(settings, trial, start)
+    scores = finetune(fine, run.path, resume=True)
     dataset = Path(settings.dataset)
     if (dataset / "labelsTs").is_dir():
         predictions = run.path / "predictions"
-        predict_files(str(run.path), [dataset / "imagesTs"], predictions)
+        predict_files(str(run.path), [dataset / "imagesTs"], predictions, overlap=fine.overlap)
         evaluate(predictions, dataset / "labelsTs", run.path / "test.json")
     else:
         write_json(run.path / "test.json", scores)
@@ -201,14 +202,14 @@ def finetune_settings(settings: CompareSettings, trial: Trial, start: Path | Non
 
     Tasks that leave the decoder untrained transfer their encoder only.
     """
-    encoder_only = trial.recipe != SCRATCH and not (
-        PRETEXTS.get(pretrain_settings(settings, trial).pretext.name).trains_decoder
-    )
+    transfer = "all"
+    if trial.recipe != SCRATCH:
+        transfer = pretrain_settings(settings, trial).pretext.build().transfer
     options = {
         "dataset": settings.dataset,
         "network": {"name": trial.network, "options": {}},
         "weights": None if start is None else str(start),
-        "transfer": "encoder" if encoder_only else "all",
+        "transfer": transfer,
         "cases": trial.cases,
         "seed": trial.seed,
     }

@@ -73,6 +73,8 @@ def probed(
         "cases": probe.cases,
         "seed": settings.seed,
         "patch_size": settings.patch_size,
+        "network": settings.network.model_dump(mode="json"),
+        "transfer": settings.pretext.build().transfer,
         "training.steps": probe.steps,
         "training.validate_every": probe.steps,
     }
