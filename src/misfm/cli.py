@@ -250,7 +250,8 @@ def compare(
     seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Seeds of the fine-tunings.")] = "0,1,2",
     base: Annotated[str, typer.Option(help="Recipe of everything that all arms share.")] = DEFAULT_RECIPE,
     pretrain: Annotated[
-        list[str] | None, typer.Option("--set-pretrain", metavar="KEY=VALUE", help="For all pretrainings.")
+        list[str] | None,
+        typer.Option("--set-pretrain", metavar="[RECIPE:]KEY=VALUE", help="For all pretrainings, or one."),
     ] = None,
     finetune: Annotated[
         list[str] | None, typer.Option("--set-finetune", metavar="KEY=VALUE", help="For all fine-tunings.")

@@ -152,7 +152,7 @@ class CompareSettings(Settings):
     base: str = "small"
     """Recipe of everything that all arms share: patches, steps, optimiser, schedule."""
     pretrain: tuple[str, ...] = ()
-    """``key=value`` settings of every pretraining."""
+    """``key=value`` settings of every pretraining, or ``recipe:key=value`` for that of one recipe."""
     finetune: tuple[str, ...] = ()
     """``key=value`` settings of every fine-tuning."""
 

@@ -36,6 +36,20 @@ def test_all_arms_share_everything_but_the_start(settings_for):
     assert arms[0] == arms[1]
 
 
+def test_a_setting_can_be_for_one_recipe(settings_for):
+    common = settings_for().pretrain
+    settings = settings_for(pretrain=(*common, "misfm:training.steps=7", "licence=a:b=c"))
+    pretext = {name: pretrain_settings(settings, Trial("unet", name)) for name in settings.recipes}
+    assert pretext["misfm"].training.steps == 7
+    assert pretext["volume-fusion-v1"].training.steps != 7
+    assert {one.licence for one in pretext.values()} == {"a:b=c"}
+
+
+def test_a_setting_for_a_recipe_that_is_not_compared_is_refused(settings_for, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'misfm'"):
+        compare(settings_for(pretrain=("misfn:training.steps=7",)), tmp_path)
+
+
 def test_a_comparison_from_start_to_table(settings_for, tmp_path):
     settings = settings_for()
     result = compare(settings, tmp_path)

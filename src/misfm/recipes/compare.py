@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,6 +107,12 @@ def compare(
 def check(settings: CompareSettings) -> None:
     """Find mistakes in all settings before the first run starts."""
     dataset = Dataset.open(settings.dataset)
+    for assignment in settings.pretrain:
+        name, separator, _ = assignment.partition(":")
+        if separator and "=" not in name and name not in settings.recipes:
+            raise ConfigError(
+                f"'{assignment}' is for a recipe that is not compared; {closest(name, settings.recipes)}"
+            )
     for network in settings.networks:
         NETWORKS.get(network)
         for recipe in settings.recipes:
@@ -194,7 +200,20 @@ def pretrain_settings(settings: CompareSettings, trial: Trial) -> PretrainSettin
     options = {**shared, "pretext": pretext}
     if PRETEXTS.get(str(pretext["name"])).needs_labels:
         options["store"] = GENERATED
-    return resolve(PretrainSettings, recipe=settings.base, options=options, assignments=settings.pretrain)
+    assignments = assignments_for(settings.pretrain, trial.recipe)
+    return resolve(PretrainSettings, recipe=settings.base, options=options, assignments=assignments)
+
+
+def assignments_for(assignments: Sequence[str], recipe: str) -> list[str]:
+    """Those for every recipe, and after them those written for this one, ``RECIPE:KEY=VALUE``."""
+    common, own = [], []
+    for assignment in assignments:
+        name, separator, rest = assignment.partition(":")
+        if not separator or "=" in name:  # a colon in the value
+            common.append(assignment)
+        elif name == recipe:
+            own.append(rest)
+    return common + own
 
 
 def finetune_settings(settings: CompareSettings, trial: Trial, start: Path | None) -> FinetuneSettings:
