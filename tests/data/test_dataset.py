@@ -193,3 +193,38 @@ def test_real_datasets():
         image, label = dataset.read_case(dataset.cases()[0])
         assert label is not None
         assert label.shape == image.shape
+
+
+def test_the_subject_of_a_case_is_told_or_guessed(folder):
+    for name in ("sub-01_ses-2_T1w", "d"):
+        save(folder / f"imagesTr/{name}_0000.nii.gz", np.zeros((4, 5, 6), np.int16))
+    dataset = Dataset.open(describe(folder, subjects={"a_1": "anna", "c": 7}))
+    names = ("a_1", "b", "c", "sub-01_ses-2_T1w")
+    assert [dataset.subject(name) for name in names] == ["anna", "b", "7", "sub-01"]
+
+
+def test_labels_that_were_not_contoured_must_not_occur(folder):
+    save(folder / "labelsTr/a_1.nii.gz", np.full((4, 5, 6), 2, np.uint8))
+    dataset = Dataset.open(describe(folder, annotated_labels={"a_1": ["right"]}))
+    assert dataset.annotated_labels("a_1") == {0, 2}
+    assert dataset.annotated_labels("b") == {0, 1, 2}
+    assert dataset.read_case(dataset.cases()[0])[1] is not None
+    dataset = Dataset.open(describe(folder, annotated_labels={"a_1": ["left"]}))
+    with pytest.raises(DataError, match=r"labelsTr/a_1.nii.gz holds the label 'right'.* a_1"):
+        dataset.read_case(dataset.cases()[0])
+
+
+@pytest.mark.parametrize(
+    ("notes", "message"),
+    [
+        ({"annotated_labels": {"a_1": ["lefft"]}}, "did you mean 'left'"),
+        ({"annotated_labels": {"a1": ["left"]}}, "did you mean 'a_1'"),
+        ({"annotated_labels": {"a_1": "left"}}, "must give annotated_labels as"),
+        ({"annotated_labels": ["a_1"]}, "must give annotated_labels as"),
+        ({"subjects": {"a1": "anna"}}, "did you mean 'a_1'"),
+        ({"subjects": {"a_1": ["anna"]}}, "must give subjects as"),
+    ],
+)
+def test_notes_on_cases_must_name_what_there_is(folder, notes, message):
+    with pytest.raises(DataError, match=message):
+        Dataset.open(describe(folder, **notes))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from misfm.data.case_notes import check_cases, guess_subject, parse_annotated, parse_subjects
 from misfm.data.intensity import Kind
 from misfm.data.readers import read_volume
 from misfm.errors import DataError
@@ -45,6 +47,8 @@ class Dataset:
         label_names: label value to name, background included, the ignored label left out.
         ignore_label: value of voxels that training and evaluation leave out, if there is one.
         file_ending: of images and label maps.
+        annotated: label values, 0 included, that were contoured in the cases where not all were.
+        subjects: of the cases of which ``dataset.json`` tells it; see :meth:`subject`.
     """
 
     path: Path
@@ -52,13 +56,16 @@ class Dataset:
     label_names: dict[int, str]
     ignore_label: int | None
     file_ending: str
+    annotated: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    subjects: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
         """Read ``dataset.json`` of version 2 (or 1: ``modality``, labels under their numbers).
 
         Raises:
-            DataError: no such file, or one that does not say channels and labels properly.
+            DataError: no such file, or one that does not say channels, labels and the notes on single cases
+                (see :mod:`misfm.data.case_notes`) properly.
         """
         path = Path(path)
         content = _read_json(path / "dataset.json")
@@ -71,12 +78,27 @@ class Dataset:
                 f"{path / 'dataset.json'} must hold 'channel_names' and 'labels' as nnU-Net wants them."
             ) from error
         values, ignore = _parse_labels(labels, path / "dataset.json")
-        return cls(path, names, values, ignore, str(content.get("file_ending", ".nii.gz")))
+        file = path / "dataset.json"
+        annotated = parse_annotated(content, {name: value for value, name in values.items()}, file)
+        subjects, ending = parse_subjects(content, file), str(content.get("file_ending", ".nii.gz"))
+        dataset = cls(path, names, values, ignore, ending, annotated, subjects)
+        if annotated or subjects:
+            known = (case.name for case in (*dataset.cases("Tr"), *dataset.cases("Ts")))
+            check_cases((*annotated, *subjects), known, file)
+        return dataset
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """ "ct" or "mr" for each channel; as in nnU-Net, only the name CT means HU."""
         return tuple("ct" if name.strip().upper() == "CT" else "mr" for name in self.channel_names)
+
+    def subject(self, case_name: str) -> str:
+        """Whose scan a case is: as ``dataset.json`` says, else ``sub-XXX`` before the name, else its name."""
+        return self.subjects.get(case_name) or guess_subject(case_name)
+
+    def annotated_labels(self, case_name: str) -> frozenset[int]:
+        """Values of the labels, 0 included, that were contoured in a case."""
+        return self.annotated.get(case_name, frozenset(self.label_names))
 
     def cases(self, split: Literal["Tr", "Ts"] = "Tr") -> list[Case]:
         """Cases of ``imagesTr`` or ``imagesTs``, ordered by name; files of missing channels are named too.
@@ -126,7 +148,7 @@ class Dataset:
 
         Raises:
             DataError: a missing or damaged file, channels or label map on another grid than the first
-                channel, label values that dataset.json does not name.
+                channel, label values that dataset.json does not name or lists as not annotated.
         """
         for number, file in enumerate(case.image_paths):
             if not file.exists():
@@ -136,15 +158,15 @@ class Dataset:
                 )
         channels = [read_volume(file) for file in case.image_paths]
         for file, channel in zip(case.image_paths[1:], channels[1:], strict=True):
-            _check_grid(file, channel, case.image_paths[0], channels[0])
+            check_grid(file, channel, case.image_paths[0], channels[0])
         kind = np.result_type(*(channel.data.dtype for channel in channels))
         data = np.concatenate([channel.data for channel in channels]).astype(kind, copy=False)
         image = Volume(data, channels[0].affine)
         if case.label_path is None:
             return image, None
         label = read_volume(case.label_path)
-        _check_grid(case.label_path, label, case.image_paths[0], image)
-        return image, Volume(self._check_labels(label, case.label_path), image.affine)
+        check_grid(case.label_path, label, case.image_paths[0], image)
+        return image, Volume(self._check_labels(label, case), image.affine)
 
     def _case(self, name: str, split: str) -> Case:
         numbers = range(len(self.channel_names))
@@ -153,7 +175,8 @@ class Dataset:
         label = self.path / f"labels{split}" / f"{name}{self.file_ending}"
         return Case(name, images, label if label.exists() else None)
 
-    def _check_labels(self, label: Volume, path: Path) -> Any:
+    def _check_labels(self, label: Volume, case: Case) -> Any:
+        path, annotated = case.label_path, self.annotated_labels(case.name)
         values = np.unique(label.data)
         if not np.array_equal(values, np.rint(values)):
             raise DataError(f"{path} has label values that are not whole numbers; it is no label map.")
@@ -164,6 +187,12 @@ class Dataset:
                 f"{path} has labels that dataset.json does not name ({', '.join(unknown[:8])}); add them "
                 "there or correct the label map."
             )
+        for value in values:
+            if int(value) not in annotated and int(value) != self.ignore_label:
+                raise DataError(
+                    f"{path} holds the label '{self.label_names[int(value)]}', which dataset.json does not "
+                    f"list among the annotated_labels of {case.name}; add it there or correct the label map."
+                )
         return label.data.astype(np.uint8 if max(known) <= 255 else np.int16)
 
 
@@ -201,7 +230,8 @@ def _parse_labels(labels: dict[str, Any], path: Path) -> tuple[dict[int, str], i
     return {labels[name]: name for name in sorted(labels, key=labels.__getitem__)}, ignore
 
 
-def _check_grid(path: Path, volume: Volume, reference_path: Path, reference: Volume) -> None:
+def check_grid(path: Path, volume: Volume, reference_path: Path, reference: Volume) -> None:
+    """Raise a DataError unless a volume lies on the grid of a reference, but for rounding of the headers."""
     if volume.shape != reference.shape:
         raise DataError(
             f"{path} lies on another grid than {reference_path.name}: its shape is {volume.shape}, not "
