@@ -7,6 +7,7 @@ import torch
 
 from misfm.losses import (
     IGNORE,
+    MAX_WEIGHT,
     cross_entropy_loss,
     deep_supervision_weights,
     hard_dice,
@@ -51,10 +52,37 @@ def test_cross_entropy_by_hand():
     assert float(cross_entropy_loss(FOUR, TRUTH)) == pytest.approx(expected, rel=1e-6)
 
 
+def test_balanced_cross_entropy_by_hand():
+    """Three quarters of the voxels are class 0, one quarter is class 1: roots of 4/3 and 4 are the weights."""
+    logits = logits_for([[0.5, 0.5], [0.8, 0.2], [0.4, 0.6], [0.75, 0.25]])
+    truth = labels_for([0, 0, 1, 0])
+    common, rare = math.sqrt(4 / 3), math.sqrt(4)
+    expected = -(common * math.log(0.5 * 0.8 * 0.75) + rare * math.log(0.6)) / (3 * common + rare)
+    assert float(cross_entropy_loss(logits, truth, balance=0.5)) == pytest.approx(expected, rel=1e-6)
+    assert float(cross_entropy_loss(logits, truth, balance=1e-9)) == pytest.approx(
+        float(cross_entropy_loss(logits, truth)), rel=1e-6
+    )
+
+
+def test_full_balance_counts_each_class_alike_up_to_a_limit():
+    logits, few, many = torch.zeros(1, 2, 1, 1, 100), 5, 20
+    logits[:, 1] = 1.0  # class 1 everywhere
+    for count, weight in ((many, 5.0), (few, MAX_WEIGHT)):
+        truth = labels_for([1] * count + [0] * (100 - count))
+        ratio = weight * count / (100 / (100 - count) * (100 - count))
+        right, wrong = math.log(1 + math.exp(-1)), math.log(1 + math.e)
+        expected = (ratio * right + wrong) / (ratio + 1)
+        assert float(cross_entropy_loss(logits, truth, balance=1.0)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_ignored_voxels_count_nowhere():
     some = labels_for([0, IGNORE, 2, IGNORE])
     kept, kept_labels = FOUR[..., [0, 2]], TRUTH[..., [0, 2]]
-    assert torch.isclose(cross_entropy_loss(FOUR, some), cross_entropy_loss(kept, kept_labels))
+    for balance in (0.0, 0.5):
+        assert torch.isclose(
+            cross_entropy_loss(FOUR, some, balance=balance),
+            cross_entropy_loss(kept, kept_labels, balance=balance),
+        )
     assert torch.isclose(
         soft_dice_loss(FOUR, some, background=True), soft_dice_loss(kept, kept_labels, background=True)
     )
@@ -139,3 +167,70 @@ def test_hard_dice_by_hand():
     dice = hard_dice(logits, labels_for([0, 0, 1, 2, 2, IGNORE]))
     assert dice[:3].tolist() == pytest.approx([2 / 3, 2 / 3, 1])
     assert math.isnan(dice[3])
+
+
+def one_sample(share, label):
+    """Logits (1, K, 1, 1, 1) of the given probabilities, and the label of that voxel."""
+    return torch.tensor(share).log().view(1, -1, 1, 1, 1), torch.tensor(label).view(1, 1, 1, 1)
+
+
+def test_a_class_that_was_not_annotated_is_part_of_the_background():
+    logits, target = one_sample([0.2, 0.5, 0.3], 0)
+    annotated = torch.tensor([[True, False, True]])
+    terms = segmentation_loss(logits, target, annotated=annotated)
+    # Background is 0.2 + 0.5; of the labels only the third class counts, of which 0.3 is wrong.
+    assert float(terms["cross_entropy"]) == pytest.approx(-math.log(0.7) / 2, abs=1e-6)
+    assert float(terms["dice_loss"]) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_samples_annotated_for_different_classes_teach_only_these():
+    """Against the mean of what a loop over voxels gives, two samples, one class annotated in each."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 2, 3, 4, generator=generator)
+    annotated = torch.tensor([[True, True, False], [True, False, True]])
+    target = torch.randint(0, 2, (2, 2, 3, 4), generator=generator)
+    target[1] *= 2
+    target[0, 0, 0, 0] = target[1, 1, 1, 1] = IGNORE
+    entropy, voxels, overlap, sizes = 0.0, 0, [0.0, 0.0], [0.0, 0.0]
+    for sample, own in ((0, 1), (1, 2)):
+        shares = logits[sample].softmax(0).flatten(1).T
+        for share, label in zip(shares, target[sample].flatten().tolist(), strict=True):
+            if label != IGNORE:
+                entropy -= math.log(share[own] if label else 1 - share[own])
+                voxels += 1
+                overlap[own - 1] += float(share[own]) * (label == own)
+                sizes[own - 1] += float(share[own]) + (label == own)
+    dice = [2 * both / size for both, size in zip(overlap, sizes, strict=True)]
+    terms = segmentation_loss(logits, target, annotated=annotated)
+    assert float(terms["cross_entropy"]) == pytest.approx(entropy / voxels / 2, abs=1e-5)
+    assert float(terms["dice_loss"]) == pytest.approx((1 - sum(dice) / 2) / 2, abs=1e-5)
+
+
+def test_no_gradient_tells_background_from_what_was_not_annotated():
+    logits = torch.zeros(1, 3, 4, 4, 4, requires_grad=True)
+    coarse = torch.zeros(1, 3, 2, 2, 2, requires_grad=True)
+    target = torch.zeros(1, 4, 4, 4, dtype=torch.int64)
+    target[:, :2] = 1
+    annotated = torch.tensor([[True, True, False]])
+    sum(segmentation_loss([logits, coarse], target, annotated=annotated).values()).backward()
+    for level in (logits, coarse):
+        assert level.grad.isfinite().all()
+        assert torch.allclose(level.grad[:, 0], level.grad[:, 2])
+        assert level.grad[:, 1].abs().min() > 0
+
+
+def test_a_pasted_organ_that_was_not_annotated_is_background():
+    logits, target = one_sample([0.2, 0.5, 0.3], 1)
+    annotated = torch.tensor([[True, False, True]])
+    terms = segmentation_loss(logits, target, annotated=annotated)
+    assert float(terms["cross_entropy"]) == pytest.approx(-math.log(0.7) / 2, abs=1e-6)
+    nothing = segmentation_loss(logits, target, annotated=torch.tensor([[True, False, False]]))
+    assert [float(term) for term in nothing.values()] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_where_all_is_annotated_nothing_changes():
+    annotated = torch.ones(FOUR.shape[:2], dtype=torch.bool)
+    for background in (False, True):
+        for name, term in segmentation_loss(FOUR, TRUTH, background=background).items():
+            same = segmentation_loss(FOUR, TRUTH, background=background, annotated=annotated)[name]
+            assert torch.allclose(term, same, rtol=1e-6)

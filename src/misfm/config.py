@@ -120,6 +120,9 @@ class FinetuneSettings(RunSettings):
     """Share of patches centred on a labelled voxel."""
     deep_supervision: bool = True
     """Train on the outputs of all levels."""
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of the cross-entropy: 0 counts all voxels alike (nnU-Net), 1 all classes; 0.5 weights a voxel by one over
+    the root of its class's share."""
     augmentation: AugmentSettings = AugmentSettings()
     """How patches are varied."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5

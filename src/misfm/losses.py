@@ -10,9 +10,18 @@ from torch import Tensor
 
 IGNORE = -1
 """Class of voxels that count in no loss and no score."""
+MAX_WEIGHT = 10.0
+"""Of a voxel of a rare class: a few voxels at the edge of a patch must not outweigh the rest of it."""
 
 
-def soft_dice_loss(logits: Tensor, target: Tensor, *, background: bool, smooth: float = 1e-5) -> Tensor:
+def soft_dice_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    background: bool,
+    smooth: float = 1e-5,
+    counted: Tensor | None = None,
+) -> Tensor:
     """Return 1 minus the soft Dice coefficient, a scalar in [0, 1].
 
     For class k, Dice_k = (2 sum p_k y_k + s) / (sum p_k + sum y_k + s), with sums over the batch and the
@@ -25,6 +34,7 @@ def soft_dice_loss(logits: Tensor, target: Tensor, *, background: bool, smooth: 
         target: (B, D, H, W) int64, values 0..K-1 or :data:`IGNORE`.
         background: count class 0 as a class.
         smooth: s, avoids 0/0.
+        counted: (K,) bool, the classes the mean is taken over, class 0 as above; None counts all.
     """
     num_classes = logits.shape[1]
     probabilities = logits.float().softmax(1).flatten(2).transpose(0, 1).flatten(1)
@@ -36,13 +46,31 @@ def soft_dice_loss(logits: Tensor, target: Tensor, *, background: bool, smooth: 
     )
     overlap = (probabilities * truth).sum(1)
     dice = (2 * overlap + smooth) / (probabilities.sum(1) + truth.sum(1) + smooth)
-    return 1 - (dice if background or num_classes == 1 else dice[1:]).mean()
+    first = 0 if background or num_classes == 1 else 1
+    if counted is None:
+        return 1 - dice[first:].mean()
+    number = counted[first:].sum().clamp(min=1)
+    return ((1 - dice[first:]) * counted[first:]).sum() / number
 
 
-def cross_entropy_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy in nats over the voxels that are not :data:`IGNORE`; 0 where there are none."""
-    total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
-    return total / (target != IGNORE).sum().clamp(min=1)
+def cross_entropy_loss(logits: Tensor, target: Tensor, *, balance: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats over the voxels that are not :data:`IGNORE`; 0 where there are none.
+
+    Args:
+        logits: (B, K, D, H, W).
+        target: (B, D, H, W) int64, values 0..K-1 or :data:`IGNORE`.
+        balance: 0 counts all voxels alike and 1 all classes; between them, a voxel counts by the share of
+            its class in ``target`` to the power of minus ``balance``, at most :data:`MAX_WEIGHT`.
+    """
+    if balance == 0:
+        total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
+        return total / (target != IGNORE).sum().clamp(min=1)
+    counts = torch.zeros(logits.shape[1], device=target.device)
+    known = target[target != IGNORE]
+    counts.scatter_add_(0, known, torch.ones_like(known, dtype=counts.dtype))
+    weights = (len(known) / counts.clamp(min=1)).pow(balance).clamp(max=MAX_WEIGHT)
+    total = F.cross_entropy(logits.float(), target, weights, ignore_index=IGNORE, reduction="sum")
+    return total / (weights * counts).sum().clamp(min=1)
 
 
 def deep_supervision_weights(num_outputs: int) -> list[float]:
@@ -51,8 +79,35 @@ def deep_supervision_weights(num_outputs: int) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
+def merge_unannotated(logits: Tensor, target: Tensor, annotated: Tensor) -> tuple[Tensor, Tensor]:
+    """Count classes that were not annotated as background: the marginal loss of Shi et al. 2021 (2007.03868).
+
+    What lies in such a class was drawn as background, so the probability of background is the sum of theirs:
+    its logit becomes the ``logsumexp`` of all of them, and their own become minus infinity.
+
+    Args:
+        logits: (B, K, D, H, W).
+        target: (B, D, H, W) int64, values 0..K-1 or :data:`IGNORE`.
+        annotated: (B, K) bool, the classes annotated in each sample; always true for class 0.
+
+    Returns:
+        Logits (B, K, D, H, W) float32 and target, in which no such class occurs.
+    """
+    mask = annotated[:, :, None, None, None]
+    logits = logits.float()
+    alone = logits.masked_fill(~mask, -torch.inf)
+    rest = torch.cat([logits[:, :1], logits[:, 1:].masked_fill(mask[:, 1:], -torch.inf)], 1)
+    known = annotated.gather(1, target.clamp(min=0).flatten(1)).view_as(target)
+    return torch.cat([rest.logsumexp(1, keepdim=True), alone[:, 1:]], 1), target * known
+
+
 def segmentation_loss(
-    outputs: Tensor | Sequence[Tensor], target: Tensor, *, background: bool = False
+    outputs: Tensor | Sequence[Tensor],
+    target: Tensor,
+    *,
+    background: bool = False,
+    balance: float = 0.0,
+    annotated: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Dice and cross-entropy at equal weight, averaged over the outputs of deep supervision.
 
@@ -61,16 +116,22 @@ def segmentation_loss(
             grids by taking the nearest voxel.
         target: (B, D, H, W) int64, values 0..K-1 or :data:`IGNORE`.
         background: count class 0 in the Dice term.
+        balance: of classes in the cross-entropy, see :func:`cross_entropy_loss`.
+        annotated: (B, K) bool, the classes annotated in each sample, see :func:`merge_unannotated`; None
+            stands for all.
 
     Returns:
         ``{"dice_loss": …, "cross_entropy": …}``, scalars already halved, so that their sum is the loss.
     """
     levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    counted = None if annotated is None else annotated.any(0)
     dice = cross_entropy = target.new_zeros((), dtype=torch.float32)
     for weight, logits in zip(deep_supervision_weights(len(levels)), levels, strict=True):
         labels = shrink(target, logits.shape[2:])
-        dice = dice + 0.5 * weight * soft_dice_loss(logits, labels, background=background)
-        cross_entropy = cross_entropy + 0.5 * weight * cross_entropy_loss(logits, labels)
+        if annotated is not None:
+            logits, labels = merge_unannotated(logits, labels, annotated)
+        dice = dice + 0.5 * weight * soft_dice_loss(logits, labels, background=background, counted=counted)
+        cross_entropy = cross_entropy + 0.5 * weight * cross_entropy_loss(logits, labels, balance=balance)
     return {"dice_loss": dice, "cross_entropy": cross_entropy}
 
 

@@ -81,7 +81,9 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     validation = DiceValidation(store, [by_case[name] for name in names["val"]], dataset, settled.patch_size)
     fit(
         model,
-        SegmentationObjective(settled.augmentation, settled.patch_size, records[0].spacing),
+        SegmentationObjective(
+            settled.augmentation, settled.patch_size, records[0].spacing, settled.class_balance
+        ),
         labelled_patches(settled, dataset, store, records),
         settled.training,
         run,
@@ -122,6 +124,10 @@ def labelled_patches(
         seed=settings.seed,
         labelled_share=settings.labelled_share,
         ignore_label=dataset.ignore_label,
+        annotated={
+            name: tuple(label in values for label in range(max(dataset.label_names) + 1))
+            for name, values in dataset.annotated.items()
+        },
     )
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from misfm.data.augment import AugmentSettings, apply_augmentation, sample_augmentation
-from misfm.losses import hard_dice, segmentation_loss
+from misfm.data.patches import LabelledBatch, RawBatch
+from misfm.losses import hard_dice, merge_unannotated, segmentation_loss
 from misfm.models.base import Shape
 from misfm.pretext.base import Placement, PretextBatch, PretextTask
 from misfm.volume import FloatTriple
@@ -23,10 +24,11 @@ class PretextObjective:
     task: PretextTask
     patch_size: Shape
 
-    def prepare(self, batch: tuple[Tensor, ...], generator: Generator) -> PretextBatch:
+    def prepare(self, batch: RawBatch, generator: Generator) -> PretextBatch:
         """Let the task make inputs and targets."""
-        patches, *where = batch
-        placement = Placement(*(tensor.cpu() for tensor in where))
+        patches, valid, origin, spacing, *masks = batch
+        on_cpu = (None if mask is None else mask.cpu() for mask in masks)
+        placement = Placement(valid.cpu(), origin.cpu(), spacing.cpu(), *on_cpu)
         return self.task.prepare(patches, placement, self.patch_size, generator)
 
     def loss(self, outputs: Any, batch: PretextBatch) -> Mapping[str, Tensor]:
@@ -43,6 +45,17 @@ class PretextObjective:
 
 
 @dataclass(frozen=True)
+class SegmentationBatch(PretextBatch):
+    """Augmented patches and their label maps.
+
+    Attributes:
+        annotated: (B, K) bool, which classes were annotated in each sample; None stands for all.
+    """
+
+    annotated: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class SegmentationObjective:
     """Dice and cross-entropy on augmented batches of :class:`misfm.data.patches.LabelledPatches`.
 
@@ -50,27 +63,34 @@ class SegmentationObjective:
         augmentation: how strongly and how often.
         patch_size: voxels along (D, H, W) the network sees: the middle of the raw patches.
         spacing: mm per voxel along (D, H, W).
+        balance: of classes in the cross-entropy, see :func:`misfm.losses.cross_entropy_loss`.
     """
 
     augmentation: AugmentSettings
     patch_size: Shape
     spacing: FloatTriple
+    balance: float = 0.0
 
-    def prepare(self, batch: tuple[Tensor, Tensor], generator: Generator) -> PretextBatch:
+    def prepare(self, batch: LabelledBatch, generator: Generator) -> SegmentationBatch:
         """Augment image and label together."""
-        image, label = batch
+        image, label, *masks = batch
         shape = (*image.shape[:2], *self.patch_size)
         plan = sample_augmentation(shape, self.augmentation, generator, spacing=self.spacing)
-        return PretextBatch(*apply_augmentation(image, label, plan))
+        augmented = apply_augmentation(image, label, plan)
+        return SegmentationBatch(*augmented, annotated=masks[0] if masks else None)
 
     def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
         """Dice over the labels without background, and cross-entropy."""
-        return segmentation_loss(outputs, batch.targets)
+        assert isinstance(batch, SegmentationBatch)
+        return segmentation_loss(outputs, batch.targets, balance=self.balance, annotated=batch.annotated)
 
     def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
         """Mean Dice of the labels in this (augmented, training) batch."""
-        logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-        return {"train_dice": float(torch.nanmean(hard_dice(logits.detach(), batch.targets)[1:]))}
+        assert isinstance(batch, SegmentationBatch)
+        logits, target = outputs if isinstance(outputs, Tensor) else outputs[0], batch.targets
+        if batch.annotated is not None:
+            logits, target = merge_unannotated(logits, target, batch.annotated)
+        return {"train_dice": float(torch.nanmean(hard_dice(logits.detach(), target)[1:]))}
 
     def after_step(self, model: nn.Module) -> None:
         """Nothing follows a step of supervised training."""
