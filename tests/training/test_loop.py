@@ -120,10 +120,11 @@ def same(first, second):
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("last_step", [1, 3, 7])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_run_killed_anywhere_ends_where_the_whole_one_does(
-    run, other_run, optimizer, accumulate, last_step
+    run, other_run, optimizer, accumulate, last_step, ema
 ):
-    settings = training(schedule="sawtooth", optimizer={"name": optimizer}, accumulate=accumulate)
+    settings = training(schedule="sawtooth", optimizer={"name": optimizer}, accumulate=accumulate, ema=ema)
     whole = train(run, settings)
     with pytest.raises(Killed):
         train(other_run, settings, before=kill_at(last_step * accumulate))
@@ -140,6 +141,39 @@ def test_a_finished_run_resumes_to_itself(run):
     again = train(run, settings, model=toy(seed=1), before=kill_at(0))
     assert same(first, again)
     assert run.read_metrics() == rows
+
+
+def test_averaged_weights_are_judged_and_kept_while_the_last_ones_train_on(run, other_run):
+    judged = []
+
+    def judge(model, step):
+        judged.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"score": step}
+
+    plain = train(other_run, training(6, validate_every=6, checkpoint_every=1))
+    expected = {name: value.clone() for name, value in toy().state_dict().items()}
+
+    class Watched(Regression):
+        """Averages by hand, with the formula, one tensor at a time."""
+
+        steps = 0
+
+        def after_step(self, model):
+            decay = min(0.5, (1 + self.steps) / (10 + self.steps))
+            for name, value in model.state_dict().items():
+                expected[name] = decay * expected[name] + (1 - decay) * value
+            self.steps += 1
+
+    settings = training(6, validate_every=3, checkpoint_every=1, ema=0.5)
+    validation = Validation(judge, key="score")
+    kept = fit(toy(), Watched(), Batches(), settings, run, seed=5, validation=validation)
+    for name, value in kept.state_dict().items():
+        assert torch.allclose(value, expected[name], atol=1e-6)
+        assert torch.equal(value, judged[-1][name])
+        assert torch.equal(value, load_checkpoint(run.best).model[name])
+        assert torch.equal(load_checkpoint(run.last).model[name], plain.state_dict()[name])
+        assert torch.equal(load_checkpoint(run.last).average[name], value)
+    assert not same(kept, plain)
 
 
 def test_reading_ahead_in_processes_changes_nothing(run, other_run):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ class Checkpoint:
     optimizer: dict[str, Any]
     best_score: float | None
     best_step: int | None
+    average: dict[str, Any] = field(default_factory=dict)
+    """Moving average of the weights; empty where none is kept, and in the best checkpoint, whose ``model`` it
+    is."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -12,9 +12,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -26,6 +25,7 @@ from misfm.errors import MisfmError
 from misfm.pretext.base import PretextBatch
 from misfm.seeding import derive_seed, generator_for
 from misfm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from misfm.training.ema import WeightAverage
 from misfm.training.logging import MetricsLog, logger
 from misfm.training.memory import keep_freed_memory
 from misfm.training.optim import build_optimizer, set_learning_rate
@@ -86,7 +86,8 @@ class Session:
         objective: what is trained for.
         settings: of the training.
         seed: of the run.
-        state: the checkpoint as of now; its tensors are filled in when it is saved.
+        state: the checkpoint as of now, without tensors that are looked up when it is saved.
+        average: of the weights, or None where the last ones are kept.
     """
 
     fabric: Fabric
@@ -96,6 +97,7 @@ class Session:
     settings: TrainingSettings
     seed: int
     state: Checkpoint
+    average: WeightAverage | None = None
 
 
 def fit(
@@ -120,7 +122,7 @@ def fit(
         validation: judged every ``validate_every`` steps and after the last.
 
     Returns:
-        The trained model on the CPU, in eval mode.
+        The trained model on the CPU, in eval mode, with averaged weights if ``settings.ema`` is on.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after saving; says how to go on.
@@ -137,6 +139,8 @@ def fit(
             saved = stopping or validated or is_due(state.step + 1, settings.checkpoint_every, steps)
             logged = validated or is_due(state.step + 1, settings.log_every, steps)
             report = train_step(session, stream, read=logged or saved)
+            if session.average is not None:
+                session.average.update(state.step)
             state.step += 1
             if logged:
                 samples = report.pop("batch_size") * settings.accumulate * (state.step - first)
@@ -146,7 +150,7 @@ def fit(
                 log.write(state.step, report)
                 began, first = time.perf_counter(), state.step
             if saved:
-                save(session, run.last)
+                save_checkpoint(run.last, snapshot(session))
             if stopping and state.step < steps:
                 raise Interrupted(
                     f"Stopped after step {state.step}; the state is saved in {run.path}: run the same "
@@ -154,6 +158,8 @@ def fit(
                 )
     if validation is not None and state.best_step is not None:
         logger.info("best %s %.4g after step %d", validation.key, state.best_score, state.best_step)
+    if session.average is not None:
+        session.average.swap()
     return model.cpu().eval()
 
 
@@ -172,7 +178,10 @@ def begin_session(
     wrapped, optimizer = fabric.setup(model.train(), optimizer)
     if state.step:
         optimizer.load_state_dict(state.optimizer)
-    return Session(fabric, wrapped, optimizer, objective, settings, seed, state)
+    average = WeightAverage(model, settings.ema) if settings.ema else None
+    if average is not None and state.step:
+        average.restore(state.average)
+    return Session(fabric, wrapped, optimizer, objective, settings, seed, state, average)
 
 
 def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[str, float]:
@@ -225,16 +234,17 @@ def clip_gradients(session: Session) -> Callable[[], float]:
 
 
 def validate(session: Session, validation: Validation, run: RunFolder) -> Mapping[str, float]:
-    """Judge the model, and keep the checkpoint if it is the best so far."""
+    """Judge the model, with averaged weights if there are any, and keep it if it is the best so far."""
     session.model.eval()
-    with torch.inference_mode():
-        numbers = validation.run(session.model, session.state.step)
+    with session.average.applied() if session.average is not None else nullcontext():
+        with torch.inference_mode():
+            numbers = validation.run(session.model, session.state.step)
+        score, best = numbers[validation.key], session.state.best_score
+        is_better = best is None or (score < best if validation.lower_is_better else score > best)
+        if is_better and not math.isnan(score):
+            session.state.best_score, session.state.best_step = score, session.state.step
+            save_checkpoint(run.best, replace(snapshot(session), average={}))
     session.model.train()
-    score, best = numbers[validation.key], session.state.best_score
-    is_better = best is None or (score < best if validation.lower_is_better else score > best)
-    if is_better and not math.isnan(score):
-        session.state.best_score, session.state.best_step = score, session.state.step
-        save(session, run.best)
     return numbers
 
 
@@ -247,11 +257,14 @@ def out_of_patience(state: Checkpoint, validation: Validation | None, settings: 
     return state.step - state.best_step >= validation.patience * settings.validate_every
 
 
-def save(session: Session, path: Path) -> None:
-    """Write the present state of the run."""
-    session.state.model = session.model.state_dict()
-    session.state.optimizer = session.optimizer.state_dict()
-    save_checkpoint(path, session.state)
+def snapshot(session: Session) -> Checkpoint:
+    """Return the present state of the run."""
+    return replace(
+        session.state,
+        model=session.model.state_dict(),
+        optimizer=session.optimizer.state_dict(),
+        average=session.average.values if session.average is not None else {},
+    )
 
 
 def batch_stream(batches: Dataset[Any], first: int, settings: TrainingSettings) -> Iterator[Any]:

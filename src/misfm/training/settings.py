@@ -24,6 +24,9 @@ class TrainingSettings(Settings):
     """Optimiser and its numbers."""
     schedule: ScheduleSettings = ScheduleSettings()
     """Learning rate over the run."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the moving average of the weights that is validated and kept, such as 0.99; 0 keeps the last
+    weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the device computes in it natively, else float32."""
     num_workers: Annotated[int, Field(ge=0)] = 0
