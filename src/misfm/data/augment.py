@@ -1,7 +1,8 @@
 """Augmentation that keeps labels true: one random half that draws a plan, one pure half that applies it.
 
-Kinds and probabilities follow nnU-Net (Isensee et al. 2021, supplementary note 4). Rotation and scaling act
-in millimetres, in one resampling; intensities follow in :mod:`misfm.intensities`.
+Kinds and probabilities follow nnU-Net (Isensee et al. 2021, supplementary note 4). Rotation, scaling and
+elastic deformation act in millimetres, in one resampling; intensities follow in :mod:`misfm.intensities`, and
+mixing of samples, which comes before, is in :mod:`misfm.data.carvemix`.
 """
 
 from __future__ import annotations
@@ -17,18 +18,21 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from misfm.data.elastic import UNFOLDED, displacement_field, num_control_points
 from misfm.intensities import (
     IntensityPlan,
     IntensitySettings,
     Probability,
     Range,
     apply_intensities,
+    draw_sometimes,
     sample_intensities,
     sample_resolution,
 )
 from misfm.volume import FloatTriple, Triple
 
 AxisName = Literal["D", "H", "W"]
+Strength = Annotated[float, Field(gt=0, le=UNFOLDED)]
 
 ANISOTROPIC = 3.0
 """Ratio of the largest to the smallest spacing above which slices are rotated in their own plane only."""
@@ -48,6 +52,18 @@ class AugmentSettings(IntensitySettings):
         default=15.0, description="Largest rotation about each of (D, H, W), degrees. Default 15."
     )
     scale: Range = Field(default=(0.85, 1.2), description="Magnification, ratio. Default 0.85 to 1.2.")
+    p_elastic: Probability = Field(default=0.0, description="Share of patches bent elastically. Default 0.")
+    elastic: tuple[Strength, Strength] = Field(
+        default=(0.1, UNFOLDED),
+        description="Largest move of a control point along an axis over the distance between them, at most "
+        "0.4: nothing is folded. Default 0.1 to 0.4.",
+    )
+    elastic_distance: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.35, description="mm between control points over the patch's longest side. Default 0.35."
+    )
+    p_carvemix: Probability = Field(
+        default=0.0, description="Share of samples that receive an organ of another (CarveMix). Default 0."
+    )
     flip_axes: tuple[AxisName, ...] = Field(
         default=(),
         description="Axes mirrored with probability 0.5 each. Default none: W is the midline axis, where "
@@ -63,12 +79,17 @@ class AugmentationPlan(IntensityPlan):
         size: voxels of the result along (D, H, W).
         spacing: mm per voxel along (D, H, W), or any multiple of it.
         matrix: (B, 3, 3) float32, millimetres from the centre of the result to millimetres in the source.
+        displacements: (B, d, h, w, 3) float32 mm in the source, of the control points of an elastic
+            deformation; 0 for none.
+        distance: mm between control points.
         flips: (B, 3) bool, mirror along (D, H, W).
     """
 
     size: Triple
     spacing: FloatTriple
     matrix: Tensor
+    displacements: Tensor
+    distance: float
     flips: Tensor
 
 
@@ -112,10 +133,17 @@ def sample_augmentation(
     flips = torch.rand(batch, 3, generator=generator) < 0.5
     resolution = torch.where(coarse, 1.0, resolution)
     intensities = sample_intensities(batch, settings, generator, resolution=resolution)
+    longest = max(side * step for side, step in zip((d, h, w), spacing, strict=True))
+    distance = settings.elastic_distance * longest
+    points = num_control_points((d, h, w), spacing, distance)
+    strength = draw_sometimes(batch, settings.p_elastic, settings.elastic, 0.0, generator)
+    moves = uniform((-distance, distance), *points, 3) * strength.view(-1, 1, 1, 1, 1) * ~coarse
     return AugmentationPlan(
         size=(d, h, w),
         spacing=spacing,
         matrix=rotation(angles) / scale[:, None, None],
+        displacements=moves,
+        distance=distance,
         flips=flips & torch.tensor([axis in settings.flip_axes for axis in ("D", "H", "W")]),
         **vars(intensities),
     )
@@ -151,9 +179,10 @@ def rotation(angles: Tensor) -> Tensor:
 
 
 def _transform(image: Tensor, label: Tensor, plan: AugmentationPlan) -> tuple[Tensor, Tensor]:
-    """Rotate, scale and mirror into fresh tensors of ``plan.size``."""
+    """Rotate, scale, bend and mirror into fresh tensors of ``plan.size``."""
     device, source = image.device, image.shape[2:]
-    moved = (plan.matrix != torch.eye(3)).flatten(1).any(1).nonzero()[:, 0]
+    bent = plan.displacements.flatten(1).any(1)
+    moved = ((plan.matrix != torch.eye(3)).flatten(1).any(1) | bent).nonzero()[:, 0]
     centre = tuple(slice((a - b) // 2, (a - b) // 2 + b) for a, b in zip(source, plan.size, strict=True))
     new_image, new_label = image[:, :, *centre].clone(), label[:, *centre].clone()
     if len(moved):
@@ -161,8 +190,12 @@ def _transform(image: Tensor, label: Tensor, plan: AugmentationPlan) -> tuple[Te
         half = torch.tensor(plan.spacing) / 2
         to_mm, from_mm = torch.tensor(plan.size) * half, 1 / (torch.tensor(source) * half)
         theta = (from_mm[:, None] * plan.matrix[moved] * to_mm).flip(1, 2)
-        theta, moved = F.pad(theta, (0, 1)).to(image), moved.to(device)
+        theta = F.pad(theta, (0, 1)).to(image)
         grid = F.affine_grid(theta, [len(moved), 1, *plan.size], align_corners=False)
+        if bent.any():
+            points = (plan.displacements[moved] * from_mm).flip(4).to(image)
+            grid = grid + displacement_field(points, plan.size, plan.spacing, plan.distance)
+        moved = moved.to(device)
         old = image[moved]
         lowest = old.amin((2, 3, 4), keepdim=True)
         new_image[moved] = F.grid_sample(old - lowest, grid, align_corners=False) + lowest

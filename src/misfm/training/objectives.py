@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from misfm.data.augment import AugmentSettings, apply_augmentation, sample_augmentation
+from misfm.data.carvemix import apply_carvemix, sample_carvemix
 from misfm.data.patches import LabelledBatch, RawBatch
 from misfm.losses import hard_dice, merge_unannotated, segmentation_loss
 from misfm.models.base import Shape
@@ -72,12 +73,18 @@ class SegmentationObjective:
     balance: float = 0.0
 
     def prepare(self, batch: LabelledBatch, generator: Generator) -> SegmentationBatch:
-        """Augment image and label together."""
+        """Mix samples, then augment image and label together.
+
+        In a mixed sample, a class is annotated that was in both.
+        """
         image, label, *masks = batch
         shape = (*image.shape[:2], *self.patch_size)
         plan = sample_augmentation(shape, self.augmentation, generator, spacing=self.spacing)
+        mix = sample_carvemix(len(image), self.augmentation.p_carvemix, generator)
+        image, label = apply_carvemix(image, label, mix, self.spacing)
         augmented = apply_augmentation(image, label, plan)
-        return SegmentationBatch(*augmented, annotated=masks[0] if masks else None)
+        annotated = masks[0] & masks[0][mix.donor.to(image.device)] if masks else None
+        return SegmentationBatch(*augmented, annotated=annotated)
 
     def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
         """Dice over the labels without background, and cross-entropy."""

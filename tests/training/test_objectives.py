@@ -1,0 +1,34 @@
+"""What is trained for: batches of labelled patches, mixed and augmented."""
+
+import torch
+
+from misfm.data.augment import AugmentSettings
+from misfm.training.objectives import SegmentationObjective
+
+OFF = {
+    f"p_{name}": 0.0
+    for name in ("spatial", "noise", "blur", "low_resolution", "brightness", "contrast", "gamma")
+}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def segmentation(**augmentation):
+    return SegmentationObjective(AugmentSettings(**{**OFF, **augmentation}), (8, 8, 8), (1.0, 1.0, 1.0))
+
+
+def test_carvemix_mixes_samples_and_what_was_annotated_in_them():
+    label = torch.zeros(2, 8, 8, 8, dtype=torch.int64)
+    label[0, 2:6, 2:6, 2:6], label[1, 1:4, 1:7, 5:] = 1, 2
+    annotated = torch.tensor([[True, True, False], [True, True, True]])
+    image = torch.rand(2, 1, 8, 8, 8, generator=seeded()) + label[:, None]
+    plain = segmentation().prepare((image, label, annotated), seeded())
+    assert torch.equal(plain.inputs, image)
+    assert torch.equal(plain.annotated, annotated)
+    mixed = segmentation(p_carvemix=1.0).prepare((image, label, annotated), seeded())
+    assert not torch.equal(mixed.targets, label)
+    assert torch.equal(mixed.inputs[:, 0].floor().long(), mixed.targets)
+    assert mixed.annotated.tolist() == [[True, True, False], [True, True, False]]
+    assert segmentation(p_carvemix=1.0).prepare((image, label), seeded()).annotated is None
