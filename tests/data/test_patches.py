@@ -88,6 +88,20 @@ def test_labelled_batches_have_the_documented_axes(store):
     assert (label.shape, label.dtype) == ((2, 8, 8, 8), torch.int64)
 
 
+def test_batches_tell_which_classes_were_annotated(store):
+    records = store.records()
+    names = [record.case for record in records]
+    partial = labelled(store, batch_size=len(records), annotated={names[0]: (True, False, True)})
+    image, label, annotated = partial[0]
+    assert annotated.shape == (len(records), 3)
+    assert annotated.dtype == torch.bool
+    assert sorted(row.tolist() for row in annotated) == [[True, False, True], *[[True] * 3] * (len(names) - 1)]
+    for column, same in zip(labelled(store, batch_size=len(records))[0], (image, label), strict=True):
+        assert torch.equal(column, same)
+    complete = labelled(store, annotated={names[0]: (True, True, True)})
+    assert [len(complete[index]) for index in range(4)] == [2] * 4
+
+
 def test_image_and_label_are_of_one_place(store):
     (record,) = [record for record in store.records() if record.case == "a"]
     image = RULE.apply(torch.from_numpy(store.read(record).data.astype(np.float32)))

@@ -39,12 +39,12 @@ def parse_annotated(
         raise DataError(f'{path} must give {ANNOTATED_KEY} as {{"CASE": ["label", ...]}}; correct it.')
     for case, names in listed.items():
         for name in names:
-            if name not in labels:
+            if str(name) not in labels:
                 raise DataError(
                     f"{path} lists '{name}' as annotated in case {case}, which is no label; "
                     f"{closest(str(name), list(labels))}"
                 )
-    return {case: frozenset({0, *(labels[name] for name in names)}) for case, names in listed.items()}
+    return {case: frozenset({0, *(labels[str(name)] for name in names)}) for case, names in listed.items()}
 
 
 def parse_subjects(content: Mapping[str, Any], path: Path) -> dict[str, str]:

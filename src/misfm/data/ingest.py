@@ -14,7 +14,7 @@ import numpy as np
 from misfm.data.dataset import Case, Dataset
 from misfm.data.intensity import IntensityRule, Kind, detect, fit, parse_intensity
 from misfm.data.preprocess import canonical, content_box, resample
-from misfm.data.record import Entry, IngestSettings, Origin, fingerprint, make_entry
+from misfm.data.record import Entry, IngestSettings, Origin, anonymise, fingerprint, make_entry
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.store import Store
 from misfm.errors import DataError, MisfmError
@@ -146,6 +146,8 @@ def ingest_dataset(
             )
         source = str(case.image_paths[0].absolute())
         stamps = [ScanSource(path, case.name).stamp for path in (*case.image_paths, case.label_path)]
+        if case.name in dataset.annotated:  # read again when the list changes, to be checked against it
+            stamps.append(f"labels {sorted(dataset.annotated[case.name])}")
         outcome: Outcome = "skipped"
         if not store.is_known(source, "; ".join(stamps)):
             image, label = dataset.read_case(case)
@@ -164,6 +166,7 @@ def prepare(
     label: Volume | None,
     rules: Sequence[IntensityRule],
     settings: IngestSettings,
+    anonymised: Volume | None = None,
 ) -> Entry:
     """Turn a scan as read into an entry of a store.
 
@@ -173,6 +176,10 @@ def prepare(
         label: (1, D, H, W) on the same grid, or None; cropping never removes a labelled voxel.
         rules: one for each channel.
         settings: those of the store.
+        anonymised: (1, D, H, W) uint8 on the same grid, 1 where voxels were removed, or None.
+
+    Raises:
+        DataError: nothing of the patient is left.
     """
     kind = rules[0].kind
     image = canonical(image)
@@ -185,12 +192,15 @@ def prepare(
         label = canonical(label)
         box = _around_labels(box, label)
         label = resample(label.crop(box), settings.spacing, label=True)
+    if anonymised is not None:
+        anonymised = resample(canonical(anonymised).crop(box), settings.spacing, label=True)
     is_whole = image.data.dtype.kind in "iu"
     image = resample(image.crop(box), settings.spacing)
     if is_whole and all(rule.kind == "ct" for rule in rules):
         # One HU is far below the noise of any CT, and int16 halves the store.
         image = image.with_data(np.rint(image.data).astype(np.int16))
-    return make_entry(origin, image, label, kind, normalisation, settings)
+    entry = make_entry(origin, image, label, kind, normalisation, settings)
+    return entry if anonymised is None else anonymise(entry, anonymised)
 
 
 def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | str:
@@ -201,7 +211,7 @@ def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | str:
         kind: Kind = scan.kind or detect(volume, scan.modality)
         rule = parse_intensity(settings.intensity) or IntensityRule(kind=kind)
         origin = Origin(scan.case, str(scan.path), fingerprint(volume))
-        return prepare(origin, volume, None, [rule], settings)
+        return prepare(origin, volume, None, [rule], settings, scan.read_anonymised(volume))
     except MisfmError as error:
         return str(error)
     except MemoryError:

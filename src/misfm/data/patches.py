@@ -6,8 +6,9 @@ large enough; elsewhere they reach over its border and are padded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -25,14 +26,21 @@ IGNORED_CLASS = -1
 """Class of voxels that were not annotated (the ``ignore`` label of nnU-Net datasets)."""
 
 
+RawBatch = tuple[Tensor, Tensor, Tensor, Tensor, *tuple[Tensor | None, ...]]
+"""See :class:`UnlabelledPatches`."""
+LabelledBatch = tuple[Tensor, Tensor, *tuple[Tensor, ...]]
+"""See :class:`LabelledPatches`."""
+
+
 @dataclass(frozen=True)
-class UnlabelledPatches(Dataset[tuple[Tensor, ...]]):
+class UnlabelledPatches(Dataset[RawBatch]):
     """Batches for pretraining.
 
-    ``self[i]`` is ``(patches, valid, origin, spacing)``: (B, N, C, D, H, W) float32 normalised intensities;
+    ``self[i]`` is ``(patches, valid, origin, spacing, …)``: (B, N, C, D, H, W) float32 normalised intensities;
     (B, N, 2, 3) int64, the first voxel and the first voxel behind of what lies inside the volume; (B, N, 3)
     float32 mm along (D, H, W) from the volume's first voxel to the patch's; (B, N, 3) float32 mm per voxel.
-    With ``labelled`` follows (B, N, D, H, W) int64, the label maps of volumes that have them.
+    With ``labelled`` follows (B, N, D, H, W) int64, the label maps of volumes that have them, and if any of the
+    volumes was anonymised, (B, N, D, H, W) bool, what was removed, behind the label maps or None.
 
     Attributes:
         store: where the volumes are.
@@ -52,9 +60,14 @@ class UnlabelledPatches(Dataset[tuple[Tensor, ...]]):
     seed: int
     labelled: bool = False
 
-    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+    @cached_property
+    def anonymised(self) -> bool:
+        """Whether any of the volumes was."""
+        return any(record.anonymised for record in self.records)
+
+    def __getitem__(self, index: int) -> RawBatch:
         generator = generator_for(self.seed, "patches", index)
-        patches, valid, starts, spacings, labels = [], [], [], [], []
+        patches, valid, starts, spacings, labels, hidden = [], [], [], [], [], []
         for record in draw_records(self.records, self.batch_size, generator):
             for _ in range(self.num_patches):
                 box = draw_box(self.store.anchors(record), record.shape, self.patch_size, generator)
@@ -66,20 +79,26 @@ class UnlabelledPatches(Dataset[tuple[Tensor, ...]]):
                 if self.labelled:
                     classes, _ = self.store.read_label_patch(record, box)
                     labels.append(torch.from_numpy(classes[0].astype(np.int64)))
-        spacing = torch.stack(spacings)
-        columns = [torch.stack(patches), torch.stack(valid), torch.stack(starts) * spacing, spacing]
-        if self.labelled:
-            columns.append(torch.stack(labels))
-        shape = (self.batch_size, self.num_patches)
-        return tuple(column.reshape(*shape, *column.shape[1:]) for column in columns)
+                if self.anonymised:
+                    hidden.append(torch.from_numpy(self.store.read_anonymised_patch(record, box)))
+
+        def batched(rows: list[Tensor]) -> Tensor:
+            return torch.stack(rows).reshape(self.batch_size, self.num_patches, *rows[0].shape)
+
+        spacing = batched(spacings)
+        raw = (batched(patches), batched(valid), batched(starts) * spacing, spacing)
+        if not self.anonymised:
+            return (*raw, batched(labels)) if self.labelled else raw
+        return (*raw, batched(labels) if self.labelled else None, batched(hidden))
 
 
 @dataclass(frozen=True)
-class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
+class LabelledPatches(Dataset[LabelledBatch]):
     """Batches for fine-tuning.
 
-    ``self[i]`` is ``(image, label)``: (B, C, D, H, W) float32 and (B, D, H, W) int64, in which voxels that
-    were not annotated are :data:`IGNORED_CLASS`.
+    ``self[i]`` is ``(image, label, …)``: (B, C, D, H, W) float32 and (B, D, H, W) int64, in which voxels that
+    were not annotated are :data:`IGNORED_CLASS`. If some class was not annotated in some case of the batch
+    follows (B, K) bool, which classes were annotated in each.
 
     Attributes:
         store: where the labelled volumes are.
@@ -91,6 +110,7 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
         labelled_share: share of patches centred on a labelled voxel. The label is drawn first, uniformly from
             those of the case, so that a small organ is seen as often as a large one.
         ignore_label: value in the label maps that stands for "not annotated", if any.
+        annotated: K bools for each case, by its name, in which not all classes were annotated.
     """
 
     store: Store
@@ -101,11 +121,13 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
     seed: int
     labelled_share: float = 0.6
     ignore_label: int | None = None
+    annotated: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> LabelledBatch:
         generator = generator_for(self.seed, "patches", index)
         images, labels = [], []
-        for record in draw_records(self.records, self.batch_size, generator):
+        records = draw_records(self.records, self.batch_size, generator)
+        for record in records:
             inner = draw_box(self._anchors(record, generator), record.shape, self.patch_size, generator)
             box = grow(inner, self.margin)
             voxels, _ = self.store.read_patch(record, box)
@@ -115,7 +137,12 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
                 label[label == self.ignore_label] = IGNORED_CLASS
             images.append(torch.from_numpy(normalise(record.normalisation, voxels)))
             labels.append(label)
-        return torch.stack(images), torch.stack(labels)
+        batch = torch.stack(images), torch.stack(labels)
+        rows = [self.annotated.get(record.case, ()) for record in records]
+        if all(map(all, rows)):
+            return batch
+        number = max(map(len, rows))
+        return (*batch, torch.tensor([row or (True,) * number for row in rows]))
 
     def _anchors(self, record: Record, generator: Generator) -> NDArray[np.int16]:
         by_label = self.store.label_anchors(record)
@@ -126,7 +153,12 @@ class LabelledPatches(Dataset[tuple[Tensor, Tensor]]):
 
 
 def padding_notice(records: Sequence[Record], patch_size: Triple) -> str | None:
-    """Say in a sentence which volumes are smaller than a patch; None where none is."""
+    """Say in a sentence which volumes are smaller than what is read of them for a patch; None where none is.
+
+    Args:
+        records: the volumes.
+        patch_size: voxels along (D, H, W) that are read.
+    """
     small = [
         record
         for record in records
@@ -136,8 +168,8 @@ def padding_notice(records: Sequence[Record], patch_size: Triple) -> str | None:
         return None
     first = small[0]
     return (
-        f"{len(small)} of {len(records)} volumes are smaller than the patch {patch_size}, such as "
-        f"{first.case} with {first.shape} voxels: their patches are padded."
+        f"{len(small)} of {len(records)} volumes are smaller than the {patch_size} voxels read for a patch, "
+        f"such as {first.case} with {first.shape}: what is read of them is padded."
     )
 
 
