@@ -5,16 +5,31 @@ import torch
 
 from misfm.models import create
 from misfm.seeding import generator_for
-from misfm.training.optim import OptimizerSettings, build_optimizer, is_encoder, set_learning_rate
+from misfm.training.optim import (
+    OptimizerSettings,
+    build_optimizer,
+    encoder_levels,
+    is_encoder,
+    set_learning_rate,
+)
 from misfm.training.schedules import LearningRateScale
 
 NAMES = pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 
 
+OPTIONS = {
+    "unet": {"channels": (4, 8)},
+    "pctnet": {"channels": (4, 4, 4, 8, 8), "num_heads": (2, 2, 2)},
+    "fmunet": {"channels": (4, 4, 4, 4, 8)},
+    "resenc": {"channels": (4, 8, 8), "blocks": (1, 1, 1)},
+    "primus": {"embed_dim": 24, "depth": 3, "num_heads": 2},
+}
+
+
 def tiny(network="unet"):
     torch.manual_seed(0)
-    options = {"unet": {"channels": (4, 8)}, "pctnet": {"channels": (4, 4, 4, 8, 8), "num_heads": (2, 2, 2)}}
-    return create(network, num_classes=3, patch_size=(16, 16, 16), **options[network])
+    size = (16, 16, 32 if network == "fmunet" else 16)
+    return create(network, num_classes=3, patch_size=size, **OPTIONS[network])
 
 
 def groups_of(model, optimizer):
@@ -64,6 +79,42 @@ def test_an_encoder_at_rate_0_stays_bit_for_bit_what_it_was(name):
             assert torch.equal(value, before[key]), key
         elif value.ndim > 1:
             assert not torch.equal(value, before[key]), key
+
+
+STEMS = {"unet": "stem", "pctnet": "project", "fmunet": "project", "resenc": "stem", "primus": "stem"}
+
+
+@pytest.mark.parametrize("network", list(OPTIONS))
+def test_rates_of_the_encoder_fall_towards_the_input(network):
+    model = tiny(network)
+    optimizer = build_optimizer(model, OptimizerSettings(name="adamw", layer_decay=0.5))
+    set_learning_rate(optimizer, 1.0, LearningRateScale(encoder=1.0, decoder=1.0))
+    rates = {
+        parameter.removeprefix("backbone."): group["lr"]
+        for group, names in groups_of(model, optimizer)
+        for parameter in names
+    }
+    inside = {name: rate for name, rate in rates.items() if name.startswith("encoder.")}
+    depth = len(set(inside.values()))
+    assert sorted(set(inside.values())) == [0.5**power for power in range(depth, 0, -1)]
+    assert {rate for name, rate in rates.items() if name not in inside} == {1.0}
+    assert inside[f"encoder.{STEMS[network]}{'.conv' * (network == 'resenc')}.weight"] == 0.5**depth
+    # In order of definition a branch never falls back: from the stem to the deepest level rates only rise.
+    branches = {}
+    for name, rate in inside.items():
+        branches.setdefault("downs" if ".downs." in name else "", []).append(rate)
+    assert all(branch == sorted(branch) for branch in branches.values())
+    # The sawtooth freezes all of the encoder alike.
+    set_learning_rate(optimizer, 1.0, LearningRateScale(encoder=0.0, decoder=0.5))
+    assert {group["lr"] for group in optimizer.param_groups if group["in_encoder"]} == {0.0}
+    assert {group["lr"] for group in optimizer.param_groups if not group["in_encoder"]} == {0.5}
+
+
+def test_levels_by_their_names():
+    names = ["pos_embed", "stem.conv.weight", "blocks.0.mlp.1.weight", "blocks.1.norm.weight", "norm.weight"]
+    levels = encoder_levels([f"backbone.encoder.{name}" for name in names])
+    assert list(levels.values()) == [0, 0, 1, 2, 2]
+    assert list(encoder_levels(["backbone.encoder.weight"]).values()) == [0]
 
 
 def test_numbers_reach_the_optimiser():

@@ -1,8 +1,10 @@
-"""Optimisers, with one group of parameters for the encoder and one for everything else."""
+"""Optimisers, with groups of parameters for the encoder, level by level if asked for, and for the rest."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -29,21 +31,38 @@ class OptimizerSettings(Settings):
     """Momentum of sgd, Nesterov's where it is above 0."""
     clip_norm: Annotated[float, Field(ge=0)] = 12.0
     """Largest norm of all gradients together (nnU-Net 12, Primus 1); 0 does not clip."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the rate from each level of the encoder to the next towards the input; the decoder has the
+    full rate, the deepest level this share of it, the stem the least. 1 gives all the same."""
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Return an optimiser with the groups [encoder, rest]; biases and norms are not decayed."""
-    groups = []
-    for in_encoder in (True, False):
-        for decayed in (True, False):
-            parameters = [
-                parameter
-                for name, parameter in model.named_parameters()
-                if is_encoder(name) == in_encoder and (parameter.ndim > 1) == decayed
-            ]
-            weight_decay = settings.weight_decay if decayed else 0.0
-            groups.append({"params": parameters, "weight_decay": weight_decay, "in_encoder": in_encoder})
-    groups = [group for group in groups if group["params"]]
+    """Return an optimiser with groups of the encoder (one a level if they decay) and of the rest.
+
+    Biases and norms are in groups of their own and not decayed.
+    """
+    levels = encoder_levels([name for name, _ in model.named_parameters() if is_encoder(name)])
+    depth = 1 + max(levels.values(), default=0)
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        rate = settings.layer_decay ** (depth - levels[name]) if name in levels else 1.0
+        groups.setdefault((name in levels, rate, parameter.ndim > 1), []).append(parameter)
+    return optimizer_of(
+        [
+            {
+                "params": parameters,
+                "weight_decay": settings.weight_decay if decayed else 0.0,
+                "in_encoder": in_encoder,
+                "rate": rate,
+            }
+            for (in_encoder, rate, decayed), parameters in groups.items()
+        ],
+        settings,
+    )
+
+
+def optimizer_of(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """Return the optimiser that the settings name."""
     if settings.name == "sgd":
         nesterov = settings.momentum > 0
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
@@ -54,9 +73,25 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
 def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, scale: LearningRateScale) -> None:
     """Give each group its share of the peak rate."""
     for group in optimizer.param_groups:
-        group["lr"] = peak * (scale.encoder if group["in_encoder"] else scale.decoder)
+        group["lr"] = peak * group["rate"] * (scale.encoder if group["in_encoder"] else scale.decoder)
 
 
 def is_encoder(parameter_name: str) -> bool:
     """Whether a parameter belongs to the encoder of a model made of backbone and head."""
     return "backbone.encoder." in f".{parameter_name}"
+
+
+def encoder_levels(names: Sequence[str]) -> dict[str, int]:
+    """Return how deep each parameter of an encoder lies, from 0 at the stem, by names in order of definition.
+
+    The first number in a name behind ``encoder.`` is that of its level: ``levels.2`` and ``down2`` lie at 3.
+    Parameters without a number belong to the stem where they come before all numbered ones, and else to the
+    deepest level, as a last norm does.
+    """
+    numbers = [re.search(r"\d+", name.partition("backbone.encoder.")[2]) for name in names]
+    found = [None if number is None else 1 + int(number[0]) for number in numbers]
+    deepest, levels, is_stem = max((level for level in found if level is not None), default=0), {}, True
+    for name, level in zip(names, found, strict=True):
+        is_stem = is_stem and level is None
+        levels[name] = level if level is not None else (0 if is_stem else deepest)
+    return levels
