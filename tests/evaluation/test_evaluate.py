@@ -113,6 +113,22 @@ def test_the_ignore_label_of_a_dataset_is_honoured(folders):
     assert result["mean"]["all"]["dice"] == 1
 
 
+def test_labels_that_were_not_annotated_in_a_case_count_nowhere(folders):
+    predictions, references = folders
+    save(references, "b", (blocks() == 1).astype(np.uint8))
+    save(predictions, "b", blocks())  # label 2 is right, for all we know
+    content = {"labels": {"background": 0, "liver": 1, "spleen": 2}, "annotated_labels": {"b": ["liver"]}}
+    (references.parent / "dataset.json").write_text(json.dumps(content))
+    result = evaluate_folders(predictions, references)
+    assert result["cases"]["b"]["spleen"] is None
+    assert result["mean"]["spleen"]["dice"] == result["mean"]["all"]["dice"] == 1
+    assert result["counts"]["spleen"] == {"scored": 1, "absent_in_both": 0, "infinite_distances": 0}
+
+    save(references, "b", blocks())
+    with pytest.raises(DataError, match=r"b.nii.gz holds the label 'spleen'.* annotated_labels of b"):
+        evaluate_folders(predictions, references)
+
+
 def test_cases_in_one_folder_only_are_listed(folders):
     predictions, references = folders
     save(predictions, "extra", blocks())

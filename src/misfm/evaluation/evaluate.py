@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,15 @@ import numpy as np
 from misfm.data.readers import FILE_SUFFIXES
 from misfm.errors import DataError
 from misfm.evaluation.case import LabelScores, evaluate_case
-from misfm.evaluation.labels import LabelNames, find_label_names, present_labels, read_label_map
+from misfm.evaluation.labels import (
+    LabelNames,
+    annotated_labels,
+    find_label_names,
+    present_labels,
+    read_label_map,
+)
 from misfm.evaluation.metrics import voxel_diagonal
-from misfm.evaluation.summary import summarise
+from misfm.evaluation.summary import as_result
 
 Progress = Callable[[int, int], None]
 """Called with the number of cases done and their total."""
@@ -39,14 +45,15 @@ def evaluate_folders(
 
     Returns:
         ``cases[case][label]`` with ``dice``, ``hd95_mm``, ``assd_mm`` and ``surface_dice`` (``None`` where
-        infinite), or ``None`` for a label absent in both; ``mean``, ``interval95`` and ``counts`` by label
-        and for ``"all"`` (see `summarise`); ``tolerance_mm`` by case; ``missing``: cases that only one of
-        the folders has. Labels go by name where ``labels`` or a ``dataset.json`` in the references folder or
-        beside it tells the names, otherwise by their value as a string.
+        infinite), or ``None`` for a label absent in both or, by ``dataset.json``, not annotated; ``mean``,
+        ``interval95`` and ``counts`` by label and for ``"all"`` (see `summarise`); ``tolerance_mm`` by case;
+        ``missing``: cases that only one of the folders has. Labels go by name where ``labels`` or a
+        ``dataset.json`` in the references folder or beside it tells the names, otherwise by their value.
 
     Raises:
         DataError: a folder is missing or empty, no case is in both, a file cannot be read, is no label map,
-            holds a label ``dataset.json`` does not know, or lies on another grid than its reference.
+            holds a label ``dataset.json`` does not know or lists as not annotated, or lies on another grid
+            than its reference.
     """
     if tolerance_mm is not None and not 0 <= tolerance_mm < np.inf:
         raise DataError(f"The surface Dice needs a tolerance of 0 mm or more, got {tolerance_mm}.")
@@ -68,10 +75,9 @@ def evaluate_folders(
 
     found = {label for case in scored.values() for label in case.scores}
     order = list(known.values) if known else sorted(found, key=int)
-    cases = {name: {label: case.scores.get(label) for label in order} for name, case in scored.items()}
+    absent: dict[str, LabelScores | None] = {} if known else dict.fromkeys(order)
     return {
-        "cases": {case: {k: s and asdict(s) for k, s in scores.items()} for case, scores in cases.items()},
-        **summarise(cases),
+        **as_result({name: absent | case.scores for name, case in scored.items()}, order),
         "tolerance_mm": {name: case.tolerance_mm for name, case in scored.items()},
         "missing": {
             "predictions": sorted(references.keys() - predictions.keys()),
@@ -82,7 +88,7 @@ def evaluate_folders(
 
 @dataclass(frozen=True)
 class ScoredCase:
-    """Scores of one case by label, and the tolerance in millimetres they were computed with."""
+    """Scores of one case by annotated label, and the tolerance in millimetres they were computed with."""
 
     scores: dict[str, LabelScores | None]
     tolerance_mm: float
@@ -123,13 +129,14 @@ def _score(
     paths = (prediction_path, reference_path)
     prediction, reference = (read_label_map(path, names if complete else None) for path in paths)
     names = names or LabelNames(present_labels(prediction, reference))
+    judged = annotated_labels(names, reference_path, reference)
     tolerance = voxel_diagonal(reference.spacing) if tolerance_mm is None else float(tolerance_mm)
-    values = list(names.values.values())
+    values = list(judged.values())
     try:
         scores = evaluate_case(prediction, reference, values, tolerance_mm=tolerance, ignore=names.ignore)
     except DataError as error:
         raise DataError(f"{prediction_path}: {error}") from error
-    return ScoredCase({label: scores[value] for label, value in names.values.items()}, tolerance)
+    return ScoredCase({label: scores[value] for label, value in judged.items()}, tolerance)
 
 
 def _some(cases: Mapping[str, Path]) -> str:

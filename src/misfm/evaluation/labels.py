@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from misfm.data.readers import read_volume
+from misfm.data.case_notes import parse_annotated
+from misfm.data.readers import read_volume, stem
 from misfm.errors import DataError
 from misfm.evaluation.case import label_values
 from misfm.evaluation.metrics import LabelMap
@@ -23,16 +24,19 @@ class LabelNames:
     Attributes:
         values: name to positive value, background left out.
         ignore: value of voxels nobody has judged, if there are any.
+        annotated: values that were annotated, 0 included, in the cases where not all of them were.
     """
 
     values: Mapping[str, int]
     ignore: int | None = None
+    annotated: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
 
 def find_label_names(references_dir: Path) -> LabelNames | None:
     """Read label names from a ``dataset.json`` in the folder or beside it; ``None`` where there is none.
 
-    Understands nnU-Net's ``{"liver": 1, "ignore": 2}`` and the Decathlon's ``{"1": "liver"}``.
+    Understands nnU-Net's ``{"liver": 1, "ignore": 2}`` and the Decathlon's ``{"1": "liver"}``, and lists of
+    the labels that were annotated in a case (see :mod:`misfm.data.case_notes`).
 
     Raises:
         DataError: the file is broken or declares something else.
@@ -42,17 +46,19 @@ def find_label_names(references_dir: Path) -> LabelNames | None:
     if path is None:
         return None
     try:
-        declared = json.loads(path.read_text(encoding="utf-8"))["labels"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        declared = content["labels"]
         pairs = [(k, v) if str(v).isdecimal() else (v, k) for k, v in declared.items()]
-        values = {str(name): int(value) for name, value in pairs if int(value) > 0}
+        every = {str(name): int(value) for name, value in pairs}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} has no readable 'labels' such as {{\"liver\": 1}}; correct it, or move it away."
         ) from error
-    ignore = values.pop("ignore", None)
+    ignore = every.pop("ignore", None)
+    values = {name: value for name, value in every.items() if value > 0}
     if not values or "all" in values or len(set(values.values())) < len(values):
         raise DataError(f"{path} must give every label its own value, and none the name 'all': {declared}.")
-    return LabelNames(values, ignore)
+    return LabelNames(values, ignore, parse_annotated(content, every, path))
 
 
 def read_label_map(path: Path, names: LabelNames | None) -> Volume:
@@ -73,6 +79,25 @@ def read_label_map(path: Path, names: LabelNames | None) -> Volume:
                 f"{path} holds the label {unknown[0]}, which dataset.json does not declare; add it there."
             )
     return volume.with_data(values)
+
+
+def annotated_labels(names: LabelNames, path: Path, reference: Volume) -> dict[str, int]:
+    """Return the labels that were annotated in a reference, under their names.
+
+    Raises:
+        DataError: it holds one that was not.
+    """
+    annotated = names.annotated.get(stem(path))
+    if annotated is None:
+        return dict(names.values)
+    others = {value: name for name, value in names.values.items() if value not in annotated}
+    found = [others[value] for value in _values(reference.data) if value in others]
+    if found:
+        raise DataError(
+            f"{path} holds the label '{found[0]}', which dataset.json does not list among the "
+            f"annotated_labels of {stem(path)}; add it there or correct the label map."
+        )
+    return {name: value for name, value in names.values.items() if value in annotated}
 
 
 def present_labels(*label_maps: Volume) -> dict[str, int]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +19,21 @@ T = TypeVar("T")
 CaseScores = Mapping[str, LabelScores | None]
 
 
-def summarise(cases: Mapping[str, CaseScores]) -> dict[str, Any]:
+def as_result(cases: Mapping[str, CaseScores], labels: Sequence[str]) -> dict[str, Any]:
+    """Return ``cases``, with None for a label without scores, and what :func:`summarise` makes of them.
+
+    Args:
+        cases: scores by case name and label; labels that were not annotated in a case are missing.
+        labels: all of them, in the order to be given.
+    """
+    rows = {name: {label: scores.get(label) for label in labels} for name, scores in cases.items()}
+    return {
+        "cases": {name: {k: s and asdict(s) for k, s in row.items()} for name, row in rows.items()},
+        **summarise(cases, labels),
+    }
+
+
+def summarise(cases: Mapping[str, CaseScores], labels: Sequence[str]) -> dict[str, Any]:
     """Average over cases, for each label and for ``"all"``.
 
     A label absent in both prediction and reference is left out. Infinite distances are left out of the means
@@ -26,23 +41,23 @@ def summarise(cases: Mapping[str, CaseScores]) -> dict[str, Any]:
     averages each case over its labels first and then over cases, so that the case stays the unit.
 
     Args:
-        cases: scores by case name and label; every case has the same labels.
+        cases: scores by case name and label; labels that were not annotated in a case are missing.
+        labels: all of them.
 
     Returns:
         ``mean[label][metric]``, ``None`` without a value; ``interval95[label][metric]``, the ends of the
         bootstrap interval of that mean, ``None`` with fewer than two cases; ``counts[label]`` with
-        ``scored``, ``absent_in_both`` and ``infinite_distances``, numbers of cases (summed over labels for
-        ``"all"``).
+        ``scored``, ``absent_in_both`` and ``infinite_distances``, numbers of cases in which the label was
+        annotated (summed over labels for ``"all"``).
     """
-    labels = list(next(iter(cases.values()), {}))
-    values = np.array([[_row(case[label]) for label in labels] for case in cases.values()])
+    values = np.array([[_row(case.get(label)) for label in labels] for case in cases.values()])
     values = values.reshape(len(cases), len(labels), len(METRICS))
     columns = {label: values[:, i] for i, label in enumerate(labels)} | {"all": _mean(values, axis=1)}
-    counts = {label: _count([case[label] for case in cases.values()]) for label in labels}
+    counts = {label: _count(label, cases.values()) for label in labels}
     return {
         "mean": {k: _by_metric(v, _mean_value) for k, v in columns.items()},
         "interval95": {k: _by_metric(v, _interval) for k, v in columns.items()},
-        "counts": counts | {"all": {k: sum(c[k] for c in counts.values()) for k in _count([])}},
+        "counts": counts | {"all": {k: sum(c[k] for c in counts.values()) for k in _count("", [])}},
     }
 
 
@@ -73,10 +88,11 @@ def _interval(values: Values) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
-def _count(scores: Sequence[LabelScores | None]) -> dict[str, int]:
-    scored = [s for s in scores if s is not None]
+def _count(label: str, cases: Iterable[CaseScores]) -> dict[str, int]:
+    annotated = [case[label] for case in cases if label in case]
+    scored = [scores for scores in annotated if scores is not None]
     return {
         "scored": len(scored),
-        "absent_in_both": len(scores) - len(scored),
+        "absent_in_both": len(annotated) - len(scored),
         "infinite_distances": sum(s.hd95_mm is None for s in scored),
     }

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from misfm.data.augment import AxisName
 from misfm.data.dataset import Case, Dataset
 from misfm.data.intensity import IntensityRule, normalise
 from misfm.data.record import Record
 from misfm.data.store import Store
 from misfm.evaluation.case import evaluate_case
 from misfm.evaluation.metrics import confusion_matrix, dice
-from misfm.evaluation.summary import summarise
+from misfm.evaluation.summary import as_result
 from misfm.inference.predictor import PredictionSpec, Predictor
 from misfm.inference.sliding_window import predict_logits
 from misfm.volume import Triple
 from misfm.weights import WeightsInfo
 
+AXES: tuple[AxisName, ...] = ("D", "H", "W")
 TRAINING_OVERLAP = 0.25
 """Overlap of windows while training, half of the final one: a quarter of the windows."""
 
@@ -46,7 +48,8 @@ class DiceValidation:
         """Return ``validation_dice`` (mean over cases of the mean over labels) and one number a label."""
         labels = [label for label in self.dataset.label_names if label != 0]
         scores = np.array([self._case(model, record) for record in self.records], dtype=np.float64)
-        known = np.ma.masked_invalid(scores)  # a label absent in prediction and reference counts nowhere
+        # A label absent in prediction and reference, or not contoured in a case, counts nowhere.
+        known = np.ma.masked_invalid(scores)
         numbers = {"validation_dice": float(known.mean(axis=1).mean())}
         for label, column in zip(labels, known.mean(axis=0).filled(np.nan), strict=True):
             numbers[f"validation_dice_{self.dataset.label_names[label]}"] = float(column)
@@ -62,12 +65,23 @@ class DiceValidation:
             known = reference != self.dataset.ignore_label
             predicted, reference = predicted[known], reference[known]
         scores = dice(confusion_matrix(predicted, reference, num_classes))
-        found = [scores[label - 1] for label in self.dataset.label_names if label != 0]
+        annotated = self.dataset.annotated_labels(record.case)
+        labels = [label for label in self.dataset.label_names if label != 0]
+        found = [scores[label - 1] if label in annotated else None for label in labels]
         return [np.nan if value is None else value for value in found]
 
 
-def predictor_for(model: nn.Module, info: WeightsInfo, *, overlap: float = 0.5) -> Predictor:
-    """Return a predictor that prepares scans as the weights want them; ``overlap`` is that of its windows."""
+def predictor_for(
+    model: nn.Module, info: WeightsInfo, *, overlap: float = 0.5, mirror_axes: Sequence[AxisName] = ()
+) -> Predictor:
+    """Return a predictor that prepares scans as the weights want them.
+
+    Args:
+        model: the network.
+        info: description of its weights.
+        overlap: of its windows.
+        mirror_axes: axes to average mirrored predictions over.
+    """
     assert info.patch_size is not None
     spec = PredictionSpec(
         patch_size=info.patch_size,
@@ -76,7 +90,7 @@ def predictor_for(model: nn.Module, info: WeightsInfo, *, overlap: float = 0.5) 
         in_channels=info.in_channels,
         num_classes=info.num_classes,
     )
-    return Predictor(model, spec, overlap=overlap)
+    return Predictor(model, spec, overlap=overlap, mirror_axes=[AXES.index(axis) for axis in mirror_axes])
 
 
 def score_cases(
@@ -89,9 +103,7 @@ def score_cases(
     for case in cases:
         image, reference = dataset.read_case(case)
         if reference is not None:
-            found = evaluate_case(
-                predictor.predict(image), reference, list(names), ignore=dataset.ignore_label
-            )
-            scores[case.name] = {name: found[label] for label, name in names.items()}
-    by_case = {c: {k: s and asdict(s) for k, s in labels.items()} for c, labels in scores.items()}
-    return {"cases": by_case, **summarise(scores)}
+            judged = [label for label in names if label in dataset.annotated_labels(case.name)]
+            found = evaluate_case(predictor.predict(image), reference, judged, ignore=dataset.ignore_label)
+            scores[case.name] = {names[label]: score for label, score in found.items()}
+    return as_result(scores, list(names.values()))
