@@ -14,6 +14,7 @@ from misfm.data.ingest import IngestSettings, ingest, ingest_dataset
 from misfm.data.readers import read_volume
 from misfm.data.store import Store
 from misfm.errors import ConfigError, DataError
+from misfm.volume import Box, Volume
 
 NATIVE = IngestSettings()
 SPL = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -201,6 +202,82 @@ def dataset(tmp_path):
     content = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(content))
     return Dataset.open(folder)
+
+
+def listed(folder, **masks):
+    """A ``pretrain_data.json`` beside ``CASE.nii.gz``, with an anonymisation mask for each case or None."""
+    images = [
+        {
+            "name": case,
+            "image_path": f"{case}.nii.gz",
+            "modality": "CT",
+            "associated_masks": mask and {"anonymization_mask": mask, "anatomy_mask": None},
+        }
+        for case, mask in masks.items()
+    ]
+    subjects = {"s": {"sessions": {"t": {"images": images}}}}
+    content = {"collection_index": 1, "collection_name": "C", "datasets": {"d": {"subjects": subjects}}}
+    (folder / "pretrain_data.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("spacing", ["native", (0.7, 0.8, 2.5)])
+def test_a_mask_of_what_was_removed_follows_its_scan(tmp_path, scans, to_grid, spacing):
+    face = np.zeros((30, 32, 34), np.uint8)
+    face[:, :12, 20:] = 255
+    save(scans / "masks" / "face.nii.gz", face)
+    report = ingest(
+        [listed(scans, case0="masks/face.nii.gz", case1=None)],
+        tmp_path / "s",
+        IngestSettings(spacing=spacing),
+    )
+    assert (report.added, report.quarantined) == (2, ())
+    store = Store.open(tmp_path / "s")
+    masked, plain = store.records()
+    assert (masked.anonymised, plain.anonymised) == (True, False)
+    whole = Box((0, 0, 0), masked.shape)
+    removed = Volume(store.read_anonymised_patch(masked, whole)[None], masked.affine)
+    expected = to_grid(read_volume(scans / "masks" / "face.nii.gz"), removed).data > 0
+    assert 0.01 < expected.mean() < 0.5
+    # Voxels half in and half out may be counted to either side.
+    assert (removed.data != expected).mean() < (1e-9 if spacing == "native" else 0.02)
+    assert not removed.data[0][tuple(store.anchors(masked).T)].any()
+
+
+def test_scans_whose_mask_cannot_be_used_stand_aside(tmp_path, scans):
+    save(scans / "small.nii.gz", np.ones((30, 32, 33), np.uint8))
+    save(scans / "moved.nii.gz", np.ones((30, 32, 34), np.uint8), np.diag([-1.0, -1.0, 1.1, 1.0]))
+    save(scans / "all.nii.gz", np.ones((30, 32, 34), np.uint8))
+    source = listed(scans, case0="small.nii.gz", case1="gone.nii.gz", case2="all.nii.gz")
+    report = ingest([source], tmp_path / "s", NATIVE)
+    assert report.added == 0
+    reasons = [reason for _, reason in report.quarantined]
+    assert "small.nii.gz lies on another grid than case0.nii.gz" in reasons[0]
+    assert "gone.nii.gz does not exist" in reasons[1]
+    assert "case2.nii.gz covers the whole patient" in reasons[2]
+    assert ingest([listed(scans, case0="moved.nii.gz")], tmp_path / "s", NATIVE).added == 0
+    assert ingest([listed(scans, case0=None)], tmp_path / "s", NATIVE).added == 1
+    assert len(Store.open(tmp_path / "s").quarantined()) == 2
+
+
+def test_a_mask_that_changes_makes_another_volume(tmp_path, scans):
+    face = np.zeros((30, 32, 34), np.uint8)
+    face[:, :12, 20:] = 1
+    save(scans / "masks" / "face.nii.gz", face)
+    ingest([scans / "case0.nii.gz"], tmp_path / "s", NATIVE)
+    source = listed(scans, case0="masks/face.nii.gz")
+    # Found twice, the scan keeps the mask.
+    assert ingest([scans / "case0.nii.gz", source], tmp_path / "s", NATIVE).added == 1
+    (first,) = Store.open(tmp_path / "s").records()
+    assert ingest([source], tmp_path / "s", NATIVE).skipped == 1
+    face[:, 12:14] = 1
+    save(scans / "masks" / "face.nii.gz", face)
+    assert ingest([source], tmp_path / "s", NATIVE).added == 1
+    (second,) = Store.open(tmp_path / "s").records()
+    assert first.anonymised
+    assert second.anonymised
+    assert first.id != second.id
+    assert len(list((tmp_path / "s" / "volumes").iterdir())) == 2
 
 
 def test_labelled_cases_keep_every_label(tmp_path, dataset, to_grid):

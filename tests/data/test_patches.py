@@ -16,7 +16,7 @@ from misfm.data.patches import (
     fit_start,
     padding_notice,
 )
-from misfm.data.record import IngestSettings, Origin, make_entry
+from misfm.data.record import IngestSettings, Origin, anonymise, make_entry
 from misfm.data.store import Store
 from misfm.seeding import generator_for
 from misfm.volume import Volume
@@ -27,7 +27,7 @@ SHAPES = {"a": (20, 24, 28), "b": (30, 16, 24), "flat": (5, 24, 24)}
 AIR = -1000
 
 
-def add_case(store, name, shape):
+def add_case(store, name, shape, removed=None):
     """A body of 300 HU and more in air, with label 1 in one corner of it and the rare label 2 in another."""
     generator = np.random.default_rng(len(name))
     voxels = np.full((1, *shape), AIR, np.int16)
@@ -39,7 +39,8 @@ def add_case(store, name, shape):
     affine = np.diag([1.0, 1, 1, 1])
     origin = Origin(name, f"{name}.nii.gz", name)
     image, label_map = Volume(voxels, affine), Volume(label, affine)
-    return store.add(make_entry(origin, image, label_map, "ct", (RULE,), SETTINGS))
+    entry = make_entry(origin, image, label_map, "ct", (RULE,), SETTINGS)
+    return store.add(entry if removed is None else anonymise(entry, Volume(removed, affine)))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,10 @@ def test_batches_tell_which_classes_were_annotated(store):
     image, label, annotated = partial[0]
     assert annotated.shape == (len(records), 3)
     assert annotated.dtype == torch.bool
-    assert sorted(row.tolist() for row in annotated) == [[True, False, True], *[[True] * 3] * (len(names) - 1)]
+    assert sorted(row.tolist() for row in annotated) == [
+        [True, False, True],
+        *[[True] * 3] * (len(names) - 1),
+    ]
     for column, same in zip(labelled(store, batch_size=len(records))[0], (image, label), strict=True):
         assert torch.equal(column, same)
     complete = labelled(store, annotated={names[0]: (True, True, True)})
@@ -147,10 +151,38 @@ def test_a_volume_shorter_than_the_patch_is_centred_in_padding(store):
 def test_padding_is_said(store):
     assert padding_notice(store.records(), (5, 8, 8)) is None
     assert padding_notice(store.records(), (9, 8, 8)) == (
-        "1 of 3 volumes are smaller than the patch (9, 8, 8), such as flat with (5, 24, 24) voxels: "
-        "their patches are padded."
+        "1 of 3 volumes are smaller than the (9, 8, 8) voxels read for a patch, such as flat with "
+        "(5, 24, 24): what is read of them is padded."
     )
     assert padding_notice(store.records(), (8, 20, 8)).startswith("2 of 3 volumes")
+
+
+def test_what_was_removed_is_said_only_where_a_volume_was_anonymised(tmp_path, store):
+    masked = Store.create(tmp_path / "store", SETTINGS)
+    removed = np.zeros((1, *SHAPES["a"]), np.uint8)
+    removed[..., 14:] = 1
+    add_case(masked, "a", SHAPES["a"], removed)
+    add_case(masked, "b", SHAPES["b"])
+    first, second = masked.records()
+    assert (first.anonymised, second.anonymised) == (True, False)
+    seen = 0
+    for index in range(10):
+        _, valid, origin, spacing, labels, hidden = unlabelled(masked, patch_size=(8, 8, 25))[index]
+        assert labels is None
+        assert (hidden.dtype, hidden.shape) == (torch.bool, (2, 2, 8, 8, 25))
+        for place in np.ndindex(2, 2):
+            start = (origin[place] / spacing[place]).long().tolist()
+            (low, *_), (high, *_) = valid[place].tolist()
+            expected = torch.zeros(8, 8, 25, dtype=torch.bool)
+            if bool(hidden[place].any()):
+                expected[low:high, :, 14 - start[2] :] = True
+                seen += 1
+            assert torch.equal(hidden[place], expected)
+    assert 15 < seen < 25
+    labelled_too = unlabelled(masked, labelled=True)[0]
+    assert labelled_too[4].shape == labelled_too[5].shape == (2, 2, 8, 8, 8)
+    plain = UnlabelledPatches(masked, [second], (8, 8, 8), num_patches=2, batch_size=2, seed=0)
+    assert len(plain[0]) == 4
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 39))

@@ -132,11 +132,16 @@ def test_lists_of_nnssl(tmp_path):
     scan(tmp_path / "nnssl_raw" / "pictures" / "x.nii.gz")
     scan(folder / "y.nii.gz")
 
-    def image(name, path, modality):
-        return {"name": name, "image_path": path, "modality": modality, "associated_masks": None}
+    def image(name, path, modality, masks=None):
+        return {"name": name, "image_path": path, "modality": modality, "associated_masks": masks}
 
     images = [
-        image("x.nii.gz", "$nnssl_raw/pictures/x.nii.gz", "T1w"),
+        image(
+            "x.nii.gz",
+            "$nnssl_raw/pictures/x.nii.gz",
+            "T1w",
+            {"anonymization_mask": "$nnssl_raw/masks/x.nii.gz", "anatomy_mask": None},
+        ),
         image("y.nii.gz", "y.nii.gz", "CT"),
         image("gone.nii.gz", "$nnssl_raw/gone.nii.gz", None),
     ]
@@ -155,6 +160,8 @@ def test_lists_of_nnssl(tmp_path):
         assert found[f"{prefix}x.nii.gz"].read().shape == (4, 5, 6)
         assert found[f"{prefix}x.nii.gz"].kind == "mr"
         assert found[f"{prefix}y.nii.gz"].kind == "ct"
+        assert found[f"{prefix}x.nii.gz"].anonymised_path == tmp_path / "nnssl_raw" / "masks" / "x.nii.gz"
+        assert found[f"{prefix}y.nii.gz"].anonymised_path is None
         with pytest.raises(DataError, match=r"gone\.nii\.gz does not exist"):
             found[f"{prefix}gone.nii.gz"].read()
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from misfm.data.intensity import Normalisation
-from misfm.data.record import IngestSettings, Origin, fingerprint, make_entry
+from misfm.data.record import IngestSettings, Origin, anonymise, fingerprint, make_entry
 from misfm.data.store import Store
 from misfm.errors import ConfigError, DataError
 from misfm.volume import Box, Volume
@@ -95,6 +95,31 @@ def test_anchors_are_content_and_label_anchors_their_label(filled):
     for value, places in by_label.items():
         assert len(places) == 1024
         assert (label.data[0][tuple(places.T)] == value).all()
+
+
+def test_a_mask_of_what_was_removed_is_read_by_box_and_holds_no_anchor(tmp_path, filled):
+    image, _, plain = entry(labelled=False)
+    removed = np.zeros((1, *image.shape), np.uint8)
+    removed[:, 3:9, :, 20:] = 1
+    store = Store.create(tmp_path / "s", SETTINGS)
+    record = store.add(anonymise(plain, Volume(removed, AFFINE)))
+    assert record.anonymised
+    assert record.id != plain.record.id
+    patch = store.read_anonymised_patch(record, Box((-2, 60, 15), (10, 20, 10)))
+    padded = np.pad(removed[0], ((2, 0), (0, 10), (0, 0))).astype(bool)
+    assert np.array_equal(patch, padded[:10, 60:80, 15:25])
+    anchors = store.anchors(record)
+    assert 3000 < len(anchors) < 4096
+    assert not removed[0][tuple(anchors.T)].any()
+    store.quarantine(record.source, "changed")
+    assert volume_files(store) == []
+
+    whole, unmasked, *_ = filled
+    assert not whole.read_anonymised_patch(unmasked, Box((0, 0, 0), (3, 4, 5))).any()
+    assert not list((whole.path / "volumes").glob("*.anon*"))
+    assert anonymise(plain, Volume(np.zeros_like(removed), AFFINE)) is plain
+    with pytest.raises(DataError, match=r"mask of /scans/case\.nii\.gz covers the whole patient"):
+        anonymise(plain, Volume(np.ones_like(removed), AFFINE))
 
 
 def test_threads_read_at_once(filled):

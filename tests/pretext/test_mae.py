@@ -10,7 +10,7 @@ from misfm.models import create
 from misfm.models.primus import build_primus
 from misfm.pretext.base import Placement
 from misfm.pretext.mae import MAE, TokenDecoder, TokenModel, VoxelModel
-from misfm.pretext.tokens import hidden_tokens, to_grid
+from misfm.pretext.tokens import hidden_tokens
 from misfm.seeding import generator_for
 
 SIZE = (16, 24, 16)
@@ -67,8 +67,8 @@ def test_a_token_is_hidden_with_its_voxels(token_order):
 def test_tokens_go_back_to_the_grid_they_came_from(token_order):
     encoder = tiny_primus(token_order).encoder
     x = torch.randn(2, 1, *SIZE, generator=generator_for(2))
-    assert torch.equal(to_grid(encoder, encoder.embed(x)), encoder.stem(x))
-    assert torch.equal(to_grid(encoder, encoder.encode(encoder.embed(x))), encoder(x)[0])
+    assert torch.equal(encoder.to_grid(encoder.embed(x)), encoder.stem(x))
+    assert torch.equal(encoder.to_grid(encoder.encode(encoder.embed(x))), encoder(x)[0])
 
 
 @every_order

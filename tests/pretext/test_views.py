@@ -14,9 +14,11 @@ from misfm.pretext.views import (
     apply_view,
     bend,
     flip,
+    place,
     resize,
     sample_view,
     stretch_contrast,
+    view_of_mask,
 )
 from misfm.seeding import generator_for
 
@@ -55,6 +57,18 @@ def test_crops_stay_within_the_valid_extent(seed, spans):
         assert low <= start
         assert start + size <= high
         assert size == high - low or int(0.7 * side) <= size <= int(1.5 * side)
+
+
+@given(SEEDS)
+@settings(max_examples=30, deadline=None)
+def test_masked_voxels_have_no_part_in_the_other_voxels_of_a_view(seed):
+    size = (8, 9, 10)
+    patch, mask = noise(1, 12, 13, 15, seed=seed), noise(12, 13, 15, seed=seed + 1) > 2
+    view = sample_view(ViewSettings(), size, [[0, 0, 0], [12, 13, 15]], generator_for(seed))
+    part = view_of_mask(mask, view, size)
+    before, after = place(patch, view, size)[0], place(patch + 100 * mask, view, size)[0]
+    assert torch.equal(before[~part], after[~part])
+    assert int((before != after).sum()) >= 0.95 * int(part.sum())
 
 
 def test_draws_cover_their_ranges():

@@ -1,6 +1,7 @@
 """VoCo: overlaps of target crops with the tiles of a volume."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,16 @@ def test_bases_without_a_real_voxel_are_neither_run_nor_counted():
     again = task.prepare(padded, placement, PATCH_SIZE, generator_for(2))
     assert torch.equal(batch.inputs, again.inputs)
     assert all(bool(term.isfinite()) for term in terms.values())
+
+
+def test_bases_that_were_hidden_are_neither_run_nor_counted():
+    task = VoCo(crops=STILL, num_targets=2)
+    patches, placement = sources(task, [[[0, 0, 0], [16, 20, 5]]] * 2)
+    hidden = torch.zeros(2, 1, 16, 24, 5, dtype=torch.bool)
+    hidden[0, 0, :9, 12:] = True  # two rows of tiles, but a single line of the third
+    batch = task.prepare(patches, replace(placement, hidden=hidden), PATCH_SIZE, generator_for(2))
+    assert batch.real.tolist() == [[d > 1 or h < 2 for d in range(4) for h in range(4)], [True] * 16]
+    assert len(batch.inputs) == 12 + 16 + 4
 
 
 def random_batch(seed=3):

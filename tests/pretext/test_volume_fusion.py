@@ -13,7 +13,7 @@ from misfm.models.primus import build_primus
 from misfm.models.unet import build_unet
 from misfm.pretext import PRETEXTS
 from misfm.pretext.base import Placement
-from misfm.pretext.views import ViewSettings, apply_view, sample_view
+from misfm.pretext.views import ViewSettings, apply_view, sample_view, view_of_mask
 from misfm.pretext.volume_fusion import (
     VolumeFusionV1,
     VolumeFusionV2,
@@ -82,6 +82,42 @@ def test_every_task_keeps_the_contract(name):
     assert all(isinstance(number, float) for number in task.score(outputs, batch).values())
 
 
+def without_half(patches, placement, what):
+    """The placement and a mask (B, N, D, H, W) of the half that is taken from each patch."""
+    gone = torch.zeros_like(patches[:, :, 0], dtype=torch.bool)
+    half = gone.shape[-1] // 2
+    gone[..., half:] = True
+    if what == "hidden":
+        return replace(placement, hidden=gone), gone
+    valid = placement.valid.clone()
+    valid[..., 1, 2] = half
+    return replace(placement, valid=valid), gone
+
+
+@pytest.mark.parametrize("what", ["hidden", "padding"])
+@pytest.mark.parametrize("name", PRETEXTS.names())
+def test_what_hidden_voxels_and_padding_show_is_in_no_loss(name, what):
+    task = PRETEXTS.get(name)()
+    patch_size = TOKEN_PATCH_SIZE if name in TASKS_OF_TOKENS else PATCH_SIZE
+    patches, placement = patches_for(task, patch_size=patch_size)
+    placement, gone = without_half(patches, placement, what)
+    batch = task.prepare(patches, placement, patch_size, generator_for(1))
+    model = task.build_model(tiny_primus() if name in TASKS_OF_TOKENS else tiny_backbone())
+    with torch.no_grad():
+        outputs = model(batch.inputs, *batch.context)
+
+    def terms(changed):
+        other = task.prepare(changed, placement, patch_size, generator_for(1))
+        return {key: float(term) for key, term in task.loss(outputs, other).items()}
+
+    before = terms(patches)
+    assert terms(patches + 9 * gone[:, :, None]) == before
+    if torch.is_floating_point(batch.targets) and batch.targets.shape == batch.inputs.shape:
+        assert terms(patches + 9 * ~gone[:, :, None]) != before
+    elif batch.targets.shape == batch.inputs[:, 0].shape and (name, what) != ("volume-fusion-v2", "padding"):
+        assert bool((batch.targets == IGNORE).any())  # the crops of v2 never hold padding
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_targets_are_levels(task):
     batch = task.prepare(*patches_for(task), PATCH_SIZE, generator_for(0))
@@ -105,6 +141,46 @@ def test_v1_mirrors_voxels_without_changing_them():
     batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(4))
     unpainted = batch.targets[0] == 0
     assert torch.equal(batch.inputs[0, 0][unpainted], patches[0, 0, 0].flip(-3, -2, -1)[unpainted])
+
+
+@pytest.mark.parametrize("what", ["hidden", "padding"])
+def test_v1_leaves_out_what_either_volume_lacks(what):
+    patches, placement = patches_for(TASKS[0])
+    placement, gone = without_half(patches, placement, what)
+    task = VolumeFusionV1(flip_probability=0, **SMALL_BLOCKS)
+    batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(3))
+    assert torch.equal(batch.targets == IGNORE, gone[:, 0])
+    # Marked by their intensities, the voxels can be told in the mirrored and fused patches, too.
+    task = VolumeFusionV1(num_levels=1, **SMALL_BLOCKS)
+    marked = torch.where(gone[:, :, None], 100.0, patches)
+    batch = task.prepare(marked, placement, PATCH_SIZE, generator_for(4))
+    assert bool((batch.inputs[:, 0].abs() < 50)[batch.targets != IGNORE].all())
+    assert 0.5 <= float((batch.targets == IGNORE).float().mean()) < 1
+
+
+def test_v2_leaves_out_what_a_hidden_voxel_has_part_in():
+    task = VolumeFusionV2(**SMALL_BLOCKS)
+    patches, whole = patches_for(task)
+    placement, gone = without_half(patches, whole, "hidden")
+    foreground, background, levels, real = task.draw(patches, placement, PATCH_SIZE, generator_for(5))
+    plain = task.draw(patches, whole, PATCH_SIZE, generator_for(5))
+    assert plain[3] is None
+    assert all(torch.equal(*pair) for pair in zip((foreground, background, levels), plain[:3], strict=True))
+    generator = generator_for(5)
+    for sample in range(3):
+        plans = [
+            sample_view(task.views, PATCH_SIZE, placement.valid[sample, i].tolist(), generator)
+            for i in (0, 1)
+        ]
+        expected = torch.zeros(PATCH_SIZE, dtype=torch.bool)
+        for mask, plan in zip(gone[sample], plans, strict=True):
+            expected |= view_of_mask(mask, plan, PATCH_SIZE)
+        assert torch.equal(real[sample], ~expected)
+        torch.rand((), generator=generator)
+        sample_levels_v2(PATCH_SIZE, generator=generator, **SMALL_BLOCKS)
+    batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(5))
+    assert torch.equal(batch.targets == IGNORE, ~real)
+    assert 0.1 < float(real.float().mean()) < 0.9
 
 
 def test_v1_refuses_to_fuse_a_patch_with_itself():
@@ -237,3 +313,6 @@ def test_placement_tells_voxels_from_padding():
     assert mask.shape == (1, 1, 5, 3, 5)
     assert int(mask.sum()) == 2 * 3 * 4
     assert bool(mask[0, 0, 2:4, 0:3, 1:5].all())
+    hidden = torch.zeros(1, 1, 5, 3, 5, dtype=torch.bool)
+    hidden[..., 3:] = True
+    assert torch.equal(replace(placement, hidden=hidden).real((5, 3, 5)), mask & ~hidden)

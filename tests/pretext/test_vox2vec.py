@@ -1,5 +1,7 @@
 """vox2vec: voxels seen in two crops of a volume."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,6 +56,22 @@ def test_padding_and_clipped_air_are_not_drawn():
     assert 100 not in values
     assert -9 not in values
     assert max(values) < 10
+
+
+def test_hidden_voxels_are_drawn_only_if_there_are_no_others():
+    task = Vox2Vec(intensities=PLAIN)
+    patches, placement = sources(task)
+    hidden = torch.zeros(2, 1, *patches.shape[3:], dtype=torch.bool)
+    hidden[..., 8:] = True
+    patches[..., 8:] = -100  # what is left is brighter, yet its darkest voxel is air
+    batch = task.prepare(patches, replace(placement, hidden=hidden), PATCH_SIZE, generator_for(2))
+    assert -100 not in values_at(batch)
+    air = float(patches[0, ..., :8].min())
+    assert air not in values_at(batch)
+    batch = task.prepare(
+        patches, replace(placement, hidden=torch.ones_like(hidden)), PATCH_SIZE, generator_for(2)
+    )
+    assert -100 in values_at(batch)
 
 
 def test_a_volume_of_air_stays_finite():

@@ -219,10 +219,10 @@ def test_volumes_smaller_than_the_patch_are_padded_and_that_is_said(
 ):
     large = ("patch_size=[40, 40, 40]", "training.steps=1", "batch_size=1")
     finetune(finetune_settings(*large), tmp_path / "finetune")
-    assert "3 of 3 volumes are smaller than the patch (40, 40, 40), such as phantom_tr_0" in caplog.text
+    assert "3 of 3 volumes are smaller than the (40, 40, 40) voxels read for a patch, such as" in caplog.text
     caplog.clear()
     pretrain(pretrain_settings(*large), tmp_path / "pretrain")
-    assert "4 of 4 volumes are smaller than the patch (40, 40, 40), such as scan_0000" in caplog.text
+    assert "4 of 4 volumes are smaller than the (60, 60, 60) voxels read for a patch, such as" in caplog.text
 
 
 def test_pretraining_holds_out_at_least_one_volume():

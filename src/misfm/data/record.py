@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import blosc2
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfm.data.intensity import Kind, Normalisation, content_mask
+from misfm.errors import DataError
 from misfm.settings import Settings, Spacing
 from misfm.volume import Affine, FloatTriple, Triple, Volume
 
@@ -41,7 +42,8 @@ class Record(Settings):
     """One volume of a store.
 
     Attributes:
-        id: hash of stored voxels, affine, settings and, where there is one, label map and case name.
+        id: hash of stored voxels, affine, settings and, where there are any, label map and case name, and the
+            mask of what was removed.
         case: name of the case.
         source: path of the scan it came from.
         channels: number of channels.
@@ -53,6 +55,7 @@ class Record(Settings):
         lowest: smallest stored value of each channel; what lies outside the volume reads as this.
         labels: label values that occur, 0 included, or None without a label map.
         fingerprint: hash of the scan's own voxels before any preprocessing.
+        anonymised: whether there is a mask of what was removed to make the patient unknown.
     """
 
     id: str
@@ -67,6 +70,7 @@ class Record(Settings):
     lowest: tuple[float, ...]
     labels: tuple[int, ...] | None
     fingerprint: str
+    anonymised: bool = False
 
     @property
     def affine(self) -> Affine:
@@ -84,6 +88,7 @@ class Entry:
         label: compressed (1, D, H, W) label map, if any.
         anchors: (N, 3) int16 coordinates of content voxels.
         label_anchors: (N, 4) int16, a label value and coordinates in each row.
+        anonymised: compressed (1, D, H, W) mask of what was removed to make the patient unknown, if any.
     """
 
     record: Record
@@ -91,6 +96,7 @@ class Entry:
     label: bytes | None
     anchors: NDArray[np.int16]
     label_anchors: NDArray[np.int16]
+    anonymised: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +170,30 @@ def make_entry(
             by_label.append(np.insert(places, 0, value, axis=1))
     packed = None if values is None else pack(values)
     return Entry(record, pack(voxels), packed, anchors, np.concatenate(by_label))
+
+
+def anonymise(entry: Entry, mask: Volume) -> Entry:
+    """Add a mask of what was removed, around which no patch will be centred; an empty one adds nothing.
+
+    Args:
+        entry: from :func:`make_entry`.
+        mask: (1, D, H, W) uint8 on the grid of the image, 1 where voxels were removed.
+
+    Raises:
+        DataError: nothing of the patient is left.
+    """
+    removed = mask.data[0].astype(bool)
+    if not removed.any():
+        return entry
+    anchors = entry.anchors[~removed[tuple(entry.anchors.T)]]
+    if not len(anchors):
+        raise DataError(
+            f"The anonymisation mask of {entry.record.source} covers the whole patient; correct it or take "
+            "it out of the list."
+        )
+    identity = hashlib.sha256(entry.record.id.encode() + mask.data.tobytes()).hexdigest()[:24]
+    record = entry.record.model_copy(update={"id": identity, "anonymised": True})
+    return replace(entry, record=record, anchors=anchors, anonymised=pack(mask.data))
 
 
 def pack(voxels: NDArray[Any]) -> bytes:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from misfm.data.checks import readable
-from misfm.data.dataset import Dataset
+from misfm.data.dataset import Dataset, check_grid
 from misfm.data.dicom import Series, is_dicom, list_series, read_series, series_at
 from misfm.data.intensity import Kind
 from misfm.data.readers import FILE_SUFFIXES, has_suffix, read_volume, stem
@@ -28,12 +30,14 @@ class ScanSource:
         case: name of the case.
         kind: "ct" or "mr" where a dataset says so, which is trusted.
         series: the files of a DICOM series, None for other formats.
+        anonymised_path: the mask of what was removed to make the patient unknown, such as the face.
     """
 
     path: Path
     case: str
     kind: Kind | None = None
     series: Series | None = None
+    anonymised_path: Path | None = None
 
     @property
     def modality(self) -> str | None:
@@ -43,8 +47,9 @@ class ScanSource:
     @property
     def stamp(self) -> str:
         """Size and time of last change: a source with the same stamp has not changed."""
+        files = self.series.files if self.series else (self.path,)
         states = []
-        for file in self.series.files if self.series else (self.path,):
+        for file in (*files, self.anonymised_path) if self.anonymised_path else files:
             with suppress(OSError):
                 states.append(file.stat())
         newest = max((state.st_mtime_ns for state in states), default=0)
@@ -55,6 +60,22 @@ class ScanSource:
         with readable(self.path):
             return read_series(self.series) if self.series else read_volume(self.path)
 
+    def read_anonymised(self, scan: Volume) -> Volume | None:
+        """Read the mask of what was removed from the scan, if there is one.
+
+        Returns:
+            (1, D, H, W) uint8 on the grid of the scan as read, 1 where the mask is not 0.
+
+        Raises:
+            DataError: the mask is missing, damaged, or lies on another grid.
+        """
+        if self.anonymised_path is None:
+            return None
+        with readable(self.anonymised_path):
+            mask = read_volume(self.anonymised_path)
+        check_grid(self.anonymised_path, mask, self.path, scan)
+        return Volume((mask.data != 0).astype(np.uint8), scan.affine)
+
 
 def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
     """Find all scans in files and trees, in the order of sources, then paths; each path once.
@@ -62,7 +83,8 @@ def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
     A tree may hold NIfTI, NRRD and MetaImage files, DICOM files with any name (grouped by series, wherever
     they lie), nnU-Net datasets and ``pretrain_data.json`` (what it lists). Of a dataset come the images of
     ``imagesTr``, every channel a scan of its own; never its label maps, and never ``imagesTs``, for networks
-    must not have seen what they are tested on: to get those, name that folder as a source. Links to folders
+    must not have seen what they are tested on: to get those, name that folder as a source. A scan that is
+    both listed with a mask of what was removed from it and found elsewhere keeps the mask. Links to folders
     are followed, each folder once; hidden files and folders are passed over. A damaged DICOM file, a listed
     file that is missing or a folder that cannot be read is returned as well, so that reading it tells what
     is wrong.
@@ -81,7 +103,8 @@ def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
                 f"{source} holds no scan; give NIfTI, NRRD, MetaImage or DICOM files or a folder of them."
             )
         for scan in scans:
-            found.setdefault(scan.path, scan)
+            if scan.anonymised_path or scan.path not in found:
+                found[scan.path] = scan
     return list(found.values())
 
 
@@ -181,12 +204,22 @@ def _in_nnssl(file: Path) -> list[ScanSource]:
 
 
 def _nnssl_image(file: Path, case: str, image: dict[str, Any]) -> ScanSource:
-    path = Path(image["image_path"])
-    if not path.parts:
+    if not Path(image["image_path"]).parts:
         raise DataError(f"{file} gives no image_path for {case}; correct it.")
-    # nnssl takes $nnssl_raw from the environment; it is the folder that holds the dataset's folder.
-    if path.parts[0].startswith("$"):
-        path = file.parent.parent.joinpath(*path.parts[1:])
     modality = str(image.get("modality") or "").strip().upper()
     kind: Kind | None = None if not modality else "ct" if modality == "CT" else "mr"
-    return ScanSource((file.parent / path).absolute(), case, kind)
+    mask = (image.get("associated_masks") or {}).get("anonymization_mask")
+    return ScanSource(
+        _nnssl_path(file, image["image_path"]),
+        case,
+        kind,
+        anonymised_path=_nnssl_path(file, mask) if mask else None,
+    )
+
+
+def _nnssl_path(file: Path, text: str) -> Path:
+    """What a path in a list stands for; nnssl takes its folders, such as $nnssl_raw, from the environment."""
+    path = Path(text)
+    if text.startswith("$"):  # the folder that holds the dataset's folder
+        path = file.parent.parent.joinpath(*path.parts[1:])
+    return (file.parent / path).absolute()

@@ -1,7 +1,8 @@
 """The store: a folder of preprocessed volumes whose patches are read without loading the volume.
 
-``store.json`` holds the format and the settings, ``index.sqlite`` the records, ``volumes/ID.b2nd`` an image
-and ``volumes/ID.label.b2nd`` its label map. A volume belongs to the store once its row is committed, which
+``store.json`` holds the format and the settings, ``index.sqlite`` the records, ``volumes/ID.b2nd`` an image,
+``volumes/ID.label.b2nd`` its label map and ``volumes/ID.anon.b2nd`` the mask of what was removed to make
+the patient unknown, where there are any. A volume belongs to the store once its row is committed, which
 happens after its files are complete on disk: a killed ingest leaves at most a file that the next overwrites.
 """
 
@@ -25,6 +26,8 @@ from misfm.files import write_bytes, write_json
 from misfm.volume import Box, Triple, Volume
 
 FORMAT_VERSION = 1
+IMAGE, LABEL, ANONYMISED = "", ".label", ".anon"
+"""What tells the files of a volume apart."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS volumes (
     id TEXT PRIMARY KEY, case_name TEXT, source TEXT, fingerprint TEXT, record TEXT,
@@ -112,9 +115,9 @@ class Store:
             DataError: the disk is full or the folder cannot be written.
         """
         record = entry.record
-        write_bytes(self._file(record.id), entry.image)
-        if entry.label is not None:
-            write_bytes(self._file(record.id, label=True), entry.label)
+        for part, content in ((IMAGE, entry.image), (LABEL, entry.label), (ANONYMISED, entry.anonymised)):
+            if content is not None:
+                write_bytes(self._file(record.id, part), content)
         row = (record.id, record.case, record.source, record.fingerprint, record.model_dump_json())
         blobs = (entry.anchors.tobytes(), entry.label_anchors.tobytes())
         with self._replacing(record.source, keep=record.id) as database:
@@ -159,7 +162,7 @@ class Store:
         Raises:
             DataError: a damaged store.
         """
-        return self._read(record, self._file(record.id), box, record.lowest)
+        return self._read(record, self._file(record.id, IMAGE), box, record.lowest)
 
     def read_label_patch(self, record: Record, box: Box) -> tuple[NDArray[Any], Box]:
         """Read part of a label map, (1, d, h, w) padded with 0; see ``read_patch``.
@@ -171,7 +174,19 @@ class Store:
             raise DataError(
                 f"Case {record.case} of the store {self.path} has no label map; use labelled cases."
             )
-        return self._read(record, self._file(record.id, label=True), box, (0,))
+        return self._read(record, self._file(record.id, LABEL), box, (0,))
+
+    def read_anonymised_patch(self, record: Record, box: Box) -> NDArray[np.bool_]:
+        """Which voxels (d, h, w) of a box were removed to make the patient unknown; none outside the volume.
+
+        Raises:
+            DataError: a damaged store.
+        """
+        if not record.anonymised:
+            return np.zeros(box.size, dtype=np.bool_)
+        mask, _ = self._read(record, self._file(record.id, ANONYMISED), box, (0,))
+        hidden: NDArray[np.bool_] = mask[0].astype(np.bool_)
+        return hidden
 
     def anchors(self, record: Record) -> NDArray[np.int16]:
         """Coordinates (N, 3) of up to 4096 random content voxels (body, not air) of an image."""
@@ -208,8 +223,8 @@ class Store:
         with self._database() as database:
             return database.execute("SELECT source, reason FROM quarantine ORDER BY source").fetchall()
 
-    def _file(self, identity: str, *, label: bool = False) -> Path:
-        return self.path / "volumes" / f"{identity}{'.label' if label else ''}.b2nd"
+    def _file(self, identity: str, part: str) -> Path:
+        return self.path / "volumes" / f"{identity}{part}.b2nd"
 
     @contextmanager
     def _replacing(self, source: str, *, keep: str = "") -> Iterator[sqlite3.Connection]:
@@ -223,9 +238,9 @@ class Store:
                 database.execute("DELETE FROM volumes WHERE id = ?", (old,))
             yield database
         for old in outdated:
-            for label in (False, True):
+            for part in (IMAGE, LABEL, ANONYMISED):
                 with suppress(OSError):
-                    self._file(old, label=label).unlink()
+                    self._file(old, part).unlink()
 
     def _remember(self, database: sqlite3.Connection, source: str, stamp: str, identity: str) -> None:
         database.execute("INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", (source, stamp, identity))

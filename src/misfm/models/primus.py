@@ -94,7 +94,7 @@ class PrimusEncoder(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens (B, N, E) of a patch (B, C, D, H, W), without positions."""
-        return self._swapped(self.stem(x)).flatten(2).transpose(1, 2)
+        return self.swapped(self.stem(x)).flatten(2).transpose(1, 2)
 
     def encode(self, tokens: Tensor, keep_indices: Tensor | None = None) -> Tensor:
         """Run the transformer.
@@ -118,7 +118,7 @@ class PrimusEncoder(nn.Module):
     def to_grid(self, tokens: Tensor) -> Tensor:
         """Features (B, E, D/8, H/8, W/8) of all tokens (B, N, E)."""
         columns = tokens.transpose(1, 2)
-        return self._swapped(columns.reshape(*columns.shape[:2], *self._ordered_grid()))
+        return self.swapped(columns.reshape(*columns.shape[:2], *self._ordered_grid()))
 
     def order_tokens(self, token_order: TokenOrder) -> None:
         """Flatten the grid in another order from now on; parameters stay as they are."""
@@ -131,7 +131,7 @@ class PrimusEncoder(nn.Module):
     def _ordered_grid(self) -> list[int]:
         return [self.grid[axis] for axis in TOKEN_AXES[self.token_order]]
 
-    def _swapped(self, features: Tensor) -> Tensor:
+    def swapped(self, features: Tensor) -> Tensor:
         """Bring (B, E, D, H, W) into the order of tokens, or back: either order is its own inverse."""
         return features.permute(0, 1, *(2 + axis for axis in TOKEN_AXES[self.token_order]))
 

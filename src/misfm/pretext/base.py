@@ -36,22 +36,25 @@ class Placement:
         origin: (B, N, 3) float32, mm along (D, H, W) from the first voxel of the volume to that of the patch.
         spacing: (B, N, 3) float32, mm per voxel along (D, H, W).
         labels: (B, N, D, H, W) int64, label maps of generated volumes; None for tasks that do not ask.
+        hidden: (B, N, D, H, W) bool, voxels that were removed to make the patient unknown, such as the face;
+            None where no volume has any. What they show counts in no loss.
     """
 
     valid: Tensor
     origin: Tensor
     spacing: Tensor
     labels: Tensor | None = None
+    hidden: Tensor | None = None
 
     def real(self, size: Shape) -> Tensor:
-        """Mask (B, N, *size) of the voxels that are not padding, for patches of that size."""
+        """Mask (B, N, *size) of the voxels that are neither padding nor hidden, for patches of that size."""
         mask = torch.ones(*self.valid.shape[:2], *size, dtype=torch.bool)
         for axis, side in enumerate(size):
             ticks = torch.arange(side)
             first, stop = self.valid[:, :, 0, axis, None], self.valid[:, :, 1, axis, None]
             inside = (ticks >= first) & (ticks < stop)
             mask &= inside.view(*inside.shape[:2], *[-1 if i == axis else 1 for i in range(3)])
-        return mask
+        return mask if self.hidden is None else mask & ~self.hidden
 
 
 @dataclass(frozen=True)

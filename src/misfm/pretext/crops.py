@@ -61,6 +61,12 @@ class Variation:
     intensities: IntensityPlan
 
 
+def tiled_size(size: Shape, counts: Shape) -> Shape:
+    """Voxels along (D, H, W) of a source that holds so many crops of ``size`` voxels side by side."""
+    d, h, w = (side * count for side, count in zip(size, counts, strict=True))
+    return d, h, w
+
+
 def sample_start(size: Shape, source: Shape, extent: Extent, generator: Generator) -> Shape:
     """Draw the first voxel of a crop of ``size`` voxels from a source of ``source`` voxels.
 

@@ -28,7 +28,7 @@ from misfm.models.eva import INIT_STD, EvaBlock
 from misfm.models.primus import Primus
 from misfm.pretext.base import PRETEXTS
 from misfm.pretext.masks import MaskedBlocks
-from misfm.pretext.tokens import hidden_tokens, require_whole_tokens, to_grid
+from misfm.pretext.tokens import hidden_tokens, require_whole_tokens
 
 DECODER_DEPTH = 2
 
@@ -80,7 +80,7 @@ class TokenModel(nn.Module):
         kept = gone.int().argsort(dim=1, stable=True)[:, :num_kept]
         encoded = encoder.encode(encoder.embed(pad_to_fit(x, self.backbone)), kept)
         decoded = self.decoder(encoded, kept, encoder.rotation)
-        finest: Tensor = self.head([to_grid(encoder, decoded)])[0]
+        finest: Tensor = self.head([encoder.to_grid(decoded)])[0]
         return finest
 
 

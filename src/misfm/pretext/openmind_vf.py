@@ -11,14 +11,13 @@ The rule is that of :mod:`misfm.pretext.volume_fusion`; nnssl differs from both 
 
 Departures from nnssl: patches lie where the store draws them, not always at the centre of the volume; each
 volume of a batch is once foreground and once background, with one augmentation, instead of reading twice as
-many; the intensity changes keep the order of :mod:`misfm.intensities`; voxels that are padding in either
-volume count in no loss. Fits every network with a decoder.
+many; the intensity changes keep the order of :mod:`misfm.intensities`; voxels that are padding or hidden in
+either volume count in no loss. Fits every network with a decoder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, cast
 
 import torch
@@ -26,10 +25,10 @@ from pydantic import Field, PositiveInt
 from torch import Generator, LongTensor, Tensor
 
 from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
-from misfm.losses import IGNORE, segmentation_loss
+from misfm.losses import segmentation_loss
 from misfm.models.base import Shape
 from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, Probability
-from misfm.pretext.views import flip, sample_flips
+from misfm.pretext.views import sample_flips
 from misfm.pretext.volume_fusion import Range, VolumeFusion, require_two
 from misfm.seeding import draw_int
 
@@ -61,13 +60,9 @@ class OpenMindVolumeFusion(VolumeFusion):
         require_two(patches)
         images = patches[:, 0]
         images = apply_intensities(images, sample_intensities(len(images), self.intensities, generator))
-        real = placement.real(patch_size)[:, 0].to(images.device)
         flips = [sample_flips(self.flip_probability, generator) for _ in images]
-        background = torch.stack([flip(image, axes) for image, axes in zip(images, flips, strict=True)])
-        real = torch.stack([flip(mask, axes) for mask, axes in zip(real, flips, strict=True)])
         levels: list[Tensor] = [sample_levels(self, patch_size, generator) for _ in flips]
-        batch = self.fused_batch(background.roll(1, 0), background, torch.stack(levels).to(images.device))
-        return replace(batch, targets=batch.targets.masked_fill(~(real & real.roll(1, 0)), IGNORE))
+        return self.fuse_neighbours(images, placement.real(patch_size)[:, 0], flips, torch.stack(levels))
 
     def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
         """Dice + cross-entropy over all K + 1 classes, averaged over the samples."""

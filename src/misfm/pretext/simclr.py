@@ -6,7 +6,8 @@ away along each axis; all are varied on their own and embedded, and NT-Xent with
 partner from all other crops of the batch.
 
 Departures from nnssl: crops stay within the volume where it is larger than they are; patches of any shape.
-Fits every network; the decoder is not trained.
+No voxel has a loss of its own, so hidden ones are seen like all others. Fits every network; the decoder is
+not trained.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from misfm.pretext.crops import (
     sample_start_near,
     sample_variation,
     start_limits,
+    tiled_size,
 )
 from misfm.pretext.embedding import (
     EmbeddingModel,
@@ -61,8 +63,7 @@ class SimCLR(PretextTask):
 
     def source_size(self, patch_size: Shape) -> Shape:
         """Several patches along each axis."""
-        d, h, w = (side * count for side, count in zip(patch_size, self.source_patches, strict=True))
-        return d, h, w
+        return tiled_size(patch_size, self.source_patches)
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator

@@ -20,7 +20,7 @@ from misfm.models.eva import INIT_STD
 from misfm.models.primus import TOKEN_SIDE, Primus
 from misfm.pretext.base import PRETEXTS
 from misfm.pretext.masks import MaskedBlocks
-from misfm.pretext.tokens import hidden_tokens, require_primus, require_whole_tokens, to_grid
+from misfm.pretext.tokens import hidden_tokens, require_primus, require_whole_tokens
 from misfm.settings import Size
 
 
@@ -58,5 +58,5 @@ class ReplacingModel(nn.Module):
         tokens = encoder.embed(pad_to_fit(x, self.backbone))
         gone = hidden_tokens(encoder, hidden)[..., None]
         encoded = encoder.encode(torch.where(gone, self.mask_token.to(tokens.dtype), tokens))
-        finest: Tensor = self.head([to_grid(encoder, encoded)])[0]
+        finest: Tensor = self.head([encoder.to_grid(encoded)])[0]
         return finest

@@ -1,4 +1,4 @@
-"""Masks for networks of tokens: which tokens are hidden, and their way between sequence and grid."""
+"""Masks for networks of tokens: which tokens are hidden, and what blocks have to be like."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from misfm.errors import ConfigError
 from misfm.models.base import Backbone, Shape
-from misfm.models.primus import TOKEN_AXES, TOKEN_SIDE, Primus, PrimusEncoder
+from misfm.models.primus import TOKEN_SIDE, Primus, PrimusEncoder
 from misfm.pretext.masks import MaskedBlocks
 
 
@@ -40,16 +40,4 @@ def require_whole_tokens(task: MaskedBlocks, backbone: Primus) -> None:
 def hidden_tokens(encoder: PrimusEncoder, hidden: Tensor) -> Tensor:
     """Which tokens (B, N) bool are hidden by a mask of voxels (B, D, H, W) made of whole tokens."""
     corners = hidden[:, None, ::TOKEN_SIDE, ::TOKEN_SIDE, ::TOKEN_SIDE]
-    return _reordered(encoder, corners).flatten(1)
-
-
-def to_grid(encoder: PrimusEncoder, tokens: Tensor) -> Tensor:
-    """Tokens (B, N, E) -> features (B, E, D/8, H/8, W/8)."""
-    batch_size, _, channels = tokens.shape
-    grid = [encoder.grid[axis] for axis in TOKEN_AXES[encoder.token_order]]
-    return _reordered(encoder, tokens.transpose(1, 2).reshape(batch_size, channels, *grid))
-
-
-def _reordered(encoder: PrimusEncoder, features: Tensor) -> Tensor:
-    """Bring (B, E, d, h, w) into the order of tokens, or back: either order is its own inverse."""
-    return features.permute(0, 1, *(2 + axis for axis in TOKEN_AXES[encoder.token_order]))
+    return encoder.swapped(corners).flatten(1)

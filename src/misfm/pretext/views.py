@@ -104,10 +104,20 @@ def apply_view(patch: Tensor, view: View, patch_size: Shape) -> Tensor:
 
     Contrast and gamma are applied to each channel on its own.
     """
+    resized = place(patch, view, patch_size)
+    return torch.stack([bend(stretch_contrast(channel, view.percentiles), view.gamma) for channel in resized])
+
+
+def view_of_mask(mask: Tensor, view: View, patch_size: Shape) -> Tensor:
+    """Return which voxels (*patch_size) of a view any voxel of a mask (D, H, W) of the source has part in."""
+    return place(mask[None].float(), view, patch_size)[0] > 0
+
+
+def place(patch: Tensor, view: View, patch_size: Shape) -> Tensor:
+    """Return the crop of a source patch (C, D, H, W), mirrored and resized to (C, *patch_size)."""
     d, h, w = (slice(start, start + size) for start, size in zip(view.start, view.size, strict=True))
     # The mirror copies the crop, which resizing would do anyway.
-    resized = resize(flip(patch[:, d, h, w], view.flips), patch_size)
-    return torch.stack([bend(stretch_contrast(channel, view.percentiles), view.gamma) for channel in resized])
+    return resize(flip(patch[:, d, h, w], view.flips), patch_size)
 
 
 def sample_flips(probability: float, generator: Generator) -> tuple[int, ...]:

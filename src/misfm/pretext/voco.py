@@ -12,9 +12,10 @@ shares :math:`g_{ti}` of the volume of crop t that lies in base i,
 
 for each volume, averaged over volumes.
 
-Departures from nnssl: any grid and any shape of patch; bases that hold nothing but padding are neither run
-nor counted; target crops lie within the volume where it is larger than they are. Fits every network; the
-decoder is not trained.
+Departures from nnssl: any grid and any shape of patch; bases that hold nothing but padding and hidden voxels
+are neither run nor counted; target crops lie within the volume where it is larger than they are. No voxel
+has a loss of its own, so hidden ones beside others are seen like these. Fits every network; the decoder is
+not trained.
 """
 
 from __future__ import annotations
@@ -29,7 +30,15 @@ from torch import Generator, Tensor, nn
 
 from misfm.models.base import Backbone, Shape
 from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
-from misfm.pretext.crops import CropSettings, apply_variation, cut, overlap, sample_start, sample_variation
+from misfm.pretext.crops import (
+    CropSettings,
+    apply_variation,
+    cut,
+    overlap,
+    sample_start,
+    sample_variation,
+    tiled_size,
+)
 from misfm.pretext.embedding import EmbeddingModel, Widths, cosines
 from misfm.settings import Size
 
@@ -44,7 +53,7 @@ class Tiles(PretextBatch):
     ``targets`` is (B, T, G), share of each target crop that lies in each base.
 
     Attributes:
-        real: (B, G) bool, which bases hold voxels.
+        real: (B, G) bool, which bases hold voxels that are neither padding nor hidden.
     """
 
     real: Tensor
@@ -67,8 +76,7 @@ class VoCo(PretextTask):
 
     def source_size(self, patch_size: Shape) -> Shape:
         """The whole grid."""
-        d, h, w = (side * count for side, count in zip(patch_size, self.grid, strict=True))
-        return d, h, w
+        return tiled_size(patch_size, self.grid)
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
@@ -76,21 +84,30 @@ class VoCo(PretextTask):
         """Tile each volume and cut targets; see the base class."""
         source = self.source_size(patch_size)
         tiles = self.tile_starts(patch_size)
-        bases, targets, shares, real = [], [], [], []
-        for volume, valid in zip(patches[:, 0], placement.valid[:, 0], strict=True):
-            holds = ((tiles < valid[1]) & (tiles + torch.tensor(patch_size) > valid[0])).all(1)
-            extent = valid.tolist()
+        real = self.tiles_that_hold(placement, patch_size)
+        bases, targets, shares = [], [], []
+        for volume, holds, extent in zip(patches[:, 0], real, placement.valid[:, 0].tolist(), strict=True):
             starts = [sample_start(patch_size, source, extent, generator) for _ in range(self.num_targets)]
             bases += [cut(volume, (d, h, w), patch_size) for d, h, w in tiles[holds].tolist()]
             targets += [cut(volume, start, patch_size) for start in starts]
             shares.append(overlap(torch.tensor(starts), tiles, patch_size))
-            real.append(holds)
         crops = torch.stack(bases + targets)
         variation = sample_variation(self.crops, len(crops), patch_size, generator)
         return Tiles(
             apply_variation(crops, variation),
             torch.stack(shares).to(patches.device),
-            real=torch.stack(real).to(patches.device),
+            real=real.to(patches.device),
+        )
+
+    def tiles_that_hold(self, placement: Placement, patch_size: Shape) -> Tensor:
+        """Which bases (B, G) bool hold any voxel that is neither padding nor hidden."""
+        tiles = self.tile_starts(patch_size)
+        if placement.hidden is None:
+            first, stop = placement.valid[:, 0, :, None].unbind(1)
+            return ((tiles < stop) & (tiles + torch.tensor(patch_size) > first)).all(2)
+        real = placement.real(self.source_size(patch_size))[:, 0]
+        return torch.stack(
+            [cut(real, (d, h, w), patch_size).any(3).any(2).any(1) for d, h, w in tiles.tolist()], 1
         )
 
     def tile_starts(self, patch_size: Shape) -> Tensor:

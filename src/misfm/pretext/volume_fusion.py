@@ -19,13 +19,14 @@ level map Y             10-40 boxes, later ones on top        grid of equal bloc
 intensities             as stored                             [0, 1]
 ======================  ====================================  ============================================
 
-Departures from the authors' code: a constant patch stays constant (theirs becomes NaN), and voxels in which
-I_f and I_b hardly differ, whose level nobody could tell, can be left out of the loss (``min_difference``).
+Departures from the authors' code: a constant patch stays constant (theirs becomes NaN), voxels in which I_f
+or I_b is padding or hidden (:class:`misfm.pretext.base.Placement`) count in no loss, and voxels in which they
+hardly differ, whose level nobody could tell, can be left out of it, too (``min_difference``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, cast
 
 import torch
@@ -36,7 +37,7 @@ from misfm.errors import ConfigError
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel, Shape
 from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability, ascending
-from misfm.pretext.views import ViewSettings, apply_view, flip, sample_flips, sample_view
+from misfm.pretext.views import ViewSettings, apply_view, flip, sample_flips, sample_view, view_of_mask
 from misfm.seeding import draw_int
 
 Range = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(ascending)]
@@ -155,13 +156,37 @@ class VolumeFusion(PretextTask):
     min_difference: Annotated[float, Field(ge=0)] = 0.0
     """Leave voxels with |I_f - I_b| below this out of the loss; 0 keeps all, as published."""
 
-    def fused_batch(self, foreground: Tensor, background: Tensor, levels: Tensor) -> PretextBatch:
-        """Fuse (B, C, D, H, W) pairs by (B, D, H, W) levels into inputs and targets."""
+    def fused_batch(
+        self, foreground: Tensor, background: Tensor, levels: Tensor, real: Tensor | None = None
+    ) -> PretextBatch:
+        """Fuse (B, C, D, H, W) pairs by (B, D, H, W) levels into inputs and targets.
+
+        Voxels that are not ``real`` (B, D, H, W) in both I_f and I_b are left out of the loss; None: all are.
+        """
         inputs = fuse(foreground, background, levels, self.num_levels)
+        if real is not None:
+            levels = levels.masked_fill(~real, IGNORE)
         if self.min_difference > 0:
             undecidable = ((foreground - background).abs() < self.min_difference).all(1)
             levels = levels.masked_fill(undecidable, IGNORE)
         return PretextBatch(inputs, levels)
+
+    def fuse_neighbours(
+        self, images: Tensor, real: Tensor, flips: Sequence[tuple[int, ...]], levels: Tensor
+    ) -> PretextBatch:
+        """Mirror (B, C, D, H, W) images, each in its own way, and fuse each with the one before it.
+
+        Args:
+            images: I_b, and rolled by one I_f.
+            real: (B, D, H, W) bool on any device, their voxels that are neither padding nor hidden.
+            flips: mirrored axes of each.
+            levels: (B, D, H, W) on any device.
+        """
+        pairs = zip(images, real.to(images.device), flips, strict=True)
+        mirrored = [(flip(image, axes), flip(mask, axes)) for image, mask, axes in pairs]
+        background, known = (torch.stack(parts) for parts in zip(*mirrored, strict=True))
+        known = known & known.roll(1, 0)
+        return self.fused_batch(background.roll(1, 0), background, levels.to(images.device), known)
 
     def build_model(self, backbone: Backbone) -> nn.Module:
         """Segmentation into K + 1 levels."""
@@ -200,8 +225,7 @@ class VolumeFusionV1(VolumeFusion):
             ConfigError: there is only one patch, which would be fused with itself.
         """
         require_two(patches)
-        flipped = [flip(patch, sample_flips(self.flip_probability, generator)) for patch in patches[:, 0]]
-        background = torch.stack(flipped)
+        flips = [sample_flips(self.flip_probability, generator) for _ in patches]
         levels: list[Tensor] = [
             sample_levels_v1(
                 patch_size,
@@ -210,9 +234,10 @@ class VolumeFusionV1(VolumeFusion):
                 block_size=self.block_size,
                 generator=generator,
             )
-            for _ in flipped
+            for _ in flips
         ]
-        return self.fused_batch(background.roll(1, 0), background, torch.stack(levels).to(patches.device))
+        real = placement.real(patch_size)[:, 0]
+        return self.fuse_neighbours(patches[:, 0], real, flips, torch.stack(levels))
 
 
 @PRETEXTS.register("volume-fusion-v2")
@@ -242,13 +267,23 @@ class VolumeFusionV2(VolumeFusion):
 
     def draw(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw I_f and I_b, (B, C, *patch_size) each, and Y, (B, *patch_size); arguments as ``prepare``."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Draw the arguments of :meth:`fused_batch`; arguments as ``prepare``.
+
+        Returns:
+            I_f and I_b, (B, C, *patch_size) each; Y, (B, *patch_size); and the voxels in which hidden ones
+            have no part, (B, *patch_size) bool, or None where there are no hidden ones. No view has padding.
+        """
         foregrounds: list[Tensor] = []
         backgrounds: list[Tensor] = []
         levels: list[Tensor] = []
-        for pair, extents in zip(patches, placement.valid.tolist(), strict=True):
+        real: list[Tensor] = []
+        hidden = None if placement.hidden is None else placement.hidden.to(patches.device)
+        for sample, (pair, extents) in enumerate(zip(patches, placement.valid.tolist(), strict=True)):
             plans = [sample_view(self.views, patch_size, extent, generator) for extent in extents]
+            if hidden is not None:
+                seen = [view_of_mask(m, p, patch_size) for m, p in zip(hidden[sample], plans, strict=True)]
+                real.append(~(seen[0] | seen[1]))
             views = [apply_view(crop, plan, patch_size) for crop, plan in zip(pair, plans, strict=True)]
             if float(torch.rand((), generator=generator)) < self.inversion_probability:
                 views = [1 - view for view in views]
@@ -263,4 +298,9 @@ class VolumeFusionV2(VolumeFusion):
                     generator=generator,
                 )
             )
-        return torch.stack(foregrounds), torch.stack(backgrounds), torch.stack(levels).to(patches.device)
+        return (
+            torch.stack(foregrounds),
+            torch.stack(backgrounds),
+            torch.stack(levels).to(patches.device),
+            torch.stack(real) if real else None,
+        )

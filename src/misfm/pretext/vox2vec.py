@@ -10,7 +10,8 @@ Departures from the authors' code: a batch holds pairs of different volumes, not
 half a patch apart (``source_scale``) instead of sharing any one voxel, which reads less than half as much;
 brightness and contrast stand in for windows of Hounsfield units, and there is no sharpening; instead of a
 body mask, voxels as dark as the darkest of the source (clipped air) are not drawn; each vector is normalised
-on its own within the projector instead of over the batch. Fits every network.
+on its own within the projector instead of over the batch. Voxels that were hidden to make the patient unknown
+are not drawn either, unless two crops share no others. Fits every network.
 """
 
 from __future__ import annotations
@@ -77,13 +78,16 @@ class Vox2Vec(PretextTask):
         the same voxels in the second ones; ``targets`` are the indices of the partners.
         """
         count, source = len(patches), self.source_size(patch_size)
+        real = placement.real(source)[:, 0].to(patches.device)
         crops: list[tuple[Tensor, Tensor]] = []
         places: tuple[list[Tensor], list[Tensor]] = ([], [])
         for index, volume in enumerate(patches[:, 0]):
             extent = placement.valid[index, 0].tolist()
             starts = [sample_start(patch_size, source, extent, generator) for _ in range(2)]
             crops.append((cut(volume, starts[0], patch_size), cut(volume, starts[1], patch_size)))
-            voxels = self.sample_voxels(volume, common_box(starts, patch_size, extent), extent, generator)
+            voxels = self.sample_voxels(
+                volume, real[index], common_box(starts, patch_size, extent), generator
+            )
             for view, start in enumerate(starts):
                 within = voxels - torch.tensor(start, device=voxels.device)
                 places[view].append(F.pad(within, (1, 0), value=view * count + index))
@@ -94,12 +98,17 @@ class Vox2Vec(PretextTask):
         targets = partners(len(context)).to(patches.device)
         return PretextBatch(apply_intensities(views, plan), targets, (context,))
 
-    def sample_voxels(self, volume: Tensor, box: Extent, extent: Extent, generator: Generator) -> Tensor:
-        """Draw different voxels (n, 3) of a source (C, D, H, W) from a box, brighter than air if any are."""
+    def sample_voxels(self, volume: Tensor, real: Tensor, box: Extent, generator: Generator) -> Tensor:
+        """Draw different voxels (n, 3) of a source (C, D, H, W) from a box.
+
+        They are among the ``real`` ones (D, H, W) and brighter than air if any are; else real, if any are.
+        """
         start, size = _start_and_size(box)
-        darkest = cut(volume, *_start_and_size(extent)).amin((1, 2, 3), keepdim=True)
-        bright = (cut(volume, start, size) > darkest).any(0)
-        candidates = (bright if bool(bright.any()) else torch.ones_like(bright)).nonzero()
+        darkest = volume.where(real, torch.inf).amin((1, 2, 3), keepdim=True)
+        shown = cut(real, start, size)
+        bright = (cut(volume, start, size) > darkest).any(0) & shown
+        choices = (bright, shown, torch.ones_like(shown))
+        candidates = next(choice for choice in choices if bool(choice.any())).nonzero()
         # Few are drawn twice from many; dropping these is quicker than a permutation of all.
         drawn = torch.randint(len(candidates), (self.num_voxels,), generator=generator).tolist()
         different = torch.tensor(sorted(set(drawn)), device=candidates.device)

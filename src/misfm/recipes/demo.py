@@ -212,20 +212,22 @@ def fusion_picture(out: Path) -> bytes:
     store = Store.open(out / "store")
     size = task.source_size(PATCH_SIZE)
     patches = UnlabelledPatches(store, store.records(), size, task.num_patches, 3, seed=0)
-    raw, *where = patches[0]
+    raw = patches[0]
     backbone = create(settings.network.name, num_classes=1, patch_size=PATCH_SIZE).backbone
     network = task.build_model(backbone)
     tensors, _ = read_weights(RunFolder(out / "pretrain").weights)
     network.load_state_dict(tensors)
-    return fusion_strip(fused_samples(task, raw, Placement(*where), network), num_levels=task.num_levels)
+    samples = fused_samples(task, raw[0], Placement(*raw[1:]), network)
+    return fusion_strip(samples, num_levels=task.num_levels)
 
 
 def fused_samples(
     task: VolumeFusionV2, raw: torch.Tensor, placement: Placement, network: nn.Module
 ) -> list[FusionSample]:
     """Show a batch as the network sees it; the generator repeats itself, so the parts belong together."""
-    foreground, background, levels = task.draw(raw, placement, PATCH_SIZE, generator_for("picture"))
-    batch = task.fused_batch(foreground, background, levels)
+    drawn = task.draw(raw, placement, PATCH_SIZE, generator_for("picture"))
+    foreground, background, levels, _ = drawn
+    batch = task.fused_batch(*drawn)
     with torch.inference_mode():
         predicted = network.eval()(batch.inputs).max(1).indices
     return [

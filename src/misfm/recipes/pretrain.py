@@ -55,7 +55,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     objective = PretextObjective(task, settings.patch_size)
     run = RunFolder(out)
     run.begin(settings.model_dump(mode="json"), resume=resume)
-    notice = padding_notice(store.records(), settings.patch_size)
+    notice = padding_notice(store.records(), task.source_size(settings.patch_size))
     if notice is not None:
         logger.warning("%s", notice)
 
@@ -166,9 +166,9 @@ class PretextValidation:
         totals: dict[str, float] = {}
         count = self.settings.validation_batches
         for index in range(count):
-            patches, *where = self.patches[index]
+            raw = self.patches[index]
             batch = self.objective.prepare(
-                (patches.to(device), *where), generator_for(self.patches.seed, "prepare", index)
+                (raw[0].to(device), *raw[1:]), generator_for(self.patches.seed, "prepare", index)
             )
             outputs = model(batch.inputs, *batch.context)
             loss = sum(float(term) for term in self.objective.loss(outputs, batch).values())

@@ -37,10 +37,28 @@ def stored_tensors(content: Mapping[str, object]) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
-def steps_taken(content: Mapping[str, object]) -> int | None:
-    """Training steps of a PyMIC checkpoint."""
+def described(
+    network: NetworkInfo, kernel: Tensor, bias: Tensor, content: Mapping[str, object]
+) -> WeightsInfo:
+    """What a PyMIC checkpoint tells about its weights.
+
+    Args:
+        network: as told by shapes.
+        kernel: of the first convolution, which tells the channels of the image.
+        bias: of the last convolution, which tells the classes.
+        content: of the file.
+    """
     steps = content.get("iteration")
-    return steps if isinstance(steps, int) else None
+    return WeightsInfo(
+        network=network,
+        in_channels=kernel.shape[1],
+        num_classes=len(bias),
+        patch_size=None,
+        spacing=None,
+        steps=steps if isinstance(steps, int) else None,
+        data=None,
+        versions={},
+    )
 
 
 @contextmanager
@@ -121,16 +139,9 @@ class PymicPctNet:
         with told_by_shapes("PCT-Net"):
             options = _options(tensors)
             stem, finest = f"embeddings.{options['anisotropy']}", f"pred_heads.{options['anisotropy']}"
-            return WeightsInfo(
-                network=NetworkInfo(name="pctnet", options=options),
-                in_channels=tensors[f"{stem}.proj.weight"].shape[1],
-                num_classes=len(tensors[f"{finest}.out_conv0.conv.2.bias"]),
-                patch_size=None,
-                spacing=None,
-                steps=steps_taken(content),
-                data=None,
-                versions={},
-            )
+            network = NetworkInfo(name="pctnet", options=options)
+            kernel, bias = tensors[f"{stem}.proj.weight"], tensors[f"{finest}.out_conv0.conv.2.bias"]
+            return described(network, kernel, bias, content)
 
     def translate(self, tensors: Mapping[str, Tensor], backbone: Backbone) -> Translation:
         """Rename what the backbone's anisotropy uses, unless its stem and decoder were never trained."""

@@ -12,7 +12,7 @@ from misfm.models import Backbone
 from misfm.models.fmunet import FMUNet
 from misfm.weights.file import NetworkInfo, WeightsInfo
 from misfm.weights.foreign import FORMATS, Translation
-from misfm.weights.pymic import steps_taken, stored_tensors, told_by_shapes
+from misfm.weights.pymic import described, stored_tensors, told_by_shapes
 
 MARK = "encoder.en_conv0."
 RENAMES = (
@@ -41,16 +41,8 @@ class PymicFMUNet:
         """Everything from shapes, for the file records no setting."""
         tensors = cast(dict[str, Tensor], self.tensors(content))
         with told_by_shapes("FMUNet"):
-            return WeightsInfo(
-                network=NetworkInfo(name="fmunet", options=_options(tensors)),
-                in_channels=tensors["project.weight"].shape[1],
-                num_classes=len(tensors["out_layers.0.2.bias"]),
-                patch_size=None,
-                spacing=None,
-                steps=steps_taken(content),
-                data=None,
-                versions={},
-            )
+            network = NetworkInfo(name="fmunet", options=_options(tensors))
+            return described(network, tensors["project.weight"], tensors["out_layers.0.2.bias"], content)
 
     def translate(self, tensors: Mapping[str, Tensor], backbone: Backbone) -> Translation:
         """Rename everything; kernels of another anisotropy keep their shape."""
