@@ -43,6 +43,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --
 Out = Annotated[Path, typer.Option(help="Run folder.")]
 
 DEFAULT_RECIPE = "small"
+ALL_FOLDS = "all"
 INTERRUPTED = 130
 """Status with which typer answers Ctrl-C."""
 
@@ -146,6 +147,9 @@ def finetune(
     ] = None,
     cases: Annotated[str | None, typer.Option(metavar="N|NAME,...", help="Training cases to use.")] = None,
     split: Annotated[Path | None, typer.Option(help="JSON like nnU-Net's splits_final.json.")] = None,
+    fold: Annotated[
+        str | None, typer.Option(metavar="N|all", help="Fold to validate on, or cross-validate over all.")
+    ] = None,
     schedule: Annotated[str | None, typer.Option(help="constant, poly, warmup, halving or sawtooth.")] = None,
     transfer: Annotated[str | None, typer.Option(help="all, or encoder only.")] = None,
     twin: Annotated[bool, typer.Option("--twin", help="Also train from scratch, and compare.")] = False,
@@ -163,6 +167,7 @@ def finetune(
     """Train on a few labelled cases, from pretrained weights or from scratch."""
     from misfm.config import FinetuneSettings, resolve
     from misfm.recipes.finetune import finetune as run
+    from misfm.recipes.folds import cross_validate
     from misfm.recipes.twins import finetune_twins
 
     settings: FinetuneSettings = resolve(
@@ -174,28 +179,41 @@ def finetune(
             "weights": weights,
             "cases": case_choice(cases),
             "split": None if split is None else str(split),
+            "fold": None if fold == ALL_FOLDS else fold,
             "training.schedule.name": schedule,
             "transfer": transfer,
             **shared_options(network, steps, patch_size, batch_size, seed),
         },
         assignments=assignments or [],
     )
-    if twin:
+    where = out / "weights.safetensors"
+    if twin and fold == ALL_FOLDS:
+        raise ConfigError("--twin compares on one fold: leave it out, or give --fold a number.")
+    if fold == ALL_FOLDS:
+        result = cross_validate(settings, out, resume=resume)
+        say_dice(result)
+        where = out / "fold_*" / where.name
+    elif twin:
         result = finetune_twins(settings, out, resume=resume)
         say(result["verdict"])
         say(f"Report: {out / 'report.html'}")
     else:
         result = run(settings, out, resume=resume)
-    say(f"Weights: {out / 'weights.safetensors'}")
-    finish({"run": str(out), "weights": str(out / "weights.safetensors"), **result}, as_json)
+    say(f"Weights: {where}")
+    finish({"run": str(out), "weights": str(where), **result}, as_json)
 
 
 @app.command()
 def predict(
-    run: Annotated[str, typer.Option(help="Run folder, weights file or 'builtin'.")],
+    run: Annotated[
+        list[str], typer.Option(help="Run, weights file or folder of folds; several label together.")
+    ],
     inputs: Annotated[list[Path], typer.Option("--input", help="Files, DICOM folders or trees of scans.")],
     output: Annotated[Path, typer.Option(help="Folder for the label maps, CASE.nii.gz.")],
     overlap: Annotated[float, typer.Option(help="Overlap of windows.", min=0, max=0.9)] = 0.5,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average over mirrors, along axes mirrored in training.")
+    ] = False,
     more_inputs: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
@@ -203,9 +221,8 @@ def predict(
     from misfm.recipes.predict import predict_files
 
     with Progress("Predicting") as progress:
-        prediction = predict_files(
-            run, [*inputs, *(more_inputs or [])], output, overlap=overlap, progress=progress.update
-        )
+        paths = [*inputs, *(more_inputs or [])]
+        prediction = predict_files(run, paths, output, overlap=overlap, tta=tta, progress=progress.update)
     say(f"{output}: {len(prediction.written)} label maps")
     written = {case: str(path) for case, path in prediction.written.items()}
     finish({"written": written, "failed": dict(prediction.failed)}, as_json)
@@ -231,11 +248,7 @@ def evaluate(
     for folder, absent in result["missing"].items():
         if absent:
             say(f"Not scored, {folder} missing: {', '.join(absent)}")
-    for label, scores in result["mean"].items():
-        interval = (result["interval95"][label] or {}).get("dice")
-        bounds = "" if interval is None else f"  95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
-        if scores["dice"] is not None:
-            say(f"{label:20s} Dice {scores['dice']:.3f}{bounds}")
+    say_dice(result)
     finish({"out": str(out), "mean": result["mean"], "interval95": result["interval95"]}, as_json)
 
 
@@ -325,6 +338,15 @@ def info(
 def say(message: str) -> None:
     """Tell the person at the terminal; standard output stays free for ``--json``."""
     print(message, file=sys.stderr, flush=True)
+
+
+def say_dice(result: dict[str, Any]) -> None:
+    """Tell the mean Dice of each label, and of all, with intervals."""
+    for label, scores in result["mean"].items():
+        interval = (result["interval95"][label] or {}).get("dice")
+        bounds = "" if interval is None else f"  95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
+        if scores["dice"] is not None:
+            say(f"{label:20s} Dice {scores['dice']:.3f}{bounds}")
 
 
 def finish(result: dict[str, Any], as_json: bool) -> None:

@@ -113,9 +113,11 @@ class FinetuneSettings(RunSettings):
     cases: tuple[str, ...] | int | None = None
     """Names or number of the training cases to use; null uses all."""
     split: str | None = None
-    """A file in the form of nnU-Net's splits_final.json; null takes the dataset's own, else 80/20."""
+    """A file in the form of nnU-Net's splits_final.json; null takes the dataset's own, else draws folds."""
     fold: Annotated[int, Field(ge=0)] = 0
-    """Which entry of the split."""
+    """Which fold of the split."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Number of folds where they are drawn, by subject (nnU-Net: 5)."""
     labelled_share: Share = 0.6
     """Share of patches centred on a labelled voxel."""
     deep_supervision: bool = True

@@ -144,6 +144,7 @@ def weights_info(
         patch_size=settings.patch_size,
         spacing=None if settings.spacing == "native" else settings.spacing,
         intensity=intensity_rule(settings.intensity).model_dump(mode="json"),
+        mirror_axes=settings.augmentation.flip_axes,
         recipe=settings.recipe,
         steps=settings.training.steps,
         data=DataInfo(count=len(records), fingerprint=fingerprint_of(records)),

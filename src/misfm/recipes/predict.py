@@ -14,8 +14,10 @@ from misfm.data.preprocess import canonical
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.writers import write_label_map
 from misfm.errors import ConfigError, DataError, WeightsError
+from misfm.inference.ensemble import Ensemble
 from misfm.inference.predictor import PredictionSpec, Predictor
-from misfm.recipes.validation import predictor_for
+from misfm.recipes.members import members_of, refuse_strangers
+from misfm.recipes.validation import AXES, predictor_for
 from misfm.training.logging import logger
 from misfm.training.loop import best_device
 from misfm.training.memory import keep_freed_memory
@@ -37,11 +39,12 @@ class Prediction:
     failed: Mapping[str, str]
 
 
-def predict(weights_or_run: Source, volume: Volume) -> Volume:
+def predict(weights_or_run: Source | Sequence[Source], volume: Volume) -> Volume:
     """Label one scan.
 
     Args:
-        weights_or_run: a run folder, a weights file or ``"builtin"``, fine-tuned on label maps.
+        weights_or_run: a run folder or weights file, fine-tuned on label maps. Several label together, by the
+            mean of their class probabilities, and the folder of a cross-validation stands for its folds.
         volume: (C, D, H, W), voxels as in the file.
 
     Returns:
@@ -49,17 +52,19 @@ def predict(weights_or_run: Source, volume: Volume) -> Volume:
 
     Raises:
         WeightsError: weights that cannot be read, or that were pretrained only.
+        ConfigError: weights that differ in how scans are prepared, or in what they label.
         DataError: another number of channels than the network takes.
     """
     return load_predictor(weights_or_run).predict(volume)
 
 
 def predict_files(
-    weights_or_run: Source,
+    weights_or_run: Source | Sequence[Source],
     inputs: Sequence[Path],
     output_dir: Path,
     *,
     overlap: float = 0.5,
+    tta: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Label scans and write each as ``CASE.nii.gz``; one that cannot be used does not stop the others.
@@ -70,14 +75,15 @@ def predict_files(
             ``CASE``, as in nnU-Net datasets.
         output_dir: made where missing.
         overlap: share of a window that its neighbour repeats, [0, 1).
+        tta: average predictions of mirrored windows, see :func:`load_predictor`.
         progress: called with the number of cases done and their total.
 
     Raises:
         DataError: no scans, or a folder that cannot be made.
-        ConfigError: a label map would overwrite a scan.
+        ConfigError: a label map would overwrite a scan, or as for :func:`predict`.
         WeightsError: as for :func:`predict`.
     """
-    predictor = load_predictor(weights_or_run, overlap=overlap)
+    predictor = load_predictor(weights_or_run, overlap=overlap, tta=tta)
     cases = group_channels(find_scans(inputs), predictor.spec.in_channels)
     keep_scans(cases, output_dir)
     make_folder(output_dir)
@@ -99,21 +105,47 @@ def predict_files(
     return Prediction(written, failed)
 
 
-def load_predictor(weights_or_run: Source, *, overlap: float = 0.5) -> Predictor:
-    """Build the network that weights describe, on the best device there is, with what prepares its input."""
-    known = describe(weights_or_run)
-    if "intensity" not in known or known.get("patch_size") is None:
-        raise WeightsError(
-            f"{weights_or_run} does not say how scans are prepared; fine-tune it with misfm first."
+def load_predictor(
+    weights_or_run: Source | Sequence[Source], *, overlap: float = 0.5, tta: bool = False
+) -> Predictor:
+    """Build the networks that weights describe, on the best device there is, with what prepares their input.
+
+    Args:
+        weights_or_run: as for :func:`predict`.
+        overlap: share of a window that its neighbour repeats, [0, 1).
+        tta: average over mirrors along the axes that all of the weights were trained with mirrors of; others
+            are never mirrored, since there the network has not seen, or must tell, one side from the other.
+    """
+    sources = members_of(weights_or_run)
+    infos = [prediction_info(source) for source in sources]
+    refuse_strangers(sources, infos)
+    axes = [axis for axis in AXES if tta and all(axis in info.mirror_axes for info in infos)]
+    if tta and not axes:
+        logger.info(
+            "--tta changes nothing: the weights name no axis that was mirrored in all of their training; "
+            "a larger --overlap averages more windows instead."
         )
+    keep_freed_memory()
+    networks = [from_pretrained(source) for source in sources]
+    network = networks[0] if len(networks) == 1 else Ensemble(networks)
+    return predictor_for(network.to(best_device()), infos[0], overlap=overlap, mirror_axes=axes)
+
+
+def prediction_info(source: Source) -> WeightsInfo:
+    """Return the description of weights that can label.
+
+    Raises:
+        WeightsError: they do not say how scans are prepared, or were pretrained only.
+    """
+    known = describe(source)
+    if "intensity" not in known or known.get("patch_size") is None:
+        raise WeightsError(f"{source} does not say how scans are prepared; fine-tune it with misfm first.")
     if known.get("pretext"):
         raise WeightsError(
-            f"{weights_or_run} was pretrained with {known['pretext']} and has no labels yet; "
+            f"{source} was pretrained with {known['pretext']} and has no labels yet; "
             "run `misfm finetune --weights` on it first."
         )
-    info = WeightsInfo.model_validate({k: v for k, v in known.items() if k in WeightsInfo.model_fields})
-    keep_freed_memory()
-    return predictor_for(from_pretrained(weights_or_run).to(best_device()), info, overlap=overlap)
+    return WeightsInfo.model_validate({k: v for k, v in known.items() if k in WeightsInfo.model_fields})
 
 
 def keep_scans(cases: Mapping[str, Sequence[ScanSource]], output_dir: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,23 +20,23 @@ Split = dict[str, list[str]]
 def choose_cases(dataset: Dataset, settings: FinetuneSettings) -> tuple[list[Case], list[Case]]:
     """Return the training and the validation cases, which never overlap.
 
-    The split is that of ``settings.split``, else the dataset's own ``splits_final.json``, else 80/20 drawn by
-    the seed 0, so that all runs on a dataset agree on it. A number of cases takes the first of one fixed
-    shuffled order: fewer cases are always a subset of more. Cases chosen by name leave the validation set.
+    They are those of the fold ``settings.fold`` of :func:`folds_of`. A number of cases takes the first of one
+    fixed shuffled order: fewer cases are always a subset of more. Cases chosen by name leave the validation
+    set, with all others of their subjects.
 
     Raises:
         ConfigError: unknown case names, a fold that does not exist, or a case on both sides.
         DataError: no labelled case to train on.
     """
     cases = {case.name: case for case in dataset.cases() if case.label_path is not None}
-    folds = read_split(Path(settings.split)) if settings.split is not None else dataset.splits()
-    if folds and settings.fold >= len(folds):
+    folds = folds_of(dataset, settings)
+    if settings.fold >= len(folds):
         raise ConfigError(f"There is no fold {settings.fold}: the split has {len(folds)}.")
-    fold = folds[settings.fold] if folds else draw_split(sorted(cases))
-    names, held_out = fold["train"], fold["val"]
+    names, held_out = folds[settings.fold]["train"], folds[settings.fold]["val"]
     if isinstance(settings.cases, tuple):
         names = list(dict.fromkeys(settings.cases))
-        held_out = [name for name in held_out if name not in names]
+        subjects = {dataset.subject(name) for name in names}
+        held_out = [name for name in held_out if dataset.subject(name) not in subjects]
     elif settings.cases is not None:
         names = nested_subset(names, settings.cases)
     for name in (*names, *held_out):
@@ -49,12 +50,37 @@ def choose_cases(dataset: Dataset, settings: FinetuneSettings) -> tuple[list[Cas
     return [cases[name] for name in names], [cases[name] for name in held_out]
 
 
-def draw_split(names: list[str]) -> Split:
-    """Put a fifth of the cases, at least one of two, aside for validation."""
-    order = torch.randperm(len(names), generator=generator_for(0, "split")).tolist()
-    shuffled = [names[i] for i in order]
-    count = max(1, len(names) // 5) if len(names) > 1 else 0
-    return {"train": sorted(shuffled[count:]), "val": sorted(shuffled[:count])}
+def folds_of(dataset: Dataset, settings: FinetuneSettings) -> list[Split]:
+    """Return the folds of ``settings.split``, else of the dataset's ``splits_final.json``, else drawn ones.
+
+    Raises:
+        ConfigError: a split file that is none.
+        DataError: a damaged ``splits_final.json``.
+    """
+    given = read_split(Path(settings.split)) if settings.split is not None else dataset.splits()
+    names = [case.name for case in dataset.cases() if case.label_path is not None]
+    return given or draw_folds(names, dataset.subject, settings.folds)
+
+
+def draw_folds(names: Sequence[str], subject: Callable[[str], str], count: int) -> list[Split]:
+    """Deal subjects out to folds of nearly equal size; every case validates once, all of a subject together.
+
+    Drawn by the seed 0, so that all runs on a dataset agree. With fewer subjects than folds there are as many
+    folds as subjects; a single subject trains, and nothing validates.
+    """
+    subjects = sorted({subject(name) for name in names})
+    if len(subjects) < 2:
+        return [{"train": sorted(names), "val": []}]
+    order = torch.randperm(len(subjects), generator=generator_for(0, "split")).tolist()
+    count = min(count, len(subjects))
+    fold_of = {subjects[i]: (count * place - 1) // len(order) for place, i in enumerate(order, start=1)}
+    return [
+        {
+            "train": sorted(name for name in names if fold_of[subject(name)] != fold),
+            "val": sorted(name for name in names if fold_of[subject(name)] == fold),
+        }
+        for fold in range(count)
+    ]
 
 
 def nested_subset(names: list[str], count: int) -> list[str]:

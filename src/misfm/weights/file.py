@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from misfm.data.augment import AxisName
 from misfm.errors import WeightsError
 from misfm.files import write_bytes
 from misfm.settings import Settings, Size, Spacing
@@ -59,6 +60,9 @@ class WeightsInfo(Settings):
     spacing: Spacing | None = Field(description="mm (D, H, W) the scans were resampled to; None: native")
     intensity: dict[str, Any] = Field(
         default={}, description="the intensity rule, as preprocessing recorded it"
+    )
+    mirror_axes: tuple[AxisName, ...] = Field(
+        default=(), description="axes mirrored while training on label maps; prediction may mirror them too"
     )
     pretext: str | None = Field(default=None, description="pretext task; None: trained on label maps")
     recipe: str | None = Field(default=None, description="named settings it was trained with")

@@ -1,0 +1,100 @@
+"""Cross-validation: folds train in folders of their own, and each case is judged by one that has not seen it.
+
+The folder as a whole is what ``misfm predict --run`` takes for an ensemble of the folds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from misfm.config import FinetuneSettings, SettledSettings
+from misfm.data.dataset import Dataset
+from misfm.errors import ConfigError
+from misfm.evaluation.arms import ALL
+from misfm.evaluation.case import LabelScores
+from misfm.evaluation.summary import as_result
+from misfm.files import write_json
+from misfm.recipes.finetune import finetune
+from misfm.recipes.settle import settle
+from misfm.recipes.splits import Split, folds_of
+from misfm.training.logging import logger
+from misfm.training.run import RunFolder
+
+
+def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Fine-tune on every fold into ``out/fold_0``, ``out/fold_1``, …, and pool their validation scores.
+
+    All folds have the same settings, spacing and intensity rule; a number of ``cases`` is that of each fold.
+    Writes ``out/cross_validation.json``.
+
+    Args:
+        settings: of the fine-tunings; ``fold`` plays no part.
+        out: the folder of all folds.
+        resume: go on with the folds in ``out``; those that are finished are left as they are.
+
+    Returns:
+        What ``cross_validation.json`` holds: scores of all validated cases in the form of ``misfm evaluate``,
+        and under ``folds`` the mean Dice and the cases of each.
+
+    Raises:
+        ConfigError: cases given by name, a case that several folds validate, or no case that any does.
+        MisfmError: as :func:`misfm.recipes.finetune.finetune`.
+    """
+    if isinstance(settings.cases, tuple):
+        raise ConfigError("--fold all draws the cases of each fold: give --cases a number, not names.")
+    if RunFolder(out).config.exists():
+        raise ConfigError(f"{out} holds a single run: choose another --out for the folds.")
+    dataset = Dataset.open(settings.dataset)
+    folds = folds_of(dataset, settings)
+    refuse_repeats(folds)
+    settled = settle(settings, dataset)
+    results = []
+    for number in range(len(folds)):
+        logger.info("fold %d of %d", number, len(folds))
+        fold = settled.model_copy(update={"fold": number})
+        results.append(train_fold(fold, out / f"fold_{number}", resume=resume))
+    pooled = pool(dataset, results)
+    pooled["folds"] = [
+        {"fold": number, "dice": result["mean"][ALL]["dice"], "cases": sorted(result["cases"])}
+        for number, result in enumerate(results)
+    ]
+    write_json(out / "cross_validation.json", pooled)
+    return pooled
+
+
+def refuse_repeats(folds: Sequence[Split]) -> None:
+    """Check that there is something to validate, and that no case would count twice."""
+    validated = Counter(name for fold in folds for name in fold["val"])
+    if not validated:
+        raise ConfigError(
+            "No fold validates a case: label cases of two subjects or more, or add some to 'val' in the split."
+        )
+    repeated = sorted(name for name, times in validated.items() if times > 1)
+    if repeated:
+        raise ConfigError(
+            f"The split validates {repeated[0]} in several folds and it would count several times: give a "
+            "split in which each case validates once."
+        )
+
+
+def train_fold(settings: SettledSettings, out: Path, *, resume: bool) -> dict[str, Any]:
+    """Fine-tune on one fold, or return the scores of a fold that was finished with these settings."""
+    scores = out / "validation.json"
+    if not (resume and scores.exists()):
+        return finetune(settings, out, resume=resume)
+    RunFolder(out).begin(settings.model_dump(mode="json"), resume=True)
+    return dict(json.loads(scores.read_text(encoding="utf-8")))
+
+
+def pool(dataset: Dataset, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put the cases of all folds together and average over them."""
+    names = {label: name for label, name in dataset.label_names.items() if label != 0}
+    scores = {}
+    for case, row in ((case, row) for result in results for case, row in result["cases"].items()):
+        judged = [names[label] for label in names if label in dataset.annotated_labels(case)]
+        scores[case] = {name: row[name] and LabelScores(**row[name]) for name in judged}
+    return as_result(dict(sorted(scores.items())), list(names.values()))

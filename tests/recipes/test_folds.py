@@ -1,0 +1,142 @@
+"""Folds: drawn by subject, each case judged once; a cross-validation resumes, pools, and predicts."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from misfm.data.dataset import Dataset
+from misfm.errors import ConfigError
+from misfm.evaluation.statistics import bootstrap_interval
+from misfm.recipes import folds as recipe
+from misfm.recipes.folds import cross_validate
+from misfm.recipes.members import members_of
+from misfm.recipes.splits import choose_cases, draw_folds
+
+NAMES = [f"phantom_tr_{number:03d}" for number in range(4)]
+
+
+@given(
+    subjects=st.lists(st.integers(0, 30), min_size=2, max_size=60).filter(lambda found: len(set(found)) > 1),
+    count=st.integers(2, 8),
+)
+def test_subjects_are_dealt_out_to_folds_of_nearly_equal_size(subjects, count):
+    names = [f"case{place}" for place in range(len(subjects))]
+    subject = dict(zip(names, map(str, subjects), strict=True)).__getitem__
+    folds = draw_folds(names, subject, count)
+    assert len(folds) == min(count, len(set(subjects)))
+    assert sorted(name for fold in folds for name in fold["val"]) == sorted(names)
+    sizes = []
+    for fold in folds:
+        assert sorted(fold["train"] + fold["val"]) == sorted(names)
+        training, held_out = ({subject(name) for name in fold[part]} for part in ("train", "val"))
+        assert not training & held_out
+        sizes.append(len(held_out))
+    assert max(sizes) - min(sizes) <= 1
+    assert draw_folds(names[::-1], subject, count) == folds
+
+
+def test_a_single_subject_trains_and_nothing_validates():
+    assert draw_folds(["b", "a"], lambda name: "sub-1", 5) == [{"train": ["a", "b"], "val": []}]
+
+
+def test_folds_differ_and_end_with_the_subjects(dataset, finetune_settings):
+    opened = Dataset.open(dataset)
+    held_out = [choose_cases(opened, finetune_settings(f"fold={fold}"))[1] for fold in range(4)]
+    assert sorted(case.name for (case,) in held_out) == NAMES
+    halves = [choose_cases(opened, finetune_settings(f"fold={fold}", "folds=2"))[1] for fold in range(2)]
+    assert [len(half) for half in halves] == [2, 2]
+    with pytest.raises(ConfigError, match="There is no fold 4: the split has 4"):
+        choose_cases(opened, finetune_settings("fold=4"))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Count fine-tunings."""
+    done = []
+
+    def count(settings, out, *, resume=False):
+        done.append(out.name)
+        return finetune(settings, out, resume=resume)
+
+    finetune = recipe.finetune
+    monkeypatch.setattr(recipe, "finetune", count)
+    return done
+
+
+def test_a_cross_validation_judges_each_case_once_and_resumes(tmp_path, finetune_settings, trained, dataset):
+    settings, out = finetune_settings("folds=2", "cases=1", "training.steps=2"), tmp_path / "cv"
+    pooled = cross_validate(settings, out)
+    assert trained == ["fold_0", "fold_1"]
+    assert sorted(pooled["cases"]) == NAMES
+    assert [len(fold["cases"]) for fold in pooled["folds"]] == [2, 2]
+    dices = []
+    for fold in pooled["folds"]:
+        folder = out / f"fold_{fold['fold']}"
+        own = json.loads((folder / "validation.json").read_text())
+        split = json.loads((folder / "split.json").read_text())
+        assert (len(split["train"]), split["val"], fold["cases"]) == (1, fold["cases"], sorted(own["cases"]))
+        assert fold["dice"] == own["mean"]["all"]["dice"]
+        for case, row in own["cases"].items():
+            assert pooled["cases"][case] == row
+            dices.append(row["liver"]["dice"])
+    assert pooled["mean"]["liver"]["dice"] == pytest.approx(sum(dices) / 4)
+    by_name = [pooled["cases"][name]["liver"]["dice"] for name in NAMES]
+    assert pooled["interval95"]["liver"]["dice"] == pytest.approx(list(bootstrap_interval(by_name)))
+    assert json.loads((out / "cross_validation.json").read_text()) == json.loads(json.dumps(pooled))
+    assert members_of(out) == [out / "fold_0", out / "fold_1"]
+
+    (out / "fold_1" / "validation.json").unlink()  # as if it had been stopped while it was judged
+    assert cross_validate(settings, out, resume=True) == pooled
+    assert trained == ["fold_0", "fold_1", "fold_1"]
+    with pytest.raises(ConfigError, match="already holds a run: add --resume"):
+        cross_validate(settings, out)
+    with pytest.raises(ConfigError, match="was started with other settings"):
+        cross_validate(finetune_settings("folds=2", "cases=1", "training.steps=3"), out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        (
+            [{"train": NAMES[2:], "val": NAMES[:2]}, {"train": NAMES[2:], "val": NAMES[:1]}],
+            "validates phantom_t",
+        ),
+        ([{"train": NAMES, "val": []}], "No fold validates a case"),
+    ],
+)
+def test_a_split_in_which_cases_do_not_validate_once_is_refused(tmp_path, finetune_settings, folds, message):
+    (tmp_path / "split.json").write_text(json.dumps(folds))
+    with pytest.raises(ConfigError, match=message):
+        cross_validate(finetune_settings(f"split={tmp_path / 'split.json'}"), tmp_path / "cv")
+    assert not (tmp_path / "cv").exists()
+
+
+def test_what_does_not_go_together_is_refused(
+    run_command, tmp_path, dataset, tiny_finetuning, finetuned, finetune_settings
+):
+    command = ("finetune", "--dataset", dataset, "--out", tmp_path / "cv", *tiny_finetuning, "--fold")
+    assert "--twin compares on one fold" in run_command(*command, "all", "--twin").error
+    assert "Setting 'fold' of the settings is wrong" in run_command(*command, "some").error
+    assert "give --cases a number" in run_command(*command, "all", "--cases", NAMES[0]).error
+    assert not (tmp_path / "cv").exists()
+    with pytest.raises(ConfigError, match="holds a single run"):
+        cross_validate(finetune_settings(), finetuned)
+
+
+def test_the_command_prints_a_table_and_its_folder_predicts(run_command, tmp_path, dataset, tiny_finetuning):
+    out = tmp_path / "cv"
+    done = run_command(
+        *("finetune", "--dataset", dataset, "--out", out, "--fold", "all", "--set", "folds=2"),
+        *(*tiny_finetuning, "--set", "training.steps=1", "--json"),
+    )
+    assert done.status == 0
+    assert "liver                Dice 0." in done.err
+    assert done.result["weights"] == str(out / "fold_*" / "weights.safetensors")
+    assert done.result["mean"]["all"]["dice"] is not None
+    done = run_command(
+        "predict", "--run", out, "--input", dataset / "imagesTs", "--output", tmp_path / "masks"
+    )
+    assert done.status == 0
+    assert len(list((tmp_path / "masks").iterdir())) == 2
