@@ -74,6 +74,8 @@ class ProbeSettings(Settings):
     """Fine-tuning steps; the other settings are those of the recipe's fine-tuning."""
     patience: Count | None = None
     """Probes without a better one after which pretraining ends; null takes all steps."""
+    allow_overlap: bool = False
+    """Probe also on scans that are pretrained on; see the setting of fine-tuning."""
 
 
 class PretrainSettings(RunSettings):
@@ -118,6 +120,8 @@ class FinetuneSettings(RunSettings):
     """Which fold of the split."""
     folds: Annotated[int, Field(ge=2)] = 5
     """Number of folds where they are drawn, by subject (nnU-Net: 5)."""
+    allow_overlap: bool = False
+    """Validate and test also on scans or subjects that are trained on, or that the weights have seen."""
     labelled_share: Share = 0.6
     """Share of patches centred on a labelled voxel."""
     deep_supervision: bool = True

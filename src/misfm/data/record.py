@@ -115,6 +115,11 @@ def fingerprint(volume: Volume) -> str:
     return digest.hexdigest()
 
 
+def short_fingerprint(text: str) -> str:
+    """The first 16 hexadecimal digits of a fingerprint: enough to tell the scans of the world apart."""
+    return text[:16]
+
+
 def fingerprint_of(records: Iterable[Record]) -> str:
     """Hash of what volumes hold, whatever their order."""
     identities = sorted(record.id for record in records)

@@ -24,9 +24,10 @@ from misfm.pretext import PRETEXTS
 from misfm.recipes.compare_tables import as_markdown, compare_budgets, compare_report
 from misfm.recipes.evaluate import evaluate
 from misfm.recipes.finetune import finetune
+from misfm.recipes.leakage import check_pretraining
 from misfm.recipes.phantoms import PREFIX as GENERATED
 from misfm.recipes.predict import predict_files
-from misfm.recipes.pretrain import pretrain
+from misfm.recipes.pretrain import pretrain, scans_of
 from misfm.recipes.splits import choose_cases
 from misfm.recipes.twins import SCRATCH, dice_by_case, learning_curve
 from misfm.registry import closest
@@ -105,7 +106,7 @@ def compare(
 
 
 def check(settings: CompareSettings) -> None:
-    """Find mistakes in all settings before the first run starts."""
+    """Find mistakes in all settings, and leaks, before the first run starts."""
     dataset = Dataset.open(settings.dataset)
     for assignment in settings.pretrain:
         name, separator, _ = assignment.partition(":")
@@ -119,6 +120,12 @@ def check(settings: CompareSettings) -> None:
             pretrain_settings(settings, Trial(network, recipe)).pretext.build()
         for cases in settings.cases:
             choose_cases(dataset, finetune_settings(settings, Trial(network, SCRATCH, cases), None))
+    learnt = set[str]()
+    for trial in pretrainings(settings):
+        learnt |= scans_of(pretrain_settings(settings, trial))
+    for cases in settings.cases:
+        scratch = Trial(settings.networks[0], SCRATCH, cases)
+        check_pretraining(learnt, finetune_settings(settings, scratch, None))
 
 
 def pretrainings(settings: CompareSettings) -> Iterator[Trial]:

@@ -21,6 +21,7 @@ from misfm.data.record import IngestSettings, Record, fingerprint_of
 from misfm.data.store import Store
 from misfm.files import write_json, write_text
 from misfm.models import SegmentationModel, create
+from misfm.recipes import leakage
 from misfm.recipes.settle import intensity_rule, settle
 from misfm.recipes.splits import choose_cases
 from misfm.recipes.validation import DiceValidation, score_cases
@@ -29,7 +30,7 @@ from misfm.training.logging import logger
 from misfm.training.loop import Validation, best_device, fit
 from misfm.training.objectives import SegmentationObjective
 from misfm.training.run import RunFolder
-from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, describe, load, save
+from misfm.weights import DataInfo, NetworkInfo, TransferReport, WeightsInfo, describe, load, save
 from misfm.weights.published import notices
 
 ROTATION_MARGIN = 0.1
@@ -48,7 +49,8 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
         What ``validation.json`` holds: scores of the validation cases on their own grids.
 
     Raises:
-        ConfigError: unknown cases, a split or settings that do not fit.
+        ConfigError: unknown cases, a split or settings that do not fit, or a leak between what is learnt from
+            and what is judged on (see :mod:`misfm.recipes.leakage`).
         DataError: a dataset or case that cannot be used.
         WeightsError: weights that cannot be read or are of another network.
         Interrupted: stopped by the user; the state is saved.
@@ -57,20 +59,18 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     training, held_out = choose_cases(dataset, settings)
     settled = settle(settings, dataset)
     run = RunFolder(out)
-    # Before the run folder is made: what cannot be built or filled leaves nothing behind.
+    # Before the run folder is made: what cannot be built, filled or judged leaves nothing behind.
     model = build_model(settled, dataset)
+    checked = leakage.check_leaks(settled, dataset, (training, held_out), out)
     report, warnings = None, list[str]()
     if settled.weights is not None and not run.last.exists():
         report = load(model, settled.weights, transfer=settled.transfer)
         warnings = notices(settled.weights, describe(settled.weights))
     run.begin(settled.model_dump(mode="json"), resume=resume)
-    if report is not None:
-        write_text(out / "transfer.txt", "\n".join([str(report), *warnings, ""]))
-        logger.info("%s", report)
-    for warning in warnings:
-        logger.warning("%s", warning)
+    tell_transfer(out, report, warnings)
     names = {"train": [case.name for case in training], "val": [case.name for case in held_out]}
     write_json(out / "split.json", names)
+    write_json(out / leakage.FILE, checked.files)
     ingest_settings = IngestSettings(spacing=settled.spacing, intensity=settled.intensity)
     store = ingest_dataset(dataset, [*training, *held_out], out / "cases", ingest_settings)
     by_case = {record.case: record for record in store.records()}
@@ -79,22 +79,33 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     if notice is not None:
         logger.warning("%s", notice)
     validation = DiceValidation(store, [by_case[name] for name in names["val"]], dataset, settled.patch_size)
+    objective = SegmentationObjective(
+        settled.augmentation, settled.patch_size, records[0].spacing, settled.class_balance
+    )
+    labelled = labelled_patches(settled, dataset, store, records)
     fit(
         model,
-        SegmentationObjective(
-            settled.augmentation, settled.patch_size, records[0].spacing, settled.class_balance
-        ),
-        labelled_patches(settled, dataset, store, records),
+        objective,
+        labelled,
         settled.training,
         run,
         seed=settled.seed,
         validation=Validation(validation, key="validation_dice") if held_out else None,
     )
-    info = weights_info(settled, dataset, records, model)
+    info = weights_info(settled, dataset, records, model, checked.scans)
     save(run.weights, model.keep_finest(), info)
     scores = score_cases(model.to(best_device()), info, dataset, held_out, overlap=settled.overlap)
     write_json(out / "validation.json", scores)
     return scores
+
+
+def tell_transfer(out: Path, report: TransferReport | None, warnings: Sequence[str]) -> None:
+    """Log what was transferred, and keep it in the run folder."""
+    if report is not None:
+        write_text(out / "transfer.txt", "\n".join([str(report), *warnings, ""]))
+        logger.info("%s", report)
+    for warning in warnings:
+        logger.warning("%s", warning)
 
 
 def build_model(settings: SettledSettings, dataset: Dataset) -> SegmentationModel:
@@ -132,9 +143,13 @@ def labelled_patches(
 
 
 def weights_info(
-    settings: SettledSettings, dataset: Dataset, records: Sequence[Record], model: SegmentationModel
+    settings: SettledSettings,
+    dataset: Dataset,
+    records: Sequence[Record],
+    model: SegmentationModel,
+    scans: tuple[str, ...],
 ) -> WeightsInfo:
-    """Describe the trained weights so that they suffice to predict with."""
+    """Describe the trained weights so that they suffice to predict with; ``scans`` is all they have seen."""
     names = dataset.label_names
     return WeightsInfo(
         network=NetworkInfo(name=settings.network.name, options=model.backbone.options),
@@ -147,7 +162,7 @@ def weights_info(
         mirror_axes=settings.augmentation.flip_axes,
         recipe=settings.recipe,
         steps=settings.training.steps,
-        data=DataInfo(count=len(records), fingerprint=fingerprint_of(records)),
+        data=DataInfo(count=len(records), fingerprint=fingerprint_of(records), scans=scans),
         licence=inherited_licence(settings.weights),
     )
 

@@ -29,11 +29,11 @@ def describe_path(source: str | os.PathLike[str]) -> dict[str, Any]:
     """
     text, path = str(source), Path(source)
     if text.startswith(hub.SCHEME):
-        return {"kind": "weights", **describe(text)}
+        return {"kind": "weights", **describe_weights(text)}
     if not path.exists():
         return describe_name(text)
     if path.is_file():
-        return {"kind": "weights", **describe(path)}
+        return {"kind": "weights", **describe_weights(path)}
     if (path / "store.json").exists():
         return describe_store(Store.open(path))
     if (path / "dataset.json").exists():
@@ -49,7 +49,7 @@ def describe_name(name: str) -> dict[str, Any]:
     if name == PUBLISHED:
         return {"kind": "published weights", **{entry.name: entry.summary for entry in published.WEIGHTS}}
     if name == published.BUILTIN:
-        return {"kind": "weights", **describe(name)}
+        return {"kind": "weights", **describe_weights(name)}
     entry = published.by_name(name)
     if entry is None:
         raise DataError(f"{name} does not exist; check the path, or the name{published.suggestion(name)}.")
@@ -60,7 +60,15 @@ def describe_name(name: str) -> dict[str, Any]:
     if cached is None:
         return {**found, "cached": None}
     hub.check(cached, entry.sha256)
-    return {**found, "cached": str(cached), "weights": describe(cached)}
+    return {**found, "cached": str(cached), "weights": describe_weights(cached)}
+
+
+def describe_weights(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe weights, with the number of the scans they have seen instead of a fingerprint of each."""
+    found = describe(source)
+    if found.get("data"):
+        found["data"]["scans"] = len(found["data"]["scans"])
+    return found
 
 
 def describe_store(store: Store) -> dict[str, Any]:
@@ -99,5 +107,5 @@ def describe_run(run: RunFolder) -> dict[str, Any]:
         "finished": run.weights.exists(),
         "settings": run.read_settings(),
         "last_metrics": metrics[-1] if metrics else {},
-        **({"weights": describe(run.weights)} if run.weights.exists() else {}),
+        **({"weights": describe_weights(run.weights)} if run.weights.exists() else {}),
     }

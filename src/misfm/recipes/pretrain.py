@@ -14,7 +14,7 @@ from torch import nn
 from misfm.config import PretrainSettings
 from misfm.data.intensity import IntensityRule, parse_intensity
 from misfm.data.patches import UnlabelledPatches, padding_notice
-from misfm.data.record import Record, fingerprint_of
+from misfm.data.record import Record, fingerprint_of, short_fingerprint
 from misfm.data.store import Store
 from misfm.errors import ConfigError, DataError
 from misfm.models import Backbone, SegmentationModel, create
@@ -54,7 +54,6 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     model = task.build_model(fresh_backbone(settings, training[0].channels))
     objective = PretextObjective(task, settings.patch_size)
     run = RunFolder(out)
-    run.begin(settings.model_dump(mode="json"), resume=resume)
     notice = padding_notice(store.records(), task.source_size(settings.patch_size))
     if notice is not None:
         logger.warning("%s", notice)
@@ -68,6 +67,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     )
     if settings.probe is not None:
         validation = probed(validation, settings.probe, settings, info, run)
+    run.begin(settings.model_dump(mode="json"), resume=resume)
     fit(
         model,
         objective,
@@ -135,9 +135,25 @@ def weights_info(
         pretext=settings.pretext.name,
         recipe=settings.recipe,
         steps=settings.training.steps,
-        data=DataInfo(count=len(training), fingerprint=fingerprint_of(training)),
+        data=DataInfo(
+            count=len(training),
+            fingerprint=fingerprint_of(training),
+            scans=tuple(sorted({short_fingerprint(record.fingerprint) for record in training})),
+        ),
         licence=settings.licence,
     )
+
+
+def scans_of(settings: PretrainSettings) -> set[str]:
+    """Short fingerprints of the scans that a pretraining learns from; none where they are generated.
+
+    Raises:
+        DataError: no store, or too few volumes in it.
+    """
+    if is_generated(settings.store):
+        return set()
+    training, _ = split_records(Store.open(settings.store).records(), settings)
+    return {short_fingerprint(record.fingerprint) for record in training}
 
 
 def split_records(records: Sequence[Record], settings: PretrainSettings) -> tuple[list[Record], list[Record]]:

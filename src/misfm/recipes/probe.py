@@ -18,6 +18,7 @@ from torch import nn
 from misfm.config import FinetuneSettings, PretrainSettings, ProbeSettings, recipe_names, resolve
 from misfm.evaluation.arms import ALL
 from misfm.recipes.finetune import finetune
+from misfm.recipes.leakage import check_pretraining
 from misfm.training.logging import logger
 from misfm.training.loop import Validation
 from misfm.training.run import RunFolder
@@ -65,7 +66,7 @@ def probed(
     """Return a validation that also probes, and judges by the probe.
 
     Raises:
-        ConfigError: settings of the fine-tuning that do not fit.
+        ConfigError: settings of the fine-tuning that do not fit, or a leak into its validation or test cases.
     """
     recipe = settings.recipe if settings.recipe in recipe_names() else DEFAULT_RECIPE
     options = {
@@ -77,8 +78,10 @@ def probed(
         "transfer": settings.pretext.build().transfer,
         "training.steps": probe.steps,
         "training.validate_every": probe.steps,
+        "allow_overlap": probe.allow_overlap,
     }
     fine = resolve(FinetuneSettings, recipe=recipe, options=options)
+    check_pretraining(info.data.scans if info.data else (), fine)
     return Validation(Probe(pretext, fine, info, run.path / "probe"), key=KEY, patience=probe.patience)
 
 

@@ -38,6 +38,10 @@ class DataInfo(Settings):
 
     count: int = Field(ge=0, description="volumes or cases")
     fingerprint: str = Field(description="hash over the content of all of them")
+    scans: tuple[str, ...] = Field(
+        default=(),
+        description="short content fingerprint of every scan seen, also by weights it started from; sorted",
+    )
 
 
 def installed_versions() -> dict[str, str]:
