@@ -12,6 +12,7 @@ TINY_PRETRAINING = [
     "patch_size=[16, 16, 16]",
     "batch_size=2",
     "validation_batches=1",
+    "generated=2",
     "pretext.options.block_size=[[3, 6], [3, 6], [3, 6]]",
     "training.steps=4",
     "training.log_every=2",

@@ -15,6 +15,7 @@ from misfm.errors import ConfigError
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.registry import closest
 from misfm.settings import Settings, Size, Spacing
+from misfm.training.mean_teacher import UnlabelledSettings
 from misfm.training.settings import TrainingSettings
 
 Count = Annotated[int, Field(ge=1)]
@@ -91,6 +92,8 @@ class PretrainSettings(RunSettings):
     """Licence of the weights, recorded in them; say where the scans came from and what that allows."""
     validation_share: Share = 0.05
     """Share of the volumes kept out of training to measure the pretext on (at least one)."""
+    generated: Annotated[int, Field(ge=2)] = 200
+    """Volumes generated for a task that mixes scans with generated anatomy."""
     validation_batches: Count = 8
     """Batches of the fixed validation set."""
     probe: ProbeSettings | None = None
@@ -131,6 +134,8 @@ class FinetuneSettings(RunSettings):
     the root of its class's share."""
     augmentation: AugmentSettings = AugmentSettings()
     """How patches are varied."""
+    unlabelled: UnlabelledSettings | None = None
+    """Scans without labels to learn from as well (mean teacher); null: labelled cases only."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Overlap of windows in the final validation, as a share of the patch."""
 

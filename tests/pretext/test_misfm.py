@@ -1,23 +1,28 @@
-"""Our own task: what is hidden, and positions up to one shift for each volume."""
+"""Our own task: what is hidden, positions up to one shift for each volume, organs of generated ones."""
 
 import pytest
 import torch
 
+from misfm.losses import IGNORE, segmentation_loss
 from misfm.models.unet import build_unet
 from misfm.pretext.base import Placement
-from misfm.pretext.misfm import MaskedPosition, positions
+from misfm.pretext.misfm import RestorePlaceSegment, positions
 from misfm.seeding import generator_for
 
 SIZE = (8, 12, 10)
-TASK = MaskedPosition(block_size=(4, 4, 4))
+TASK = RestorePlaceSegment(block_size=(4, 4, 4))
+CHANNELS = 1 + 3 + 6
 
 
-def batch_of(task=TASK, volumes=2, seed=0, valid=None):
+def batch_of(task=TASK, volumes=2, seed=0, valid=None, generated=0):
+    """The last ``generated`` of the volumes have label maps."""
     patches = torch.randn(volumes, 2, 1, *SIZE, generator=generator_for(seed))
     inside = torch.tensor([[0, 0, 0], SIZE]) if valid is None else torch.tensor(valid)
     origin = 300 * torch.rand(volumes, 2, 3, generator=generator_for(seed, "origin"))
     spacing = torch.tensor([3.0, 1.0, 0.5]).expand(volumes, 2, 3)
-    placement = Placement(inside.expand(volumes, 2, 2, 3), origin, spacing)
+    labels = torch.randint(6, (volumes, 2, *SIZE), generator=generator_for(seed, "labels"))
+    labels[: volumes - generated] = IGNORE
+    placement = Placement(inside.expand(volumes, 2, 2, 3), origin, spacing, labels if generated else None)
     return task.prepare(patches, placement, SIZE, generator_for(seed, "prepare")), patches, placement
 
 
@@ -64,10 +69,42 @@ def test_a_shift_of_a_volume_costs_nothing_and_of_one_patch_it_does():
 
 def test_padding_counts_nowhere():
     batch, _, _ = batch_of(valid=[[2, 0, 0], [8, 12, 7]])
-    outputs = torch.zeros(4, 4, *SIZE)
+    outputs = torch.zeros(4, CHANNELS, *SIZE)
     noisy = torch.where(batch.real[:, None], outputs, torch.full_like(outputs, 1e4))
     for name, term in TASK.loss(outputs, batch).items():
         assert float(term) == pytest.approx(float(TASK.loss(noisy, batch)[name]), rel=1e-5)
+
+
+def test_generated_volumes_are_varied_instead_of_masked_and_scans_have_no_classes():
+    batch, patches, _ = batch_of(generated=1)
+    assert (batch.labels[:2] == IGNORE).all()
+    assert (batch.labels[2:] >= 0).all()
+    assert batch.masked[:2].any()
+    assert not batch.masked[2:].any()
+    assert torch.equal(batch.targets, patches.flatten(0, 1))
+    alone, _, _ = batch_of()
+    assert torch.equal(batch.inputs[:2], alone.inputs[:2])
+
+
+def test_the_segmentation_loss_is_that_of_the_generated_volumes_alone():
+    batch, _, _ = batch_of(generated=1, valid=[[2, 0, 0], [8, 12, 7]])
+    outputs = torch.randn(4, CHANNELS, *SIZE, generator=generator_for(5))
+    terms = TASK.loss(outputs, batch)
+    expected = segmentation_loss(outputs[2:, 4:], batch.labels[2:], balance=0.5)
+    assert (batch.labels[2:, :2] == IGNORE).all()  # padding
+    for name, term in expected.items():
+        assert float(terms[name]) == pytest.approx(float(term), rel=1e-5)
+    assert set(TASK.loss(outputs, batch_of()[0])) == {"reconstruction", "position"}
+
+
+def test_organs_that_are_predicted_right_score_a_dice_of_one():
+    batch, _, _ = batch_of(generated=2)
+    outputs = torch.zeros(4, CHANNELS, *SIZE)
+    outputs[:, 4:].scatter_(1, batch.labels[:, None], 9.0)
+    score = TASK.score(outputs, batch)
+    assert score["pretext_dice"] == pytest.approx(1)
+    assert score["chance_dice"] == pytest.approx(1 / 6, abs=0.01)
+    assert "pretext_dice" not in TASK.score(outputs, batch_of()[0])
 
 
 def test_the_loss_of_one_batch_falls(overfit):
@@ -78,3 +115,10 @@ def test_the_loss_of_one_batch_falls(overfit):
     assert losses[-1] < 0.7 * losses[0]
     score = TASK.score(model(batch.inputs), batch)
     assert score["position_mm"] < score["position_mm_chance"]
+
+
+def test_the_loss_of_a_mixed_batch_falls(overfit):
+    torch.manual_seed(0)
+    batch, _, _ = batch_of(generated=1)
+    losses = overfit(TASK, TASK.build_model(build_unet(1, SIZE, channels=(8, 8))), batch, steps=40)
+    assert losses[-1] < 0.8 * losses[0]

@@ -93,6 +93,37 @@ class UnlabelledPatches(Dataset[RawBatch]):
 
 
 @dataclass(frozen=True)
+class MixedPatches(Dataset[RawBatch]):
+    """Batches of scans followed by generated volumes with label maps, as :class:`UnlabelledPatches`.
+
+    Attributes:
+        scans: without label maps; theirs are :data:`IGNORED_CLASS` all over.
+        generated: with label maps; patches of the same size and number.
+    """
+
+    scans: UnlabelledPatches
+    generated: UnlabelledPatches
+
+    @property
+    def seed(self) -> int:
+        """That of the run."""
+        return self.scans.seed
+
+    def __getitem__(self, index: int) -> RawBatch:
+        scans, generated = self.scans[index], self.generated[index]
+        labels = generated[4]
+        assert labels is not None
+        raw = [torch.cat(columns) for columns in zip(scans[:4], generated[:4], strict=True)]
+        unknown = torch.full((len(scans[0]), *labels.shape[1:]), IGNORED_CLASS)
+        together = (raw[0], raw[1], raw[2], raw[3], torch.cat([unknown, labels]))
+        if not self.scans.anonymised:
+            return together
+        hidden = scans[5]
+        assert hidden is not None
+        return (*together, torch.cat([hidden, torch.zeros(labels.shape, dtype=torch.bool)]))
+
+
+@dataclass(frozen=True)
 class LabelledPatches(Dataset[LabelledBatch]):
     """Batches for fine-tuning.
 

@@ -21,6 +21,11 @@ from misfm.losses import IGNORE, hard_dice, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel, Shape
 from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
 
+STRONG_INTENSITIES = IntensitySettings(
+    p_noise=0.3, p_blur=0.3, p_low_resolution=0.3, p_brightness=0.5, p_contrast=0.5, p_gamma=0.5
+)
+"""More often than in fine-tuning: the generator's own look is not to be learnt."""
+
 
 @PRETEXTS.register("phantom-anatomy")
 class PhantomAnatomy(PretextTask):
@@ -30,9 +35,7 @@ class PhantomAnatomy(PretextTask):
 
     num_labels: Annotated[int, Field(ge=1)] = 5
     """Organs of the generator."""
-    intensities: IntensitySettings = IntensitySettings(
-        p_noise=0.3, p_blur=0.3, p_low_resolution=0.3, p_brightness=0.5, p_contrast=0.5, p_gamma=0.5
-    )
+    intensities: IntensitySettings = STRONG_INTENSITIES
     """How intensities are varied."""
 
     def prepare(
@@ -61,10 +64,17 @@ class PhantomAnatomy(PretextTask):
 
     def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
         """Mean Dice of the organs, and what guessing by their shares would reach."""
-        known = batch.targets[batch.targets != IGNORE]
-        shares = torch.bincount(known, minlength=self.num_labels + 1)[1:] / max(len(known), 1)
-        present = shares[shares > 0]
-        return {
-            "pretext_dice": float(hard_dice(outputs.detach(), batch.targets)[1:].nanmean()),
-            "chance_dice": float(present.mean()) if len(present) else 0.0,
-        }
+        return dice_score(outputs.detach(), batch.targets)
+
+
+def dice_score(logits: Tensor, labels: Tensor) -> Mapping[str, float]:
+    """Mean Dice of the organs, and what guessing by their shares would reach; nothing where none is known."""
+    known = labels[labels != IGNORE]
+    if not len(known):
+        return {}
+    shares = torch.bincount(known, minlength=logits.shape[1])[1:] / len(known)
+    present = shares[shares > 0]
+    return {
+        "pretext_dice": float(hard_dice(logits, labels)[1:].nanmean()),
+        "chance_dice": float(present.mean()) if len(present) else 0.0,
+    }

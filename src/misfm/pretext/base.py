@@ -79,11 +79,14 @@ class PretextTask(Settings):
         num_patches: how many patches of one volume make a sample.
         trains_decoder: whether the decoder learns, too; where not, weights transfer as encoder.
         needs_labels: whether it learns from the label maps that generated volumes come with.
+        mixes_generated: whether half of its volumes are generated ones with label maps; in those of scans
+            every voxel is :data:`misfm.losses.IGNORE`.
     """
 
     num_patches: ClassVar[int] = 1
     trains_decoder: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    mixes_generated: ClassVar[bool] = False
 
     @property
     def transfer(self) -> Literal["all", "encoder"]:

@@ -37,13 +37,35 @@ def open_store(store: str, out: Path) -> Store:
     _, _, text = store.partition(":")
     if not (text or str(DEFAULT_COUNT)).isdecimal() or int(text or DEFAULT_COUNT) < 2:
         raise ConfigError(f"--store {PREFIX}:COUNT takes a number of two or more, got '{text}'.")
-    count = int(text or DEFAULT_COUNT)
+    return generate(int(text or DEFAULT_COUNT), out, SETTINGS)
+
+
+def generate_beside(scans: Store, count: int, out: Path) -> Store:
+    """Generate volumes to learn from together with scans, their intensities prepared by the same rule.
+
+    Raises:
+        ConfigError: the scans have several channels, or are CT and MR, and generated anatomy is neither.
+    """
+    records = scans.records()
+    kinds = {record.kind for record in records}
+    if len(kinds) > 1 or any(record.channels > 1 for record in records):
+        raise ConfigError(
+            "Generated anatomy goes with scans of one channel and one kind, CT or MR: ingest them into "
+            "stores of their own, or take another pretext task."
+        )
+    rule = scans.settings.intensity
+    intensity = kinds.pop() if rule == "auto" else rule
+    return generate(count, out, IngestSettings(spacing="native", intensity=intensity))
+
+
+def generate(count: int, out: Path, settings: IngestSettings) -> Store:
+    """Generate at least ``count`` volumes into a store beside the run, unless they are there."""
     folder = out.with_name(f"{out.name}-{FOLDER}")
     finished = folder / "store"
     if not finished.exists() or len(Store.open(finished).records()) < count:
         logger.info("generating %d scans", count)
         write_phantom_dataset(folder / "dataset", num_train=count, num_test=0, seed=0)
         dataset = Dataset.open(folder / "dataset")
-        ingest_dataset(dataset, dataset.cases(), finished, SETTINGS)
+        ingest_dataset(dataset, dataset.cases(), finished, settings)
         shutil.rmtree(folder / "dataset")
     return Store.open(finished)

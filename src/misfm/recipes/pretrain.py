@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,13 +12,13 @@ from torch import nn
 
 from misfm.config import PretrainSettings
 from misfm.data.intensity import IntensityRule, parse_intensity
-from misfm.data.patches import UnlabelledPatches, padding_notice
+from misfm.data.patches import MixedPatches, UnlabelledPatches, padding_notice
 from misfm.data.record import Record, fingerprint_of, short_fingerprint
 from misfm.data.store import Store
 from misfm.errors import ConfigError, DataError
 from misfm.models import Backbone, SegmentationModel, create
 from misfm.pretext.base import PretextTask
-from misfm.recipes.phantoms import is_generated, open_store
+from misfm.recipes.phantoms import generate_beside, is_generated, open_store
 from misfm.recipes.probe import probed
 from misfm.seeding import derive_seed, generator_for
 from misfm.training.checkpoint import load_checkpoint
@@ -51,6 +50,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         raise ConfigError(f"'{settings.pretext.name}' learns from generated anatomy: give --store phantom.")
     store = open_store(settings.store, out)
     training, held_out = split_records(store.records(), settings)
+    source = PatchSource(task, settings, store, generated_store(task, settings, store, out))
     model = task.build_model(fresh_backbone(settings, training[0].channels))
     objective = PretextObjective(task, settings.patch_size)
     run = RunFolder(out)
@@ -59,9 +59,9 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         logger.warning("%s", notice)
 
     info = weights_info(settings, store, training, model)
-    patches = partial(unlabelled_patches, task, settings, store)
+    seed = derive_seed(settings.seed, "validation")
     validation = Validation(
-        PretextValidation(objective, patches(held_out, derive_seed(settings.seed, "validation")), settings),
+        PretextValidation(objective, source.batches(held_out, seed, held_out=True), settings),
         key="validation_loss",
         lower_is_better=True,
     )
@@ -71,7 +71,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     fit(
         model,
         objective,
-        patches(training, settings.seed),
+        source.batches(training, settings.seed),
         settings.training,
         run,
         seed=settings.seed,
@@ -88,19 +88,56 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     }
 
 
-def unlabelled_patches(
-    task: PretextTask, settings: PretrainSettings, store: Store, records: Sequence[Record], seed: int
-) -> UnlabelledPatches:
-    """Return the source of raw batches."""
-    return UnlabelledPatches(
-        store,
-        records,
-        task.source_size(settings.patch_size),
-        task.num_patches,
-        settings.batch_size,
-        seed,
-        labelled=task.needs_labels,
-    )
+def generated_store(task: PretextTask, settings: PretrainSettings, store: Store, out: Path) -> Store | None:
+    """Generate the volumes that a task mixes with scans, unless these are generated; None for other tasks.
+
+    Raises:
+        ConfigError: a batch too small to hold both, or scans that they do not go with.
+    """
+    if not task.mixes_generated:
+        return None
+    if settings.batch_size < 2:
+        raise ConfigError(
+            f"'{settings.pretext.name}' mixes scans with generated anatomy: set batch_size to 2 or more."
+        )
+    return store if is_generated(settings.store) else generate_beside(store, settings.generated, out)
+
+
+@dataclass(frozen=True)
+class PatchSource:
+    """Where raw batches come from.
+
+    Attributes:
+        task: says how many patches of which size it takes.
+        settings: of the run.
+        store: the scans.
+        generated: volumes with label maps that make up half of each batch, or None.
+    """
+
+    task: PretextTask
+    settings: PretrainSettings
+    store: Store
+    generated: Store | None
+
+    def batches(
+        self, records: Sequence[Record], seed: int, *, held_out: bool = False
+    ) -> UnlabelledPatches | MixedPatches:
+        """Return batches of these scans, and of generated volumes that are held out or not."""
+        count = self.settings.batch_size
+        if self.generated is None:
+            return self.patches(self.store, records, count, seed, labelled=self.task.needs_labels)
+        parts = split_records(self.generated.records(), self.settings)
+        return MixedPatches(
+            self.patches(self.store, records, count - count // 2, seed),
+            self.patches(self.generated, parts[held_out], count // 2, seed, labelled=True),
+        )
+
+    def patches(
+        self, store: Store, records: Sequence[Record], count: int, seed: int, *, labelled: bool = False
+    ) -> UnlabelledPatches:
+        """Return batches of ``count`` volumes."""
+        size = self.task.source_size(self.settings.patch_size)
+        return UnlabelledPatches(store, records, size, self.task.num_patches, count, seed, labelled)
 
 
 def fresh_backbone(settings: PretrainSettings, in_channels: int) -> Backbone:
@@ -173,7 +210,7 @@ class PretextValidation:
     """Loss and score on a fixed set of fused patches of held-out volumes."""
 
     objective: PretextObjective
-    patches: UnlabelledPatches
+    patches: UnlabelledPatches | MixedPatches
     settings: PretrainSettings
 
     def __call__(self, model: nn.Module, step: int) -> Mapping[str, float]:
