@@ -42,6 +42,7 @@ LONGER_WITH_REASON = {
     "cli.py:ingest": "each option of the command is a parameter",
     "cli.py:pretrain": "each option of the command is a parameter",
     "cli.py:finetune": "each option of the command is a parameter",
+    "cli.py:predict": "each option of the command is a parameter",
     "cli.py:compare": "each option of the command is a parameter",
     "models/pctnet.py:build_pctnet": "each option of the network is a documented parameter",
     "models/primus.py:build_primus": "each option of the network is a documented parameter",
