@@ -13,6 +13,7 @@ import pytest
 from misfm.config import CompareSettings
 from misfm.data.dataset import Dataset
 from misfm.data.ingest import ingest, ingest_dataset
+from misfm.data.patches import UnlabelledPatches
 from misfm.data.readers import read_volume, stem
 from misfm.data.record import IngestSettings, fingerprint
 from misfm.data.store import Store
@@ -105,6 +106,16 @@ def test_weights_may_have_seen_the_training_cases(check, folder, weights, caplog
         found = check(f"weights={weights(*scans)}")
     assert f"have seen the scans of 1 of 2 training cases, such as {TRAIN}, which is fine" in caplog.text
     assert set(found.scans) == scans | {scan_of(folder, "phantom_tr_002")}
+
+
+def test_unlabelled_scans_are_learnt_from_too(check, folder, tmp_path):
+    ingest([image(folder, TEST)], tmp_path / "store", IngestSettings())
+    store = Store.open(tmp_path / "store")
+    batches = UnlabelledPatches(store, store.records(), (8, 8, 8), num_patches=1, batch_size=1, seed=0)
+    message = rf"The unlabelled volume {TEST}_0000 holds the scan of test case {TEST}"
+    with pytest.raises(ConfigError, match=message):
+        check(unlabelled=batches)
+    assert scan_of(folder, TEST) in check("allow_overlap=true", unlabelled=batches).scans
 
 
 @pytest.mark.parametrize("other", [VAL, TEST])
