@@ -49,7 +49,8 @@ def test_description_is_json_with_every_promised_field(tmp_path):
     save(tmp_path / "weights.safetensors", model(), INFO)
     description = json.loads(json.dumps(describe(tmp_path)))
     promised = {"format_version", "network", "in_channels", "num_classes", "label_names", "patch_size"}
-    promised |= {"spacing", "intensity", "pretext", "recipe", "steps", "data", "licence", "versions"}
+    promised |= {"spacing", "intensity", "mirror_axes", "pretext", "recipe", "steps", "data"}
+    promised |= {"licence", "versions"}
     assert promised == WeightsInfo.model_fields.keys()
     assert promised < description.keys()
     assert description["network"] == {"name": "unet", "options": {"channels": [4, 8]}}

@@ -112,7 +112,8 @@ def check(settings: CompareSettings) -> None:
         name, separator, _ = assignment.partition(":")
         if separator and "=" not in name and name not in settings.recipes:
             raise ConfigError(
-                f"'{assignment}' is for a recipe that is not compared; {closest(name, settings.recipes)}"
+                f"'{assignment}' is for a recipe that is not compared; "
+                f"{closest(name, list(settings.recipes))}"
             )
     for network in settings.networks:
         NETWORKS.get(network)
