@@ -5,10 +5,22 @@ import json
 import pytest
 
 from misfm.errors import ConfigError, DataError
+from misfm.settings import Settings
 from misfm.training.logging import MetricsLog, format_duration
+from misfm.training.optim import OptimizerSettings
 from misfm.training.run import RunFolder, first_difference
+from misfm.training.settings import TrainingSettings
 
-SETTINGS = {"seed": 0, "patch_size": [8, 8, 8], "training": {"steps": 4, "optimizer": {"lr": 1e-05}}}
+
+class RunOf(Settings):
+    """What a run is started with, in these tests."""
+
+    seed: int = 0
+    patch_size: tuple[int, int, int] = (8, 8, 8)
+    training: TrainingSettings = TrainingSettings(steps=4, optimizer=OptimizerSettings(lr=1e-05))
+
+
+SETTINGS = RunOf()
 
 
 @pytest.fixture
@@ -18,7 +30,7 @@ def run(tmp_path):
 
 def test_a_new_run_records_settings_and_environment(run):
     run.begin(SETTINGS, resume=False)
-    assert run.read_settings() == SETTINGS
+    assert run.read_settings() == SETTINGS.model_dump(mode="json")
     environment = json.loads((run.path / "environment.json").read_text())
     assert environment["versions"]["torch"][0].isdigit()
     assert {"python", "platform", "cpu_count", "command", "git"} <= environment.keys()
@@ -33,10 +45,27 @@ def test_a_run_is_not_overwritten_by_accident(run):
 
 def test_a_run_goes_on_with_its_own_settings_only(run):
     run.begin(SETTINGS, resume=False)
-    other = {**SETTINGS, "training": {"steps": 5, "optimizer": {"lr": 1e-05}}}
+    other = RunOf(training=SETTINGS.training.model_copy(update={"steps": 5}))
     with pytest.raises(ConfigError, match=r"other settings \(training\.steps was 4, now 5\)"):
         run.begin(other, resume=True)
-    assert run.read_settings() == SETTINGS
+    assert run.read_settings() == SETTINGS.model_dump(mode="json")
+
+
+def test_a_run_goes_on_after_misfm_got_more_settings(run):
+    run.begin(SETTINGS, resume=False)
+    older = run.read_settings()
+    del older["training"]["optimizer"]["clip_norm"], older["seed"]
+    run.config.write_text(json.dumps(older))
+    run.begin(SETTINGS, resume=True)
+    with pytest.raises(ConfigError, match="seed was 0, now 1"):
+        run.begin(RunOf(seed=1), resume=True)
+
+
+def test_a_setting_that_is_gone_is_named(run):
+    run.begin(SETTINGS, resume=False)
+    run.config.write_text(json.dumps({**run.read_settings(), "epochs": 7}))
+    with pytest.raises(ConfigError, match="epochs was 7, now None"):
+        run.begin(SETTINGS, resume=True)
 
 
 def test_a_folder_with_other_things_is_left_alone(run):

@@ -86,7 +86,7 @@ def train_fold(settings: SettledSettings, out: Path, *, resume: bool) -> dict[st
     scores = out / "validation.json"
     if not (resume and scores.exists()):
         return finetune(settings, out, resume=resume)
-    RunFolder(out).begin(settings.model_dump(mode="json"), resume=True)
+    RunFolder(out).begin(settings, resume=True)
     return dict(json.loads(scores.read_text(encoding="utf-8")))
 
 

@@ -67,7 +67,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     )
     if settings.probe is not None:
         validation = probed(validation, settings.probe, settings, info, run)
-    run.begin(settings.model_dump(mode="json"), resume=resume)
+    run.begin(settings, resume=resume)
     fit(
         model,
         objective,

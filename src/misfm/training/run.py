@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from misfm.errors import ConfigError, DataError
 from misfm.files import write_json, write_text
+from misfm.settings import Settings
 
 VERSIONED = ("misfm", "torch", "numpy", "lightning-fabric", "blosc2", "nibabel", "SimpleITK")
 
@@ -55,8 +57,10 @@ class RunFolder:
         """The final weights, to predict with and to transfer."""
         return self.path / "weights.safetensors"
 
-    def begin(self, settings: dict[str, Any], *, resume: bool) -> None:
+    def begin(self, settings: Settings, *, resume: bool) -> None:
         """Write settings and environment, or check that a resumed run has the same settings.
+
+        Settings that came into misfm after the run was started count as having had their defaults.
 
         Raises:
             ConfigError: the folder holds a run and ``resume`` is off, or its settings differ.
@@ -68,7 +72,7 @@ class RunFolder:
                     f"{self.path} already holds a run: add --resume to go on with it, or choose "
                     "another --out."
                 )
-            changed = first_difference(self.read_settings(), settings)
+            changed = first_difference(self.completed(type(settings)), settings.model_dump(mode="json"))
             if changed:
                 raise ConfigError(
                     f"The run in {self.path} was started with other settings ({changed}): resume it with the "
@@ -77,7 +81,7 @@ class RunFolder:
         else:
             if self.path.is_dir() and any(self.path.iterdir()) and not resume:
                 raise ConfigError(f"{self.path} is not empty and holds no run: choose another --out.")
-            write_text(self.config, yaml.safe_dump(settings, sort_keys=False))
+            write_text(self.config, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
         write_json(self.path / "environment.json", environment())
 
     def read_settings(self) -> dict[str, Any]:
@@ -90,6 +94,14 @@ class RunFolder:
             return dict(yaml.safe_load(self.config.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise DataError(f"{self.config} does not hold the settings of a run; it is damaged.") from error
+
+    def completed(self, kind: type[Settings]) -> dict[str, Any]:
+        """Return the settings the run was started with, and the defaults of those that did not exist then."""
+        saved = self.read_settings()
+        try:
+            return kind.model_validate(saved).model_dump(mode="json")
+        except ValidationError:  # settings that have gone since then: they are named as the difference
+            return saved
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All logged steps, oldest first; a last line cut short by a kill is left out.
