@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from misfm.errors import ConfigError, DataError
 from misfm.settings import Settings
@@ -55,7 +56,7 @@ def test_a_run_goes_on_after_misfm_got_more_settings(run):
     run.begin(SETTINGS, resume=False)
     older = run.read_settings()
     del older["training"]["optimizer"]["clip_norm"], older["seed"]
-    run.config.write_text(json.dumps(older))
+    run.config.write_text(yaml.safe_dump(older))
     run.begin(SETTINGS, resume=True)
     with pytest.raises(ConfigError, match="seed was 0, now 1"):
         run.begin(RunOf(seed=1), resume=True)
@@ -63,7 +64,7 @@ def test_a_run_goes_on_after_misfm_got_more_settings(run):
 
 def test_a_setting_that_is_gone_is_named(run):
     run.begin(SETTINGS, resume=False)
-    run.config.write_text(json.dumps({**run.read_settings(), "epochs": 7}))
+    run.config.write_text(yaml.safe_dump({**run.read_settings(), "epochs": 7}))
     with pytest.raises(ConfigError, match="epochs was 7, now None"):
         run.begin(SETTINGS, resume=True)
 
