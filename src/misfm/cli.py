@@ -150,6 +150,9 @@ def finetune(
     fold: Annotated[
         str | None, typer.Option(metavar="N|all", help="Fold to validate on, or cross-validate over all.")
     ] = None,
+    unlabelled: Annotated[
+        str | None, typer.Option(metavar="STORE", help="Also learn from the unlabelled scans of a store.")
+    ] = None,
     schedule: Annotated[str | None, typer.Option(help="constant, poly, warmup, halving or sawtooth.")] = None,
     transfer: Annotated[str | None, typer.Option(help="all, or encoder only.")] = None,
     twin: Annotated[bool, typer.Option("--twin", help="Also train from scratch, and compare.")] = False,
@@ -180,6 +183,7 @@ def finetune(
             "cases": case_choice(cases),
             "split": None if split is None else str(split),
             "fold": None if fold == ALL_FOLDS else fold,
+            "unlabelled.store": unlabelled,
             "training.schedule.name": schedule,
             "transfer": transfer,
             **shared_options(network, steps, patch_size, batch_size, seed),

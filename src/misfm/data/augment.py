@@ -79,8 +79,8 @@ class AugmentationPlan(IntensityPlan):
         size: voxels of the result along (D, H, W).
         spacing: mm per voxel along (D, H, W), or any multiple of it.
         matrix: (B, 3, 3) float32, millimetres from the centre of the result to millimetres in the source.
-        displacements: (B, d, h, w, 3) float32 mm in the source, of the control points of an elastic
-            deformation; 0 for none.
+        displacements: (B, d, h, w, 3) float32 mm, of the control points of an elastic deformation, which
+            comes before ``matrix``; 0 for none.
         distance: mm between control points.
         flips: (B, 3) bool, mirror along (D, H, W).
     """
@@ -193,7 +193,9 @@ def _transform(image: Tensor, label: Tensor, plan: AugmentationPlan) -> tuple[Te
         theta = F.pad(theta, (0, 1)).to(image)
         grid = F.affine_grid(theta, [len(moved), 1, *plan.size], align_corners=False)
         if bent.any():
-            points = (plan.displacements[moved] * from_mm).flip(4).to(image)
+            # Splines are linear in their control points, so these are rotated and scaled, not each voxel.
+            points = plan.displacements[moved] @ plan.matrix[moved, None, None].mT
+            points = (points * from_mm).flip(4).to(image)
             grid = grid + displacement_field(points, plan.size, plan.spacing, plan.distance)
         moved = moved.to(device)
         old = image[moved]

@@ -24,6 +24,7 @@ from misfm.models import SegmentationModel, create
 from misfm.recipes import leakage
 from misfm.recipes.settle import intensity_rule, settle
 from misfm.recipes.splits import choose_cases
+from misfm.recipes.unlabelled import unlabelled_patches, with_unlabelled
 from misfm.recipes.validation import DiceValidation, score_cases
 from misfm.seeding import derive_seed
 from misfm.training.logging import logger
@@ -61,12 +62,13 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     run = RunFolder(out)
     # Before the run folder is made: what cannot be built, filled or judged leaves nothing behind.
     model = build_model(settled, dataset)
-    checked = leakage.check_leaks(settled, dataset, (training, held_out), out)
+    unlabelled = unlabelled_patches(settled, dataset)
+    checked = leakage.check_leaks(settled, dataset, (training, held_out), out, unlabelled)
     report, warnings = None, list[str]()
     if settled.weights is not None and not run.last.exists():
         report = load(model, settled.weights, transfer=settled.transfer)
         warnings = notices(settled.weights, describe(settled.weights))
-    run.begin(settled.model_dump(mode="json"), resume=resume)
+    run.begin(settled, resume=resume)
     tell_transfer(out, report, warnings)
     names = {"train": [case.name for case in training], "val": [case.name for case in held_out]}
     write_json(out / "split.json", names)
@@ -84,9 +86,7 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     )
     labelled = labelled_patches(settled, dataset, store, records)
     fit(
-        model,
-        objective,
-        labelled,
+        *with_unlabelled(model, objective, labelled, settled, unlabelled),
         settled.training,
         run,
         seed=settled.seed,

@@ -25,19 +25,11 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = model
         self.decay = decay
-        self.values = {name: tensor.clone() for name, tensor in self._weights().items()}
+        self.values = {name: tensor.clone() for name, tensor in weights_of(self.model).items()}
 
-    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after ``step`` (0-based)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        weights = self._weights()
-        averaged = [name for name, tensor in weights.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_(
-            [self.values[name] for name in averaged], [weights[name] for name in averaged], 1 - decay
-        )
-        for name in weights.keys() - set(averaged):
-            self.values[name].copy_(weights[name])
+        move_average(self.values, weights_of(self.model), decay_at(step, self.decay))
 
     @torch.no_grad()
     def restore(self, values: Mapping[str, Tensor]) -> None:
@@ -48,7 +40,7 @@ class WeightAverage:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the average with the weights of the network; once more undoes it, bit for bit."""
-        for name, tensor in self._weights().items():
+        for name, tensor in weights_of(self.model).items():
             kept = tensor.clone()
             tensor.copy_(self.values[name])
             self.values[name].copy_(kept)
@@ -62,7 +54,22 @@ class WeightAverage:
         finally:
             self.swap()
 
-    def _weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, each once; looked up anew, as buffers may be replaced."""
-        named = chain(self.model.named_parameters(), self.model.named_buffers())
-        return {name: tensor.detach() for name, tensor in named}
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each once; looked up anew each time, as buffers may be replaced."""
+    named = chain(model.named_parameters(), model.named_buffers())
+    return {name: tensor.detach() for name, tensor in named}
+
+
+def decay_at(step: int, decay: float) -> float:
+    """Share of an average that stays in ``step`` (0-based): less in the first, so the start is forgotten."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def move_average(values: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
+    """Take weights into an average, in place; whole numbers, such as counters, are copied."""
+    averaged = [name for name, tensor in weights.items() if tensor.is_floating_point()]
+    torch._foreach_lerp_([values[name] for name in averaged], [weights[name] for name in averaged], 1 - decay)
+    for name in weights.keys() - set(averaged):
+        values[name].copy_(weights[name])

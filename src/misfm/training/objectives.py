@@ -27,10 +27,7 @@ class PretextObjective:
 
     def prepare(self, batch: RawBatch, generator: Generator) -> PretextBatch:
         """Let the task make inputs and targets."""
-        patches, valid, origin, spacing, *masks = batch
-        on_cpu = (None if mask is None else mask.cpu() for mask in masks)
-        placement = Placement(valid.cpu(), origin.cpu(), spacing.cpu(), *on_cpu)
-        return self.task.prepare(patches, placement, self.patch_size, generator)
+        return self.task.prepare(*unpack(batch), self.patch_size, generator)
 
     def loss(self, outputs: Any, batch: PretextBatch) -> Mapping[str, Tensor]:
         """Return the task's terms."""
@@ -101,3 +98,10 @@ class SegmentationObjective:
 
     def after_step(self, model: nn.Module) -> None:
         """Nothing follows a step of supervised training."""
+
+
+def unpack(batch: RawBatch) -> tuple[Tensor, Placement]:
+    """Return the patches (B, N, C, D, H, W) of a raw batch, and where they lie, on the CPU."""
+    patches, valid, origin, spacing, *masks = batch
+    on_cpu = (None if mask is None else mask.cpu() for mask in masks)
+    return patches, Placement(valid.cpu(), origin.cpu(), spacing.cpu(), *on_cpu)
