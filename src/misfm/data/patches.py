@@ -39,8 +39,8 @@ class UnlabelledPatches(Dataset[RawBatch]):
     ``self[i]`` is ``(patches, valid, origin, spacing)``: (B, N, C, D, H, W) float32 normalised intensities;
     (B, N, 2, 3) int64, the first voxel and the first voxel behind of what lies inside the volume; (B, N, 3)
     float32 mm along (D, H, W) from the volume's first voxel to the patch's; (B, N, 3) float32 mm per voxel.
-    With ``labelled`` follows (B, N, D, H, W) int64, the label maps of volumes that have them. Where any volume
-    was anonymised, (B, N, D, H, W) bool follows the label maps or None: what was removed.
+    With ``labelled`` follows (B, N, D, H, W) int64, the label maps of volumes that have them. Where any
+    volume was anonymised, (B, N, D, H, W) bool follows the label maps or None: what was removed.
 
     Attributes:
         store: where the volumes are.

@@ -32,8 +32,8 @@ class MaskedPatches(PretextBatch):
     The only ``context`` is the mask (B, D, H, W) bool of all hidden voxels, padding or not.
 
     Attributes:
-        masked: (B, D, H, W) bool, hidden voxels that are not padding: those to predict.
-        visible: (B, D, H, W) bool, other voxels that are not padding.
+        masked: (B, D, H, W) bool, hidden voxels that are real (``Placement.real``): those to predict.
+        visible: (B, D, H, W) bool, other voxels that are real.
     """
 
     masked: Tensor
@@ -75,7 +75,7 @@ class MaskedBlocks(PretextTask):
         )
 
     def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
-        """Mean squared error over hidden voxels that are not padding."""
+        """Mean squared error over hidden voxels that are real."""
         assert isinstance(batch, MaskedPatches)
         return {"reconstruction": masked_mean((outputs.float() - batch.targets).square(), batch.masked)}
 

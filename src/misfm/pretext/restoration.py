@@ -17,7 +17,7 @@ class Restorable(PretextBatch):
     """``inputs`` are distorted patches, ``targets`` what they were before, (B, C, D, H, W) float.
 
     Attributes:
-        real: (B, D, H, W) bool, voxels that are not padding.
+        real: (B, D, H, W) bool, see :meth:`misfm.pretext.base.Placement.real`.
     """
 
     real: Tensor
@@ -31,7 +31,7 @@ class Restoration(PretextTask):
         return SegmentationModel(backbone, image_channels(backbone))
 
     def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
-        """Mean squared error over all voxels that are not padding, distorted or not."""
+        """Mean squared error over all voxels that are real, distorted or not."""
         assert isinstance(batch, Restorable)
         return {"restoration": masked_mean((outputs.float() - batch.targets).square(), batch.real)}
 

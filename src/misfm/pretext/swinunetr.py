@@ -51,7 +51,7 @@ class TurnedViews(PretextBatch):
 
     Attributes:
         quarters: (2B,) int64, turns by 90 degrees.
-        real: (2B, D, H, W) bool, voxels that are not padding.
+        real: (2B, D, H, W) bool, see :meth:`misfm.pretext.base.Placement.real`; only these are restored.
     """
 
     quarters: Tensor
