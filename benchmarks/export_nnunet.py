@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunet_runs import copy_cases, environment
 
 from misfm.files import write_json, write_text
 from misfm.recipes.export import export
@@ -54,26 +54,18 @@ class TwoSteps(nnUNetTrainer):
 '''
 
 
-def few_cases(dataset: Path, raw: Path) -> None:
-    """A dataset of the first cases of another."""
-    target = raw / NAME
-    (target / "imagesTr").mkdir(parents=True)
-    (target / "labelsTr").mkdir()
-    content = json.loads((dataset / "dataset.json").read_text())
-    ending = content["file_ending"]
-    for label in sorted((dataset / "labelsTr").glob(f"*{ending}"))[:NUM_CASES]:
-        shutil.copy(label, target / "labelsTr")
-        for image in (dataset / "imagesTr").glob(label.name.removesuffix(ending) + f"_????{ending}"):
-            shutil.copy(image, target / "imagesTr")
-    kept = {key: content[key] for key in ("channel_names", "labels", "file_ending")}
-    write_json(target / "dataset.json", {**kept, "numTraining": NUM_CASES})
+def first_cases(dataset: Path) -> list[str]:
+    """Names of the first labelled cases."""
+    ending = json.loads((dataset / "dataset.json").read_text())["file_ending"]
+    files = sorted((dataset / "labelsTr").glob(f"*{ending}"))
+    return [file.name.removesuffix(ending) for file in files[:NUM_CASES]]
 
 
-def shell(command: str, folder: Path, environment: dict[str, str]) -> None:
+def shell(command: str, folder: Path, variables: dict[str, str]) -> None:
     """Run a command line; what it printed is shown if it fails."""
     print(f"  {command}", flush=True)
     done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-c", command], cwd=folder, env=variables, capture_output=True, text=True, check=False
     )
     if done.returncode:
         sys.exit(f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}\nfailed: {command}")
@@ -87,26 +79,24 @@ def commands(folder: Path) -> list[str]:
 
 def run(weights: Path, dataset: Path, work: Path) -> dict[str, Any]:
     """Export, train, compare; all files lie under ``work``."""
-    folders = {f"nnUNet_{kind}": work / kind for kind in ("raw", "preprocessed", "results", "extTrainer")}
+    folders = {kind: work / kind for kind in ("raw", "preprocessed", "results", "extTrainer")}
     for folder in folders.values():
         folder.mkdir()
-    settings = {"nnUNet_n_proc_DA": "1", "nnUNet_compile": "f", "OMP_NUM_THREADS": "1"}
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    paths = {name: str(path) for name, path in folders.items()}
-    environment = {**os.environ, **paths, **settings, "PATH": programs}
-    (folders["nnUNet_extTrainer"] / "two_steps.py").write_text(TRAINER)
-    few_cases(dataset, folders["nnUNet_raw"])
-    shell("nnUNetv2_plan_and_preprocess -d 701 --no_pp -npfp 1", work, environment)
+    variables = {**os.environ, **environment(folders, threads=1, workers=1), "PATH": programs}
+    (folders["extTrainer"] / "two_steps.py").write_text(TRAINER)
+    copy_cases(dataset, folders["raw"] / NAME, first_cases(dataset))
+    shell("nnUNetv2_plan_and_preprocess -d 701 --no_pp -npfp 1", work, variables)
 
     exported = work / "exported"
-    result = export(weights, "nnunet", exported, dataset=folders["nnUNet_preprocessed"] / NAME)
+    result = export(weights, "nnunet", exported, dataset=folders["preprocessed"] / NAME)
     copy, preprocess, train = commands(exported)
-    shell(copy, exported, environment)
-    shell(f"{preprocess} -np 1", exported, environment)
+    shell(copy, exported, variables)
+    shell(f"{preprocess} -np 1", exported, variables)
     started = time.perf_counter()
-    shell(f"{train} -tr TwoSteps -device cpu", exported, environment)
+    shell(f"{train} -tr TwoSteps -device cpu", exported, variables)
 
-    folder = folders["nnUNet_results"] / NAME / "TwoSteps__misfmPlans__3d_fullres" / "fold_0"
+    folder = folders["results"] / NAME / "TwoSteps__misfmPlans__3d_fullres" / "fold_0"
     ours = torch.load(exported / "checkpoint_final.pth", weights_only=True)["network_weights"]
     at_start = torch.load(folder / "at_start.pth", weights_only=True)
     trained = torch.load(folder / "checkpoint_final.pth", weights_only=False)["network_weights"]
