@@ -65,9 +65,8 @@ def cross_entropy_loss(logits: Tensor, target: Tensor, *, balance: float = 0.0) 
     if balance == 0:
         total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
         return total / (target != IGNORE).sum().clamp(min=1)
-    counts = torch.zeros(logits.shape[1], device=target.device)
     known = target[target != IGNORE]
-    counts.scatter_add_(0, known, torch.ones_like(known, dtype=counts.dtype))
+    counts = torch.bincount(known, minlength=logits.shape[1])
     weights = (len(known) / counts.clamp(min=1)).pow(balance).clamp(max=MAX_WEIGHT)
     total = F.cross_entropy(logits.float(), target, weights, ignore_index=IGNORE, reduction="sum")
     return total / (weights * counts).sum().clamp(min=1)

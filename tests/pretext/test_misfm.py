@@ -122,3 +122,12 @@ def test_the_loss_of_a_mixed_batch_falls(overfit):
     batch, _, _ = batch_of(generated=1)
     losses = overfit(TASK, TASK.build_model(build_unet(1, SIZE, channels=(8, 8))), batch, steps=40)
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_mean_to_beat_is_that_of_the_scans():
+    batch, _, _ = batch_of(generated=1)
+    batch.targets[2:] += 100.0
+    outputs = torch.zeros(4, CHANNELS, *SIZE)
+    visible = batch.targets[:2, 0][~batch.masked[:2]]
+    expected = (visible.mean() - batch.targets[:, 0][batch.masked]).square().mean()
+    assert TASK.score(outputs, batch)["mean_error"] == pytest.approx(float(expected), rel=1e-4)

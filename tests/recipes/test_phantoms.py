@@ -1,13 +1,15 @@
 """Pretraining without scans: generated anatomy as a store, and its label maps as a pretext."""
 
 import pytest
+import torch
 
 from misfm.config import CompareSettings
+from misfm.data.record import IngestSettings
 from misfm.data.store import Store
 from misfm.errors import ConfigError
 from misfm.recipes.compare import Trial, pretrain_settings
-from misfm.recipes.phantoms import open_store
-from misfm.recipes.pretrain import pretrain
+from misfm.recipes.phantoms import generate, open_store
+from misfm.recipes.pretrain import PatchSource, pretrain, split_records
 from misfm.weights import describe
 
 
@@ -76,3 +78,16 @@ def test_a_folder_called_phantom_is_a_store_like_any_other(store, tmp_path, monk
     (tmp_path / "phantom").symlink_to(store)
     assert isinstance(open_store("phantom", tmp_path / "run"), Store)
     assert [path.name for path in tmp_path.iterdir()] == ["phantom"]
+
+
+def test_generated_scans_of_other_intensities_are_not_taken(generated):
+    with pytest.raises(ConfigError, match="use the same settings or another folder"):
+        generate(2, generated, IngestSettings(spacing="native", intensity="ct"))
+
+
+def test_halves_of_a_batch_from_one_store_are_other_patches(generated, tiny):
+    store, settings = open_store("phantom:2", generated), tiny("phantom:2", "misfm")
+    training, _ = split_records(store.records(), settings)
+    source = PatchSource(settings.pretext.build(), settings, store, generated=store)
+    patches = source.batches(training, seed=0)[0][0]
+    assert not torch.equal(patches[0], patches[1])

@@ -126,3 +126,13 @@ def test_numbers_reach_the_optimiser():
     adam = build_optimizer(model, OptimizerSettings(name="adam", betas=(0.9, 0.98)))
     assert isinstance(adam, torch.optim.Adam)
     assert {group["betas"] for group in adam.param_groups} == {(0.9, 0.98)}
+
+
+def test_a_checkpoint_from_before_layer_wise_rates_goes_on_at_the_full_rate():
+    optimizer = build_optimizer(tiny(), OptimizerSettings(lr=0.5))
+    saved = optimizer.state_dict()
+    for group in saved["param_groups"]:
+        del group["rate"]
+    optimizer.load_state_dict(saved)
+    set_learning_rate(optimizer, 0.5, LearningRateScale(encoder=0.2, decoder=1.0))
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1, 0.5}

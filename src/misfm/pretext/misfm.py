@@ -11,8 +11,8 @@ its intensity :math:`h(v)`, a position :math:`f(v) \in \mathbb{R}^3` and the cla
 minimised (masked autoencoder, He et al., arXiv 2111.06377).
 
 *Position* (all volumes): the volume knows the true position :math:`g(v)` in millimetres from its own first
-voxel, which means another place in each patient; so :math:`f` is compared with :math:`g` up to one unknown shift
-for each volume:
+voxel, which means another place in each patient; so :math:`f` is compared with :math:`g` up to one unknown
+shift for each volume:
 
 .. math::
     L_{position} = \min_t \operatorname{mean}_v \lVert f(v) - g(v) - t \rVert^2 .
@@ -138,14 +138,14 @@ class RestorePlaceSegment(PretextTask):
         }
 
     def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
-        """Errors beside those of the mean intensity and of one position for everything, and Dice of organs.
+        """Errors beside those of the scans' mean and of one position for everything, and Dice of organs.
 
         ``position_mm`` is the root mean square distance, ``position_mm_chance`` that of the best constant.
         """
         assert isinstance(batch, MaskedPlaces)
         image, place, logits = self.parts_of(outputs.detach())
-        visible = batch.real & ~batch.masked
-        mean = masked_mean(batch.targets, visible)
+        scans = batch.masked.flatten(1).any(1).view(-1, 1, 1, 1)  # generated volumes look otherwise
+        mean = masked_mean(batch.targets, batch.real & ~batch.masked & scans)
         constant = torch.zeros_like(place)
         return {
             "masked_error": float(masked_mean((image - batch.targets).square(), batch.masked)),

@@ -59,13 +59,17 @@ def generate_beside(scans: Store, count: int, out: Path) -> Store:
 
 
 def generate(count: int, out: Path, settings: IngestSettings) -> Store:
-    """Generate at least ``count`` volumes into a store beside the run, unless they are there."""
+    """Generate at least ``count`` volumes into a store beside the run, unless they are there.
+
+    Raises:
+        ConfigError: those that are there, from an earlier run of that name, have other intensities.
+    """
     folder = out.with_name(f"{out.name}-{FOLDER}")
-    finished = folder / "store"
-    if not finished.exists() or len(Store.open(finished).records()) < count:
+    store = Store.create(folder / "store", settings)
+    if len(store.records()) < count:
         logger.info("generating %d scans", count)
         write_phantom_dataset(folder / "dataset", num_train=count, num_test=0, seed=0)
         dataset = Dataset.open(folder / "dataset")
-        ingest_dataset(dataset, dataset.cases(), finished, settings)
+        ingest_dataset(dataset, dataset.cases(), store.path, settings)
         shutil.rmtree(folder / "dataset")
-    return Store.open(finished)
+    return store

@@ -127,9 +127,11 @@ class PatchSource:
         if self.generated is None:
             return self.patches(self.store, records, count, seed, labelled=self.task.needs_labels)
         parts = split_records(self.generated.records(), self.settings)
+        # From one store, both halves of a batch would be the same patches.
+        other = derive_seed(seed, "generated") if self.generated is self.store else seed
         return MixedPatches(
             self.patches(self.store, records, count - count // 2, seed),
-            self.patches(self.generated, parts[held_out], count // 2, seed, labelled=True),
+            self.patches(self.generated, parts[held_out], count // 2, other, labelled=True),
         )
 
     def patches(

@@ -139,8 +139,6 @@ def fit(
             saved = stopping or validated or is_due(state.step + 1, settings.checkpoint_every, steps)
             logged = validated or is_due(state.step + 1, settings.log_every, steps)
             report = train_step(session, stream, read=logged or saved)
-            if session.average is not None:
-                session.average.update(state.step)
             state.step += 1
             if logged:
                 samples = report.pop("batch_size") * settings.accumulate * (state.step - first)
@@ -185,7 +183,7 @@ def begin_session(
 
 
 def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[str, float]:
-    """Take one optimiser step.
+    """Take one optimiser step, and the weights after it into their average.
 
     Returns:
         What to log, or nothing unless ``read``: reading a number waits for the device.
@@ -221,6 +219,8 @@ def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[s
     session.optimizer.step()
     session.optimizer.zero_grad()
     session.objective.after_step(session.model)
+    if session.average is not None:
+        session.average.update(step)
     return report
 
 

@@ -73,7 +73,8 @@ def optimizer_of(groups: list[dict[str, Any]], settings: OptimizerSettings) -> t
 def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, scale: LearningRateScale) -> None:
     """Give each group its share of the peak rate."""
     for group in optimizer.param_groups:
-        group["lr"] = peak * group["rate"] * (scale.encoder if group["in_encoder"] else scale.decoder)
+        share = group.get("rate", 1.0)  # not in checkpoints from before ``layer_decay``
+        group["lr"] = peak * share * (scale.encoder if group["in_encoder"] else scale.decoder)
 
 
 def is_encoder(parameter_name: str) -> bool:
