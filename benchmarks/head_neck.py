@@ -5,7 +5,8 @@ Every (arm, seed) is a resumable run of its own; results of what is finished are
     python benchmarks/head_neck.py --dataset DIR/Dataset002_HeadNeckCT --out RUNS \\
         --arm scratch= --arm pretrained=PRETRAINING/weights.safetensors --seeds 0,1,2 --steps 1500
 
-The first arm is the baseline. Spacing and intensities are given here, so that all arms share them. An arm may
+The first arm is the baseline. Spacing, intensities, network, patch and batch are given here, so that all arms
+share them. An arm may
 differ in settings, too, and settings are to be chosen on the validation cases alone:
 
     python benchmarks/head_neck.py ... --name why_pretrained --validation-only \\
@@ -81,6 +82,9 @@ def train_and_test(arguments: argparse.Namespace, start: str, seed: int, run: Pa
             "weights": weights or None,
             "cases": few[arguments.labels],
             "seed": seed,
+            "network": {"name": "unet"},
+            "patch_size": [40, 40, 40],
+            "batch_size": 2,
             "spacing": [3.0, 4.0, 4.0],
             "intensity": "ct:-200,600",
             "overlap": OVERLAP,

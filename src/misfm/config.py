@@ -16,7 +16,7 @@ from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.registry import closest
 from misfm.settings import Settings, Size, Spacing
 from misfm.training.mean_teacher import UnlabelledSettings
-from misfm.training.settings import TrainingSettings
+from misfm.training.settings import OpenTrainingSettings, TrainingSettings
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -56,11 +56,11 @@ class RunSettings(Settings):
     """Name and version of the recipe the settings started from."""
     seed: int = 0
     """The one seed all draws come from."""
-    patch_size: Size = (48, 48, 48)
-    """Voxels along (D, H, W) the network sees (MIS-FM: 64, 128, 128)."""
-    batch_size: Count = 2
-    """Samples in a batch (MIS-FM: 4 in pretraining, 2 in fine-tuning)."""
-    training: TrainingSettings
+    patch_size: Size | None = None
+    """Voxels along (D, H, W) the network sees (MIS-FM: 64, 128, 128); null is planned, in fine-tuning."""
+    batch_size: Count | None = None
+    """Samples in a batch (MIS-FM: 4 in pretraining, 2 in fine-tuning); null is planned, in fine-tuning."""
+    training: OpenTrainingSettings = OpenTrainingSettings()
     """Steps, optimiser, schedule."""
 
 
@@ -82,6 +82,9 @@ class ProbeSettings(Settings):
 class PretrainSettings(RunSettings):
     """Settings of ``misfm pretrain``."""
 
+    patch_size: Size = (48, 48, 48)
+    batch_size: Count = 2
+    training: TrainingSettings
     store: str
     """Folder written by ``misfm ingest``; ``phantom`` or ``phantom:COUNT`` generates anatomy instead."""
     network: NetworkSettings = NetworkSettings()
@@ -106,7 +109,7 @@ class FinetuneSettings(RunSettings):
     dataset: str
     """Folder of an nnU-Net-format dataset."""
     network: NetworkSettings | None = None
-    """The network to train; null takes that of the weights, or the lean U-Net."""
+    """The network to train; null takes that of the weights, or a lean U-Net as wide as the machine suggests."""
     weights: str | None = None
     """Where to start from: a file, a run folder, a published name or ``hf://``; null: random weights."""
     transfer: Literal["all", "encoder"] = "all"
@@ -143,6 +146,9 @@ class FinetuneSettings(RunSettings):
 class SettledSettings(FinetuneSettings):
     """Fine-tuning settings in which nothing is left open."""
 
+    patch_size: Size
+    batch_size: Count
+    training: TrainingSettings
     network: NetworkSettings
     spacing: Spacing | Literal["native"]
     intensity: str

@@ -227,7 +227,8 @@ def assignments_for(assignments: Sequence[str], recipe: str) -> list[str]:
 def finetune_settings(settings: CompareSettings, trial: Trial, start: Path | None) -> FinetuneSettings:
     """What all fine-tunings share, with one start, budget and seed.
 
-    Tasks that leave the decoder untrained transfer their encoder only.
+    Patch and batch that are left open are those of the pretrainings: planned for each arm on its own, they
+    might differ. Tasks that leave the decoder untrained transfer their encoder only.
     """
     transfer = "all"
     if trial.recipe != SCRATCH:
@@ -240,7 +241,15 @@ def finetune_settings(settings: CompareSettings, trial: Trial, start: Path | Non
         "cases": trial.cases,
         "seed": trial.seed,
     }
-    return resolve(FinetuneSettings, recipe=settings.base, options=options, assignments=settings.finetune)
+    fine = resolve(FinetuneSettings, recipe=settings.base, options=options, assignments=settings.finetune)
+    shared = resolve(
+        PretrainSettings,
+        recipe=settings.base,
+        options={"store": settings.store},
+        assignments=assignments_for(settings.pretrain, SCRATCH),
+    )
+    names = [name for name in ("patch_size", "batch_size") if getattr(fine, name) is None]
+    return fine.model_copy(update={name: getattr(shared, name) for name in names})
 
 
 def summarise(settings: CompareSettings, out: Path, outcomes: dict[Trial, Outcome]) -> dict[str, Any]:

@@ -120,7 +120,9 @@ def train_arm(name: str, out: Path, dataset: Path, seed: int) -> Arm:
             "dataset": str(dataset),
             "weights": weights,
             "seed": seed,
+            "network": {"name": "unet"},  # arms must not differ by what is planned for them
             "patch_size": PATCH_SIZE,
+            "batch_size": 2,
             "intensity": INTENSITY,
             "spacing": SPACING,
             "training.steps": FINETUNING_STEPS,

@@ -22,7 +22,7 @@ from misfm.data.store import Store
 from misfm.files import write_json, write_text
 from misfm.models import SegmentationModel, create
 from misfm.recipes import leakage
-from misfm.recipes.settle import intensity_rule, settle
+from misfm.recipes.settle import intensity_rule, recall, settle
 from misfm.recipes.splits import choose_cases
 from misfm.recipes.unlabelled import unlabelled_patches, with_unlabelled
 from misfm.recipes.validation import DiceValidation, score_cases
@@ -58,8 +58,8 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     """
     dataset = Dataset.open(settings.dataset)
     training, held_out = choose_cases(dataset, settings)
-    settled = settle(settings, dataset)
     run = RunFolder(out)
+    settled = settle(recall(settings, run) if resume else settings, dataset, len(training))
     # Before the run folder is made: what cannot be built, filled or judged leaves nothing behind.
     model = build_model(settled, dataset)
     unlabelled = unlabelled_patches(settled, dataset)

@@ -19,7 +19,7 @@ from misfm.evaluation.case import LabelScores
 from misfm.evaluation.summary import as_result
 from misfm.files import write_json
 from misfm.recipes.finetune import finetune
-from misfm.recipes.settle import settle
+from misfm.recipes.settle import recall, settle
 from misfm.recipes.splits import Split, folds_of
 from misfm.training.logging import logger
 from misfm.training.run import RunFolder
@@ -28,7 +28,8 @@ from misfm.training.run import RunFolder
 def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> dict[str, Any]:
     """Fine-tune on every fold into ``out/fold_0``, ``out/fold_1``, …, and pool their validation scores.
 
-    All folds have the same settings, spacing and intensity rule; a number of ``cases`` is that of each fold.
+    All folds have the same settings, spacing and intensity rule, planned for the first of them; a number of
+    ``cases`` is that of each fold.
     Writes ``out/cross_validation.json``.
 
     Args:
@@ -51,7 +52,10 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     dataset = Dataset.open(settings.dataset)
     folds = folds_of(dataset, settings)
     refuse_repeats(folds)
-    settled = settle(settings, dataset)
+    num_cases = settings.cases or len(folds[0]["train"])
+    if resume:
+        settings = recall(settings, RunFolder(out / "fold_0"))
+    settled = settle(settings, dataset, num_cases)
     results = []
     for number in range(len(folds)):
         logger.info("fold %d of %d", number, len(folds))
@@ -71,7 +75,7 @@ def refuse_repeats(folds: Sequence[Split]) -> None:
     validated = Counter(name for fold in folds for name in fold["val"])
     if not validated:
         raise ConfigError(
-            "No fold validates a case: label cases of two subjects or more, or add some to 'val' in the split."
+            "No fold validates a case: label cases of two subjects or more, or add some to 'val' in a split."
         )
     repeated = sorted(name for name, times in validated.items() if times > 1)
     if repeated:

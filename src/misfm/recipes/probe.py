@@ -81,6 +81,8 @@ def probed(
         "allow_overlap": probe.allow_overlap,
     }
     fine = resolve(FinetuneSettings, recipe=recipe, options=options)
+    if fine.batch_size is None:  # planned for each probe anew, it might differ from one to the next
+        fine = fine.model_copy(update={"batch_size": settings.batch_size})
     check_pretraining(info.data.scans if info.data else (), fine)
     return Validation(Probe(pretext, fine, info, run.path / "probe"), key=KEY, patience=probe.patience)
 

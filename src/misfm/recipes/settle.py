@@ -1,35 +1,38 @@
-"""What a fine-tuning leaves open, filled in from its weights or its dataset."""
+"""What a fine-tuning leaves open, filled in from its weights, its dataset or the machine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from misfm.config import FinetuneSettings, NetworkSettings, SettledSettings
 from misfm.data.augment import safe_flip_axes
-from misfm.data.dataset import Case, Dataset
+from misfm.data.dataset import Dataset
 from misfm.data.intensity import IntensityRule, parse_intensity
-from misfm.data.preprocess import canonical
-from misfm.data.readers import read_volume
 from misfm.errors import ConfigError
+from misfm.recipes.measure import Scans, present_machine
+from misfm.recipes.plan import Facts, Plan, plan
 from misfm.settings import Spacing
 from misfm.training.logging import logger
+from misfm.training.run import RunFolder
 from misfm.weights import describe
 
-MAX_MEASURED = 32
-"""Cases whose spacing is looked at."""
 COARSE = 2.0
 """Ratio of the weights' spacing to the dataset's that is worth a warning."""
 
 
-def settle(settings: FinetuneSettings, dataset: Dataset) -> SettledSettings:
-    """Fill in network, spacing, intensity rule and mirrors.
+def settle(settings: FinetuneSettings, dataset: Dataset, num_cases: int) -> SettledSettings:
+    """Fill in network, spacing, intensity rule and mirrors, then plan patch, batch and steps.
 
     The network is that of the weights, with the given options on top. Spacing and intensity rule are theirs
     too, unless they were trained on the other modality: HU mean nothing in MR. Mirroring across the midline
-    is on only where no label tells left from right.
+    is on only where no label tells left from right. What is planned is logged with its reason (see
+    :mod:`misfm.recipes.plan`).
+
+    Args:
+        settings: in which what is null is open.
+        dataset: theirs.
+        num_cases: training cases.
 
     Raises:
         ConfigError: channels of both modalities, which one intensity rule cannot serve.
@@ -58,24 +61,65 @@ def settle(settings: FinetuneSettings, dataset: Dataset) -> SettledSettings:
         flips = safe_flip_axes(dataset.label_names.values())
         augmentation = augmentation.model_copy(update={"flip_axes": flips})
     network = settle_network(settings.network, known.get("network"))
-    spacing = settings.spacing or settle_spacing(known.get("spacing") if fits else None, dataset.cases())
-    update = {"network": network, "spacing": spacing, "intensity": intensity, "augmentation": augmentation}
-    return SettledSettings(**{**dict(settings), **update})
+    settings = settings.model_copy(
+        update={"network": network, "intensity": intensity, "augmentation": augmentation}
+    )
+    if nothing_is_open(settings):
+        return SettledSettings.model_validate(settings.model_dump())
+    scans = Scans.measure(dataset.cases(), kind)
+    spacing = settings.spacing or settle_spacing(known.get("spacing") if fits else None, scans.spacing)
+    facts = Facts(
+        shape=scans.shape(spacing),
+        spacing=scans.spacing if spacing == "native" else spacing,
+        num_cases=num_cases,
+        num_channels=len(dataset.channel_names),
+        num_classes=max(dataset.label_names) + 1,
+        machine=present_machine(),
+        network=network,
+        weights_patch=None if known.get("patch_size") is None else tuple(known["patch_size"]),
+    )
+    return fill(settings.model_copy(update={"spacing": spacing}), plan(settings, facts))
 
 
-def settle_network(given: NetworkSettings | None, known: Mapping[str, Any] | None) -> NetworkSettings:
+def fill(settings: FinetuneSettings, found: Plan) -> SettledSettings:
+    """Put what was planned into the settings, and log why."""
+    for reason in found.reasons:
+        logger.info("%s", reason)
+    update = {name: getattr(found, name) for name in ("patch_size", "batch_size", "network")}
+    training = {**dict(settings.training), "steps": found.steps}
+    return SettledSettings(**{**dict(settings), **update, "training": training})
+
+
+def nothing_is_open(settings: FinetuneSettings) -> bool:
+    """Whether all is chosen that follows from scans or machine otherwise."""
+    chosen = (settings.network, settings.spacing, settings.patch_size, settings.batch_size)
+    return None not in (*chosen, settings.training.steps)
+
+
+def recall(settings: FinetuneSettings, run: RunFolder) -> FinetuneSettings:
+    """Take over what the run that goes on has planned: with other memory free, the plan would be another."""
+    if not run.config.exists():
+        return settings
+    saved = run.read_settings()
+    names = [name for name in ("patch_size", "batch_size", "network") if getattr(settings, name) is None]
+    update = {name: saved.get(name) for name in names}
+    steps = settings.training.steps or saved.get("training", {}).get("steps")
+    training = settings.training.model_copy(update={"steps": steps})
+    return FinetuneSettings.model_validate({**dict(settings), **update, "training": training})
+
+
+def settle_network(given: NetworkSettings | None, known: Mapping[str, Any] | None) -> NetworkSettings | None:
     """Return the network of the weights with the given options on top, or the given one if it is another."""
     if known is None:
-        return given or NetworkSettings()
+        return given
     if given is None or given.name == known["name"]:
         options = {**known["options"], **(given.options if given else {})}
         return NetworkSettings(name=known["name"], options=options)
     return given
 
 
-def settle_spacing(known: Spacing | None, cases: Sequence[Case]) -> Spacing:
+def settle_spacing(known: Spacing | None, measured: Spacing) -> Spacing:
     """Return the spacing of the weights, or the median of the dataset; say when they are far apart."""
-    measured = median_spacing(cases)
     if known is None:
         return measured
     if any(theirs > COARSE * ours for theirs, ours in zip(known, measured, strict=True)):
@@ -85,14 +129,6 @@ def settle_spacing(known: Spacing | None, cases: Sequence[Case]) -> Spacing:
             *(known, measured),
         )
     return known
-
-
-def median_spacing(cases: Sequence[Case]) -> Spacing:
-    """Median spacing of up to 32 evenly chosen cases along (D, H, W) in canonical orientation, mm."""
-    chosen = cases[:: -(-len(cases) // MAX_MEASURED)]
-    spacings = [canonical(read_volume(case.image_paths[0])).spacing for case in chosen]
-    d, h, w = (round(float(value), 4) for value in np.median(spacings, axis=0))
-    return d, h, w
 
 
 def rule_text(rule: Mapping[str, Any]) -> str:

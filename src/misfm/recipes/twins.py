@@ -58,7 +58,7 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
             f"Fine-tuning on {Path(settings.dataset).name}: pretrained against scratch",
             arms,
             notes=["Scores are of the validation cases; settings were not chosen on them by this command."],
-            settings={"weights": str(settings.weights), "steps": str(settings.training.steps)},
+            settings={"weights": str(settings.weights), "steps": str(alike.training.steps)},
         )
         render_report(report, out / "report.html")
     write_json(out / "twin.json", result)

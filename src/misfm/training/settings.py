@@ -13,11 +13,11 @@ from misfm.training.schedules import ScheduleSettings
 Count = Annotated[int, Field(ge=1)]
 
 
-class TrainingSettings(Settings):
-    """How long and how to train."""
+class OpenTrainingSettings(Settings):
+    """How to train; for how long may be left open."""
 
-    steps: Count
-    """Optimiser steps."""
+    steps: Count | None = None
+    """Optimiser steps; null is planned, in fine-tuning."""
     accumulate: Count = 1
     """Batches whose gradients are averaged into one step."""
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -37,3 +37,9 @@ class TrainingSettings(Settings):
     """Steps between validations."""
     checkpoint_every: Count = 200
     """Steps between checkpoints."""
+
+
+class TrainingSettings(OpenTrainingSettings):
+    """How long and how to train."""
+
+    steps: Count
