@@ -26,8 +26,11 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the results files")
     arguments = parser.parse_args()
     result = json.loads((arguments.comparison / "compare.json").read_text(encoding="utf-8"))
+    settings = result["settings"]
     for path in ("store", "dataset"):  # where they lie on this machine is nobody's business
-        result["settings"][path] = Path(result["settings"][path]).name
+        settings[path] = Path(settings[path]).name
+    for part in ("pretrain", "finetune"):
+        settings[part] = [line for line in settings[part] if "=/" not in line]
     write_json(RESULTS / f"{arguments.name}.json", result)
     table = (arguments.comparison / "compare.md").read_text(encoding="utf-8")
     arms = {

@@ -280,6 +280,22 @@ def test_a_mask_that_changes_makes_another_volume(tmp_path, scans):
     assert len(list((tmp_path / "s" / "volumes").iterdir())) == 2
 
 
+@pytest.mark.parametrize("masked_first", [True, False])
+def test_a_copy_of_a_scan_without_its_mask_does_not_bring_the_face_back(tmp_path, scans, masked_first):
+    face = np.zeros((30, 32, 34), np.uint8)
+    face[:, :12, 20:] = 1
+    save(scans / "masks" / "face.nii.gz", face)
+    copy = tmp_path / "copy" / "case0.nii.gz"
+    copy.parent.mkdir()
+    copy.write_bytes((scans / "case0.nii.gz").read_bytes())
+    sources = [listed(scans, case0="masks/face.nii.gz"), copy]
+    for source in sources if masked_first else sources[::-1]:
+        ingest([source], tmp_path / "s", NATIVE)
+    (record,) = Store.open(tmp_path / "s").records()
+    assert record.anonymised
+    assert ingest(sources, tmp_path / "s", NATIVE).added == 0
+
+
 def test_labelled_cases_keep_every_label(tmp_path, dataset, to_grid):
     store = ingest_dataset(dataset, dataset.cases(), tmp_path / "s", NATIVE)
     assert [record.case for record in store.records()] == ["a", "b"]

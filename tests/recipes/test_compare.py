@@ -81,6 +81,19 @@ def test_started_again_it_adds_what_is_new_and_repeats_nothing(settings_for, tmp
     assert result["comparisons"][0]["comparison"]["seeds"]["misfm"] == (0, 1)
 
 
+def test_runs_of_other_settings_are_not_passed_off_as_those_asked_for(settings_for, tmp_path):
+    once = settings_for(recipes=("misfm",))
+    compare(once, tmp_path)
+    for changes, run, reason in (
+        ({"pretrain": (*once.pretrain, "training.steps=3")}, "unet-misfm", "training.steps was 4, now 3"),
+        ({"finetune": (*once.finetune, "overlap=0.1")}, "unet-scratch-1cases-seed0", "overlap was 0"),
+    ):
+        result = compare(once.model_copy(update=changes), tmp_path)
+        assert reason in result["failed"][run]
+        assert "choose another --out" in result["failed"][run]
+    assert compare(once, tmp_path)["failed"] == {}
+
+
 def test_a_run_that_fails_is_reported_and_the_others_go_on(settings_for, tmp_path, monkeypatch):
     def broken(settings, out, **options):
         raise RuntimeError("no such luck")

@@ -113,6 +113,14 @@ def test_a_split_in_which_cases_do_not_validate_once_is_refused(tmp_path, finetu
     assert not (tmp_path / "cv").exists()
 
 
+def test_a_fold_with_too_few_cases_is_found_before_the_first_is_trained(tmp_path, finetune_settings):
+    folds = [{"train": NAMES[1:], "val": NAMES[:1]}, {"train": NAMES[:1], "val": NAMES[1:]}]
+    (tmp_path / "split.json").write_text(json.dumps(folds))
+    with pytest.raises(ConfigError, match="--cases 2: the split has 1 training cases"):
+        cross_validate(finetune_settings(f"split={tmp_path / 'split.json'}", "cases=2"), tmp_path / "cv")
+    assert not (tmp_path / "cv").exists()
+
+
 def test_what_does_not_go_together_is_refused(
     run_command, tmp_path, dataset, tiny_finetuning, finetuned, finetune_settings
 ):

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from misfm.config import FinetuneSettings, NetworkSettings
+from misfm.config import CompareSettings, FinetuneSettings, NetworkSettings
 from misfm.models import create
 from misfm.models.base import NETWORKS
 from misfm.recipes import measure, settle
+from misfm.recipes.compare import Trial
+from misfm.recipes.compare import finetune_settings as arm_settings
 from misfm.recipes.finetune import finetune
 from misfm.recipes.plan import (
     CPU_VOXELS,
@@ -235,3 +237,16 @@ def test_scans_are_measured_without_the_air_around_the_patient(dataset):
     halved = tuple(2 * side for side in scans.spacing)
     native, coarse = scans.shape("native"), scans.shape(halved)
     assert all(abs(side - 2 * half) <= 3 for side, half in zip(native, coarse, strict=True))
+
+
+def test_arms_of_a_comparison_take_patch_and_batch_from_the_pretraining(store, dataset):
+    settings = CompareSettings(
+        store=str(store),
+        dataset=str(dataset),
+        recipes=("mae", "voco"),
+        pretrain=("patch_size=[24, 24, 24]", "voco:patch_size=[16, 16, 16]"),
+    )
+    arms = [arm_settings(settings, Trial("unet", recipe, 1), None) for recipe in ("scratch", "mae", "voco")]
+    assert {(arm.patch_size, arm.batch_size, arm.network.name) for arm in arms} == {((24, 24, 24), 2, "unet")}
+    chosen = settings.model_copy(update={"finetune": ("patch_size=[8, 8, 16]",)})
+    assert arm_settings(chosen, Trial("unet", "mae", 1), None).patch_size == (8, 8, 16)

@@ -104,8 +104,11 @@ def ingest(
                 finish(scan, "quarantined", result)
                 continue
             twin = store.find(result.record.fingerprint)
-            if twin is None or (twin.source == str(scan.path) and twin.id != result.record.id):
-                store.add(result, scan.stamp)
+            unmasked = twin is not None and result.record.anonymised and not twin.anonymised
+            if twin is None or unmasked or (twin.source == str(scan.path) and twin.id != result.record.id):
+                record = store.add(result, scan.stamp)
+                if twin is not None and unmasked:  # the mask counts, whichever copy of a scan it came with
+                    store.add_duplicate(twin.source, "", record)
                 finish(scan, "added")
             else:
                 store.add_duplicate(str(scan.path), scan.stamp, twin)

@@ -28,6 +28,7 @@ from misfm.recipes.leakage import check_pretraining
 from misfm.recipes.phantoms import PREFIX as GENERATED
 from misfm.recipes.predict import predict_files
 from misfm.recipes.pretrain import pretrain, scans_of
+from misfm.recipes.settle import settle_flips
 from misfm.recipes.splits import choose_cases
 from misfm.recipes.twins import SCRATCH, dice_by_case, learning_curve
 from misfm.registry import closest
@@ -163,21 +164,26 @@ def lost(trial: Trial) -> Outcome:
 
 
 def pretrain_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
-    """Pretrain unless that is done."""
+    """Pretrain unless that is done, and was done with these settings."""
     run = RunFolder(trial.folder(out))
-    if not run.weights.exists():
-        pretrain(pretrain_settings(settings, trial), run.path, resume=True)
+    wanted = pretrain_settings(settings, trial)
+    if run.weights.exists():
+        run.require(wanted)
+    else:
+        pretrain(wanted, run.path, resume=True)
 
 
 def finetune_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
     """Fine-tune and score unless that is done: on the labelled test cases, or on validation without any."""
     run = RunFolder(trial.folder(out))
-    if (run.path / "test.json").exists():
-        return
     start = None
     if trial.recipe != SCRATCH:
         start = RunFolder(Trial(trial.network, trial.recipe).folder(out)).weights
     fine = finetune_settings(settings, trial, start)
+    if (run.path / "test.json").exists():
+        augmentation = settle_flips(fine.augmentation, Dataset.open(settings.dataset))
+        run.require(fine.model_copy(update={"augmentation": augmentation}))
+        return
     scores = finetune(fine, run.path, resume=True)
     dataset = Path(settings.dataset)
     if (dataset / "labelsTs").is_dir():

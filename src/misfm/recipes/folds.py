@@ -20,7 +20,7 @@ from misfm.evaluation.summary import as_result
 from misfm.files import write_json
 from misfm.recipes.finetune import finetune
 from misfm.recipes.settle import recall, settle
-from misfm.recipes.splits import Split, folds_of
+from misfm.recipes.splits import Split, choose_cases, folds_of
 from misfm.training.logging import logger
 from misfm.training.run import RunFolder
 
@@ -52,6 +52,8 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     dataset = Dataset.open(settings.dataset)
     folds = folds_of(dataset, settings)
     refuse_repeats(folds)
+    for number in range(len(folds)):  # a fold with too few cases is found before the first is trained
+        choose_cases(dataset, settings.model_copy(update={"fold": number}))
     num_cases = settings.cases or len(folds[0]["train"])
     if resume:
         settings = recall(settings, RunFolder(out / "fold_0"))

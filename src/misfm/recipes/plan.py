@@ -39,7 +39,8 @@ class Demand:
 
     Attributes:
         saved: bytes that a training step keeps for each voxel, those for each class left out; in float32 on
-            64^3 voxels, measured with ``benchmarks/activation_memory.py``. Mixed precision keeps less.
+            64^3 voxels (primus-l: 32^3), measured with ``benchmarks/activation_memory.py``. Mixed precision keeps
+            less.
         multiple: what the sides of a patch are multiples of.
         is_fixed: whether weights are bound to the patch they were trained on.
     """
@@ -53,18 +54,18 @@ DEMANDS = {
     "unet": Demand(694, 8),
     "pctnet": Demand(5681, 16, is_fixed=True),
     "fmunet": Demand(2834, 16),
-    "resenc": Demand(2100, 32),
-    "resenc-l": Demand(2100, 32),
+    "resenc": Demand(2096, 32),
+    "resenc-l": Demand(2096, 32),
     "primus": Demand(2808, 8, is_fixed=True),
-    "primus-s": Demand(1000, 8, is_fixed=True),
+    "primus-s": Demand(986, 8, is_fixed=True),
     "primus-b": Demand(1950, 8, is_fixed=True),
     "primus-m": Demand(2808, 8, is_fixed=True),
-    "primus-l": Demand(5200, 8, is_fixed=True),
+    "primus-l": Demand(5095, 8, is_fixed=True),
 }
 UNKNOWN = Demand(10_000, 32)
 """Taken for a network that was not measured: more than any that was."""
-SAVED_FOR_CLASS = 14
-"""Bytes for each voxel and class, of logits and loss at all levels; measured alike."""
+SAVED_FOR_CLASS = 24
+"""Bytes for each voxel and class, of logits and loss at all levels; measured alike, 14 to 24."""
 UNET_CHANNELS = 16
 """First of the channels with which the lean U-Net was measured: what it saves grows in proportion."""
 
@@ -158,7 +159,7 @@ def plan_patch(network: NetworkSettings, facts: Facts, samples: int) -> tuple[Tr
     if theirs is not None and demand.is_fixed:
         return theirs, f"patch {text(theirs)}: the only one that the weights of {network.name} take"
     if theirs is not None and math.prod(theirs) <= budget:
-        return theirs, f"patch {text(theirs)}: that of the weights, within {limit}"
+        return theirs, f"patch {text(theirs)}: that of the weights; {limit}"
     patch = grow(facts.shape, budget, multiple_of(network))
     reason = f"patch {text(patch)}: {limit}; median scan {text(facts.shape)} at {text(facts.spacing)} mm"
     if theirs is not None:
@@ -221,7 +222,8 @@ def plan_batch(network: NetworkSettings, facts: Facts, patch: Triple, extra: int
     if batch > BATCH_SIZE:
         return batch, f"batch {batch}: a patch holds the median scan, and on a {machine.name} there is room"
     if room <= batch:
-        return batch, f"batch {batch}: on a {machine.name} there is no room for more"
+        short = "time" if machine.device == "cpu" else "room"
+        return batch, f"batch {batch}: on a {machine.name} there is no {short} for more"
     return batch, f"batch {batch}: a patch is smaller than the median scan"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from misfm.config import FinetuneSettings, NetworkSettings, SettledSettings
-from misfm.data.augment import safe_flip_axes
+from misfm.data.augment import AugmentSettings, safe_flip_axes
 from misfm.data.dataset import Dataset
 from misfm.data.intensity import IntensityRule, parse_intensity
 from misfm.errors import ConfigError
@@ -56,10 +56,7 @@ def settle(settings: FinetuneSettings, dataset: Dataset, num_cases: int) -> Sett
     if intensity == "auto":
         intensity = kind
     intensity_rule(intensity)
-    augmentation = settings.augmentation
-    if "flip_axes" not in augmentation.model_fields_set:
-        flips = safe_flip_axes(dataset.label_names.values())
-        augmentation = augmentation.model_copy(update={"flip_axes": flips})
+    augmentation = settle_flips(settings.augmentation, dataset)
     network = settle_network(settings.network, known.get("network"))
     settings = settings.model_copy(
         update={"network": network, "intensity": intensity, "augmentation": augmentation}
@@ -106,6 +103,13 @@ def recall(settings: FinetuneSettings, run: RunFolder) -> FinetuneSettings:
     steps = settings.training.steps or saved.get("training", {}).get("steps")
     training = settings.training.model_copy(update={"steps": steps})
     return FinetuneSettings.model_validate({**dict(settings), **update, "training": training})
+
+
+def settle_flips(augmentation: AugmentSettings, dataset: Dataset) -> AugmentSettings:
+    """Mirror, unless axes are given, across the midline only where no label tells left from right."""
+    if "flip_axes" in augmentation.model_fields_set:
+        return augmentation
+    return augmentation.model_copy(update={"flip_axes": safe_flip_axes(dataset.label_names.values())})
 
 
 def settle_network(given: NetworkSettings | None, known: Mapping[str, Any] | None) -> NetworkSettings | None:

@@ -95,6 +95,19 @@ class RunFolder:
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise DataError(f"{self.config} does not hold the settings of a run; it is damaged.") from error
 
+    def require(self, settings: Settings) -> None:
+        """Check that a run was trained with these settings; those left open may have become anything.
+
+        Raises:
+            ConfigError: it was not; names the first setting that differs.
+        """
+        given = settings.model_dump(mode="json", exclude_none=True)
+        changed = first_difference(shared_part(self.completed(type(settings)), given), given)
+        if changed:
+            raise ConfigError(
+                f"The run in {self.path} was trained with other settings ({changed}): choose another --out."
+            )
+
     def completed(self, kind: type[Settings]) -> dict[str, Any]:
         """Return the settings the run was started with, and the defaults of those that did not exist then."""
         saved = self.read_settings()
@@ -127,6 +140,13 @@ def first_difference(saved: Any, given: Any, key: str = "") -> str:
                 return found
         return ""
     return "" if saved == given else f"{key} was {saved}, now {given}"
+
+
+def shared_part(saved: Any, given: Any) -> Any:
+    """Return of ``saved`` what ``given`` names, too."""
+    if not (isinstance(saved, dict) and isinstance(given, dict)):
+        return saved
+    return {name: shared_part(value, given[name]) for name, value in saved.items() if name in given}
 
 
 def environment() -> dict[str, Any]:
