@@ -1,6 +1,6 @@
 """Validation curves of fine-tunings side by side, as a table and JSON: what settings are chosen by.
 
-    python benchmarks/curves.py --name class_balance "plain=runs/plain" "root=runs/root"
+python benchmarks/curves.py --name class_balance "plain=runs/plain" "root=runs/root"
 """
 
 from __future__ import annotations

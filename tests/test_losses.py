@@ -53,7 +53,7 @@ def test_cross_entropy_by_hand():
 
 
 def test_balanced_cross_entropy_by_hand():
-    """Three quarters of the voxels are class 0 and one quarter class 1: roots of 4/3 and 4 are the weights."""
+    """Class 0 has three quarters of the voxels and class 1 one: roots of 4/3 and 4 are the weights."""
     logits = logits_for([[0.5, 0.5], [0.8, 0.2], [0.4, 0.6], [0.75, 0.25]])
     truth = labels_for([0, 0, 1, 0])
     common, rare = math.sqrt(4 / 3), math.sqrt(4)

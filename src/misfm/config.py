@@ -109,7 +109,7 @@ class FinetuneSettings(RunSettings):
     dataset: str
     """Folder of an nnU-Net-format dataset."""
     network: NetworkSettings | None = None
-    """The network to train; null takes that of the weights, or a lean U-Net as wide as the machine suggests."""
+    """The network to train; null takes that of the weights, or a lean U-Net as wide as the machine allows."""
     weights: str | None = None
     """Where to start from: a file, a run folder, a published name or ``hf://``; null: random weights."""
     transfer: Literal["all", "encoder"] = "all"
@@ -133,8 +133,8 @@ class FinetuneSettings(RunSettings):
     deep_supervision: bool = True
     """Train on the outputs of all levels."""
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Of the cross-entropy: 0 counts all voxels alike (nnU-Net), 1 all classes; 0.5 weights a voxel by one over
-    the root of its class's share."""
+    """Of the cross-entropy: 0 counts all voxels alike (nnU-Net), 1 all classes; 0.5 weights a voxel by one
+    over the root of its class's share."""
     augmentation: AugmentSettings = AugmentSettings()
     """How patches are varied."""
     unlabelled: UnlabelledSettings | None = None

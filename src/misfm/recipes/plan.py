@@ -39,8 +39,8 @@ class Demand:
 
     Attributes:
         saved: bytes that a training step keeps for each voxel, those for each class left out; in float32 on
-            64^3 voxels (primus-l: 32^3), measured with ``benchmarks/activation_memory.py``. Mixed precision keeps
-            less.
+            64^3 voxels (primus-l: 32^3), measured with ``benchmarks/activation_memory.py``. Mixed precision
+            keeps less.
         multiple: what the sides of a patch are multiples of.
         is_fixed: whether weights are bound to the patch they were trained on.
     """
