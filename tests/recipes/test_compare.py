@@ -91,6 +91,8 @@ def test_runs_of_other_settings_are_not_passed_off_as_those_asked_for(settings_f
         result = compare(once.model_copy(update=changes), tmp_path)
         assert reason in result["failed"][run]
         assert "choose another --out" in result["failed"][run]
+        shown = [arm["recipe"] for block in result["comparisons"] for arm in block["runs"]]
+        assert run.split("-")[1] not in shown
     assert compare(once, tmp_path)["failed"] == {}
 
 

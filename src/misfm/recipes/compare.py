@@ -6,7 +6,6 @@ Every run is a folder of its own below ``out`` and is resumed where it stopped; 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,9 +61,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run: seconds it took here, and why it failed, if it did."""
+    """What became of a run: why it failed, if it did."""
 
-    seconds: float
     failure: str | None = None
 
 
@@ -148,19 +146,18 @@ def finetunings(settings: CompareSettings) -> Iterator[Trial]:
 
 def attempt(run: Callable[[Trial], None], trial: Trial) -> Outcome:
     """Do one run; whatever stops it, other than the user, is its outcome."""
-    began = time.perf_counter()
     try:
         run(trial)
     except Interrupted:
         raise
     except Exception as error:  # one arm that cannot be trained must not take the others with it
-        return Outcome(time.perf_counter() - began, f"{type(error).__name__}: {error}")
-    return Outcome(time.perf_counter() - began)
+        return Outcome(f"{type(error).__name__}: {error}")
+    return Outcome()
 
 
 def lost(trial: Trial) -> Outcome:
     """Outcome of a run whose process died."""
-    return Outcome(0.0, "the process that trained it died, mostly for want of memory; use fewer workers")
+    return Outcome("the process that trained it died, mostly for want of memory; use fewer workers")
 
 
 def pretrain_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
@@ -178,7 +175,10 @@ def finetune_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
     run = RunFolder(trial.folder(out))
     start = None
     if trial.recipe != SCRATCH:
-        start = RunFolder(Trial(trial.network, trial.recipe).folder(out)).weights
+        pretraining = Trial(trial.network, trial.recipe, seed=settings.seeds[0])
+        start = RunFolder(pretraining.folder(out)).weights
+        if start.exists():
+            RunFolder(pretraining.folder(out)).require(pretrain_settings(settings, pretraining))
     fine = finetune_settings(settings, trial, start)
     if (run.path / "test.json").exists():
         augmentation = settle_flips(fine.augmentation, Dataset.open(settings.dataset))
@@ -263,7 +263,7 @@ def summarise(settings: CompareSettings, out: Path, outcomes: dict[Trial, Outcom
     arms: dict[tuple[str, int], list[Arm]] = {}
     for trial in finetunings(settings):
         path = trial.folder(out) / "test.json"
-        if path.exists() and trial in outcomes:
+        if path.exists() and trial in outcomes and outcomes[trial].failure is None:
             scores = json.loads(path.read_text(encoding="utf-8"))
             arm = Arm(trial.recipe, learning_curve(path.parent), dice_by_case(scores), trial.seed)
             arms.setdefault((trial.network, trial.cases), []).append(arm)
@@ -271,10 +271,7 @@ def summarise(settings: CompareSettings, out: Path, outcomes: dict[Trial, Outcom
     result: dict[str, Any] = {
         "settings": settings.model_dump(mode="json"),
         "pretraining": {
-            trial.folder(out).name: {
-                "seconds": outcome.seconds,
-                "last": (RunFolder(trial.folder(out)).read_metrics() or [{}])[-1],
-            }
+            trial.folder(out).name: (RunFolder(trial.folder(out)).read_metrics() or [{}])[-1]
             for trial, outcome in outcomes.items()
             if not trial.cases and outcome.failure is None
         },
