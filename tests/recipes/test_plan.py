@@ -168,7 +168,7 @@ def test_a_chosen_batch_leaves_smaller_patches_on_a_gpu():
 def test_the_patch_of_the_weights_is_kept_where_it_fits():
     found = planned(weights_patch=(40, 40, 40), network=UNET)
     assert found.patch_size == (40, 40, 40)
-    assert found.reasons[0].startswith("patch 40,40,40: that of the weights, ")
+    assert found.reasons[0].startswith("patch 40,40,40: that of the weights; ")
     large = planned(weights_patch=(96, 96, 96), network=UNET)
     assert large.patch_size == planned().patch_size
     assert large.reasons[0].endswith("; the 96,96,96 of the weights are more than that")

@@ -188,8 +188,9 @@ def saved_bytes(network: NetworkSettings, facts: Facts) -> float:
 
 def multiple_of(network: NetworkSettings) -> int:
     """Return what the sides of a patch are multiples of; strides that weights bring along have their say."""
-    steps = [math.prod(steps) for steps in zip(*network.options.get("strides") or (), strict=True)]
-    return max(DEMANDS.get(network.name, UNKNOWN).multiple, *steps, 1)
+    strides: Sequence[Sequence[int]] = network.options.get("strides") or ()
+    coarsest: list[int] = [math.prod(steps) for steps in zip(*strides, strict=True)]
+    return max([DEMANDS.get(network.name, UNKNOWN).multiple, *coarsest])
 
 
 def grow(shape: Triple, budget: int, multiple: int) -> Triple:
