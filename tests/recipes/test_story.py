@@ -59,7 +59,7 @@ def test_scans_to_pretrained_weights_to_masks_to_numbers(
     )
     assert done.status == 0
     assert done.result["verdict"].startswith("Mean Dice ")
-    additions = {"validation.json", "split.json", "cases"}
+    additions = {"validation.json", "split.json", "fingerprints.json", "cases"}
     assert names(out) == RUN_FILES | additions | {"transfer.txt", "twin", "twin.json", "report.html"}
     assert names(out / "twin") == RUN_FILES | additions
     report = (out / "transfer.txt").read_text()
