@@ -111,14 +111,13 @@ class MixedPatches(Dataset[RawBatch]):
 
     def __getitem__(self, index: int) -> RawBatch:
         scans, generated = self.scans[index], self.generated[index]
-        labels = generated[4]
+        labels, hidden = list(generated)[4], list(scans)[-1]
         assert labels is not None
         raw = [torch.cat(columns) for columns in zip(scans[:4], generated[:4], strict=True)]
         unknown = torch.full((len(scans[0]), *labels.shape[1:]), IGNORED_CLASS)
         together = (raw[0], raw[1], raw[2], raw[3], torch.cat([unknown, labels]))
         if not self.scans.anonymised:
             return together
-        hidden = scans[5]
         assert hidden is not None
         return (*together, torch.cat([hidden, torch.zeros(labels.shape, dtype=torch.bool)]))
 
