@@ -17,6 +17,7 @@ from misfm.recipes.settle import rule_text, settle
 from misfm.recipes.splits import choose_cases
 from misfm.recipes.twins import finetune_twins
 from misfm.training.loop import TrainingSettings
+from misfm.training.run import RunFolder
 
 NAMES = [f"phantom_tr_{number:03d}" for number in range(4)]
 
@@ -117,6 +118,17 @@ def test_what_is_given_stays(dataset, pretrained):
     assert (found.network.name, found.spacing, found.intensity) == ("pctnet", (9, 8, 7), "mr")
     assert settled(dataset, bare(dataset, spacing="native")).spacing == "native"
     assert settled(dataset, bare(dataset, intensity="auto")).intensity == "ct"
+
+
+def test_rare_classes_weigh_more_in_the_loss_of_the_small_recipe(finetune_settings, tmp_path):
+    assert finetune_settings().class_balance == 0.5
+    losses = []
+    for balance in (0.0, 0.5):
+        run = RunFolder(tmp_path / str(balance))
+        finetune(finetune_settings(f"class_balance={balance}", "training.steps=1"), run.path)
+        losses.append(run.read_metrics()[0])
+    assert losses[0]["dice_loss"] == losses[1]["dice_loss"]
+    assert losses[0]["cross_entropy"] != losses[1]["cross_entropy"]
 
 
 def test_sides_are_not_mirrored_where_labels_tell_them_apart(dataset, tmp_path):
