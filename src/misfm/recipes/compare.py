@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from misfm.files import write_json, write_text
 from misfm.models.base import NETWORKS
 from misfm.parallel import pool
 from misfm.pretext import PRETEXTS
-from misfm.recipes.compare_tables import as_markdown, compare_budgets, compare_report
+from misfm.recipes.compare_tables import as_markdown, compare_budgets, compare_report, savings
 from misfm.recipes.evaluate import evaluate
 from misfm.recipes.finetune import finetune
 from misfm.recipes.leakage import check_pretraining
@@ -277,6 +277,7 @@ def summarise(settings: CompareSettings, out: Path, outcomes: dict[Trial, Outcom
         },
         "failed": {trial.folder(out).name: o.failure for trial, o in outcomes.items() if o.failure},
         "comparisons": [budget.as_json() for budget in budgets],
+        "savings": [asdict(saving) for saving in savings(budgets)],
     }
     write_json(out / "compare.json", result)
     write_text(out / "compare.md", as_markdown(budgets, result["failed"]))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from misfm.evaluation.arms import ALL, Arm, Comparison, compare_arms
+from misfm.evaluation.savings import labels_worth, steps_to_reach
 from misfm.evaluation.statistics import holm
 from misfm.recipes.twins import SCRATCH
 from misfm.report.figures import dice_by_labels, learning_curves
@@ -14,6 +15,8 @@ from misfm.report.html import Picture, ReportData, Table
 from misfm.report.twins import verdicts
 
 HEADERS = ("recipe", "seeds", "mean Dice [95 %]", "difference to scratch [95 %]", "p (Holm)", "cases ahead")
+SAVINGS = "What pretraining saves"
+SAVING_HEADERS = ("network", "recipe", "labels", "worth of scratch", "scratch's last validation Dice after")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,63 @@ class Budget:
                 for arm in self.arms
             ],
         }
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a recipe saves at one budget.
+
+    Attributes:
+        network: registered name.
+        recipe: what was pretrained.
+        labels: labelled training cases.
+        worth: labels with which scratch reaches the same test Dice, as far as the budgets can tell.
+        steps: after which its mean validation Dice is what that of scratch is at the end; None if never.
+        of_steps: that scratch took.
+    """
+
+    network: str
+    recipe: str
+    labels: int
+    worth: float | None
+    steps: float | None
+    of_steps: int
+
+    def row(self) -> tuple[str, ...]:
+        """As the table has it."""
+        worth = "outside the budgets" if self.worth is None else f"{self.worth:.1f} labels"
+        steps = "not reached" if self.steps is None else f"{self.steps:.0f} of {self.of_steps} steps"
+        return self.network, self.recipe, str(self.labels), worth, steps
+
+
+def savings(budgets: Sequence[Budget]) -> list[Saving]:
+    """Return what each recipe saves at each budget; nothing without validation while training."""
+    found = []
+    for budget in budgets:
+        scratch = {
+            other.labels: other.comparison.scores[SCRATCH][ALL].mean
+            for other in budgets
+            if other.network == budget.network and ALL in other.comparison.scores[SCRATCH]
+        }
+        curves = {name: mean_curve(budget.arms, name) for name in budget.comparison.scores}
+        for recipe, scores in budget.comparison.scores.items():
+            if recipe == SCRATCH or ALL not in scores or not curves[SCRATCH]:
+                continue
+            last, dice = curves[SCRATCH][-1]
+            worth = labels_worth(scratch, scores[ALL].mean)
+            steps = steps_to_reach(curves[recipe], dice)
+            found.append(Saving(budget.network, recipe, budget.labels, worth, steps, last))
+    return found
+
+
+def mean_curve(arms: Sequence[Arm], name: str) -> list[tuple[int, float]]:
+    """Mean validation Dice of the runs of an arm, by step."""
+    curves = [dict(arm.curve) for arm in arms if arm.name == name]
+    known = {
+        step: [curve[step] for curve in curves if step in curve]
+        for step in sorted(set().union(*curves) if curves else ())
+    }
+    return [(step, sum(values) / len(values)) for step, values in known.items()]
 
 
 def compare_budgets(arms: Mapping[tuple[str, int], Sequence[Arm]]) -> list[Budget]:
@@ -95,6 +155,11 @@ def as_markdown(budgets: Sequence[Budget], failed: Mapping[str, str | None]) -> 
         lines.append("|" + "---|" * len(HEADERS))
         lines += [f"| {' | '.join(row)} |" for row in rows(budget)]
         lines += ["", "Mean validation Dice while training:", "", *curve_table(budget.arms), ""]
+    saved = savings(budgets)
+    if saved:
+        lines += [f"### {SAVINGS}", "", f"| {' | '.join(SAVING_HEADERS)} |"]
+        lines.append("|" + "---|" * len(SAVING_HEADERS))
+        lines += [*(f"| {' | '.join(saving.row())} |" for saving in saved), ""]
     lines += [f"Failed: {name}: {reason}" for name, reason in failed.items()]
     return "\n".join(lines) + "\n"
 
@@ -104,9 +169,8 @@ def curve_table(arms: Sequence[Arm]) -> list[str]:
     steps = sorted({step for arm in arms for step, _ in arm.curve})
     lines = [f"| recipe | {' | '.join(map(str, steps))} |", "|" + "---|" * (len(steps) + 1)]
     for name in dict.fromkeys(arm.name for arm in arms):
-        curves = [dict(arm.curve) for arm in arms if arm.name == name]
-        known = [[curve[step] for curve in curves if step in curve] for step in steps]
-        cells = [f"{sum(values) / len(values):.3f}" if values else "" for values in known]
+        curve = dict(mean_curve(arms, name))
+        cells = [f"{curve[step]:.3f}" if step in curve else "" for step in steps]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
@@ -125,6 +189,9 @@ def compare_report(budgets: Sequence[Budget], failed: Mapping[str, str | None]) 
     tables = [
         Table(f"{budget.network}, {budget.labels} labels", HEADERS, tuple(rows(budget))) for budget in budgets
     ]
+    saved = savings(budgets)
+    if saved:
+        tables.append(Table(SAVINGS, SAVING_HEADERS, tuple(saving.row() for saving in saved)))
     return ReportData(
         title="Pretext tasks compared",
         verdicts=tuple(verdict for budget in budgets for verdict in verdicts(budget.comparison)),
