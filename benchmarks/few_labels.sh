@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Dice against the number of labels, from scratch and pretrained: head-neck CT (1, 5, 10, 20), hippocampus MR (5, 10, 40).
+# Dice against the number of labels, from scratch and pretrained: head-neck CT (1, 5, 10, 20 labels) and
+# hippocampus MR (5, 10, 40), both from one pretraining on generated anatomy.
 # usage: bash benchmarks/few_labels.sh DATA RUNS [OPTIONS OF misfm compare]
 # DATA holds Dataset001_Hippocampus, Dataset002_HeadNeckCT and unlabelled/. Stopped, it goes on where it was.
 set -euo pipefail
@@ -7,6 +8,40 @@ data=$1 runs=$2
 shift 2
 here=$(dirname "$0")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=PASSIVE
+recipe=phantom-anatomy
+
+study() {  # NAME DATASET STORE CASES SEEDS OPTIONS
+  local name=$1 dataset=$2 store=$3 cases=$4 seeds=$5
+  shift 5
+  misfm compare --store "$store" --dataset "$data/$dataset" --out "$runs/$name" \
+    --recipes "$recipe" --cases "$cases" --seeds "$seeds" \
+    --set-pretrain "$recipe:store=phantom:600" --set-pretrain training.steps=8000 \
+    --set-pretrain training.validate_every=1000 --set-finetune overlap=0.25 "$@"
+  python "$here/publish_comparison.py" "$runs/$name" --name "$name"
+}
+
+head_neck() {  # NAME CASES SEEDS OPTIONS
+  local name=$1 cases=$2 seeds=$3
+  shift 3
+  study "$name" Dataset002_HeadNeckCT "$runs/ct" "$cases" "$seeds" \
+    --set-finetune 'spacing=[2.5,3.9,3.9]' --set-finetune intensity=ct:-200,600 "$@"
+}
+
+share() {  # NAME: with the pretraining of the first study
+  mkdir -p "$runs/$1"
+  cp -rn "$runs/few_labels_head_neck/unet-$recipe" "$runs/$1/"
+}
 
 misfm ingest "$data/unlabelled/head_neck_ct" --store "$runs/ct" --spacing 2.5,3.9,3.9 --intensity ct:-200,600
 misfm ingest "$data/unlabelled/hippocampus" --store "$runs/hippocampus"
+
+head_neck few_labels_head_neck 5 0,1,2 "$@"
+head_neck few_labels_head_neck 1,5,10,20 0,1,2 "$@"
+
+share few_labels_head_neck_third
+head_neck few_labels_head_neck_third 5 0,1,2 --set-finetune training.steps=500 "$@"
+
+share few_labels_hippocampus
+study few_labels_hippocampus Dataset001_Hippocampus "$runs/hippocampus" 5,10,40 0,1,2 \
+  --set-finetune 'spacing=[1,1,1]' --set-finetune intensity=mr --set-finetune training.steps=1000 \
+  --set-finetune training.validate_every=100 "$@"
