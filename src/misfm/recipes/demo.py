@@ -1,8 +1,8 @@
 """The whole story on generated anatomy: scans -> store -> pretraining -> few labels -> masks -> report.
 
-Everything goes through the same code a user runs. Two arms are fine-tuned on the same few cases: from scratch,
-and from the short pretraining done here. The weights that ship with misfm are not among them: what they were
-pretrained for is to segment this very generator's organs.
+Everything goes through the same code a user runs. Two arms are fine-tuned on the same few cases: from
+scratch, and from the short pretraining done here. The weights that ship with misfm are not among them: they
+were pretrained to segment the organs of this very generator.
 """
 
 from __future__ import annotations
