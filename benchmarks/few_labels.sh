@@ -17,7 +17,10 @@ study() {  # NAME DATASET STORE CASES SEEDS OPTIONS
     --recipes "$recipe" --cases "$cases" --seeds "$seeds" \
     --set-pretrain "$recipe:store=phantom:600" --set-pretrain training.steps=8000 \
     --set-pretrain training.validate_every=1000 --set-finetune overlap=0.25 "$@"
-  python "$here/publish_comparison.py" "$runs/$name" --name "$name"
+}
+
+publish() {  # NAME AS
+  python "$here/publish_comparison.py" "$runs/$1" --name "$2"
 }
 
 head_neck() {  # NAME CASES SEEDS OPTIONS
@@ -36,12 +39,24 @@ misfm ingest "$data/unlabelled/head_neck_ct" --store "$runs/ct" --spacing 2.5,3.
 misfm ingest "$data/unlabelled/hippocampus" --store "$runs/hippocampus"
 
 head_neck few_labels_head_neck 5 0,1,2 "$@"
-head_neck few_labels_head_neck 1,5,10,20 0,1,2 "$@"
+publish few_labels_head_neck few_labels_head_neck_5
+head_neck few_labels_head_neck 1,5,10,20 0,1 "$@"
+publish few_labels_head_neck few_labels_head_neck
+
+hippocampus() {  # CASES SEEDS OPTIONS
+  local cases=$1 seeds=$2
+  shift 2
+  study few_labels_hippocampus Dataset001_Hippocampus "$runs/hippocampus" "$cases" "$seeds" \
+    --set-finetune 'spacing=[1,1,1]' --set-finetune intensity=mr --set-finetune training.steps=800 \
+    --set-finetune training.validate_every=100 "$@"
+}
+
+share few_labels_hippocampus
+hippocampus 5 0,1,2 "$@"
+publish few_labels_hippocampus few_labels_hippocampus_5
+hippocampus 5,10,40 0,1 "$@"
+publish few_labels_hippocampus few_labels_hippocampus
 
 share few_labels_head_neck_third
 head_neck few_labels_head_neck_third 5 0,1,2 --set-finetune training.steps=500 "$@"
-
-share few_labels_hippocampus
-study few_labels_hippocampus Dataset001_Hippocampus "$runs/hippocampus" 5,10,40 0,1,2 \
-  --set-finetune 'spacing=[1,1,1]' --set-finetune intensity=mr --set-finetune training.steps=1000 \
-  --set-finetune training.validate_every=100 "$@"
+publish few_labels_head_neck_third few_labels_head_neck_third
