@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from misfm.evaluation.arms import Arm
 from misfm.files import write_bytes, write_json, write_text
-from misfm.recipes.compare_tables import compare_budgets
+from misfm.recipes.compare_tables import as_markdown, compare_budgets, savings
 from misfm.report.figures import dice_by_labels, difference_plot, learning_curves
 
 RESULTS = Path(__file__).parent / "results"
@@ -31,8 +32,6 @@ def main() -> None:
         settings[path] = Path(settings[path]).name
     for part in ("pretrain", "finetune"):
         settings[part] = [line for line in settings[part] if "=/" not in line]
-    write_json(RESULTS / f"{arguments.name}.json", result)
-    table = (arguments.comparison / "compare.md").read_text(encoding="utf-8")
     arms = {
         (block["network"], block["labels"]): [
             Arm(run["recipe"], [(step, dice) for step, dice in run["curve"]], run["test"], run["seed"])
@@ -42,6 +41,9 @@ def main() -> None:
     }
     pictures = []
     budgets = compare_budgets(arms)
+    table = as_markdown(budgets, result["failed"])
+    result["savings"] = [asdict(saving) for saving in savings(budgets)]
+    write_json(RESULTS / f"{arguments.name}.json", result)
     for budget in budgets:
         stem = f"{arguments.name}_{budget.network}_{budget.labels}"
         drawings = {"steps": learning_curves(budget.arms), "difference": difference_plot(budget.comparison)}

@@ -25,8 +25,11 @@ def test_five_labels_after_pretraining_are_told_in_labels_and_steps_of_scratch()
     assert (five.labels, round(five.worth), round(five.steps), five.of_steps) == (5, 10, 200, 300)
     assert (twenty.worth, twenty.steps) == (None, None)
     table = as_markdown(budgets, {})
-    assert "| unet | mae | 5 | 10.0 labels | 200 of 300 steps |" in table
-    assert "| unet | mae | 20 | outside the budgets | not reached |" in table
+    assert (
+        "| unet | mae | 5 | 0.600 | 0.650 | +0.050 [+0.050, +0.050] | 10.0 labels | 200 of 300 steps |"
+        in table
+    )
+    assert "| outside the budgets | not reached |" in table
 
 
 def test_without_validation_nothing_is_said_about_savings():

@@ -8,7 +8,7 @@ from typing import Any
 
 from misfm.evaluation.arms import ALL, Arm, Comparison, compare_arms
 from misfm.evaluation.savings import labels_worth, steps_to_reach
-from misfm.evaluation.statistics import holm
+from misfm.evaluation.statistics import PairedDifference, holm
 from misfm.recipes.twins import SCRATCH
 from misfm.report.figures import dice_by_labels, learning_curves
 from misfm.report.html import Picture, ReportData, Table
@@ -16,7 +16,10 @@ from misfm.report.twins import verdicts
 
 HEADERS = ("recipe", "seeds", "mean Dice [95 %]", "difference to scratch [95 %]", "p (Holm)", "cases ahead")
 SAVINGS = "What pretraining saves"
-SAVING_HEADERS = ("network", "recipe", "labels", "worth of scratch", "scratch's last validation Dice after")
+SAVING_HEADERS = (
+    *("network", "recipe", "labels", "scratch", "pretrained", "difference [95 %]"),
+    *("worth of scratch", "scratch's last validation Dice after"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Saving:
         network: registered name.
         recipe: what was pretrained.
         labels: labelled training cases.
+        scratch, pretrained: mean test Dice.
+        difference: between them, paired.
         worth: labels with which scratch reaches the same test Dice, as far as the budgets can tell.
         steps: after which its mean validation Dice is what that of scratch is at the end; None if never.
         of_steps: that scratch took.
@@ -67,6 +72,9 @@ class Saving:
     network: str
     recipe: str
     labels: int
+    scratch: float
+    pretrained: float
+    difference: PairedDifference | None
     worth: float | None
     steps: float | None
     of_steps: int
@@ -75,7 +83,8 @@ class Saving:
         """As the table has it."""
         worth = "outside the budgets" if self.worth is None else f"{self.worth:.1f} labels"
         steps = "not reached" if self.steps is None else f"{self.steps:.0f} of {self.of_steps} steps"
-        return self.network, self.recipe, str(self.labels), worth, steps
+        dice = (f"{self.scratch:.3f}", f"{self.pretrained:.3f}", gap_text(self.difference))
+        return self.network, self.recipe, str(self.labels), *dice, worth, steps
 
 
 def savings(budgets: Sequence[Budget]) -> list[Saving]:
@@ -92,9 +101,19 @@ def savings(budgets: Sequence[Budget]) -> list[Saving]:
             if recipe == SCRATCH or ALL not in scores or not curves[SCRATCH]:
                 continue
             last, dice = curves[SCRATCH][-1]
-            worth = labels_worth(scratch, scores[ALL].mean)
-            steps = steps_to_reach(curves[recipe], dice)
-            found.append(Saving(budget.network, recipe, budget.labels, worth, steps, last))
+            found.append(
+                Saving(
+                    network=budget.network,
+                    recipe=recipe,
+                    labels=budget.labels,
+                    scratch=scratch[budget.labels],
+                    pretrained=scores[ALL].mean,
+                    difference=scores[ALL].difference,
+                    worth=labels_worth(scratch, scores[ALL].mean),
+                    steps=steps_to_reach(curves[recipe], dice),
+                    of_steps=last,
+                )
+            )
     return found
 
 
@@ -139,12 +158,19 @@ def rows(budget: Budget) -> list[tuple[str, ...]]:
         if one is None:
             lines.append((name, seeds, mean, "", "", ""))
             continue
-        gap = f"{one.mean:+.3f}"
-        if one.interval is not None:
-            gap += f" [{one.interval.low:+.3f}, {one.interval.high:+.3f}]"
+        gap = gap_text(one)
         ahead = f"{one.cases_ahead} of {one.cases}"
         lines.append((name, seeds, mean, gap, f"{budget.p_values[name]:.3f}", ahead))
     return lines
+
+
+def gap_text(difference: PairedDifference | None) -> str:
+    """A paired difference with its interval, as tables have it."""
+    if difference is None:
+        return ""
+    interval = difference.interval
+    brackets = "" if interval is None else f" [{interval.low:+.3f}, {interval.high:+.3f}]"
+    return f"{difference.mean:+.3f}{brackets}"
 
 
 def as_markdown(budgets: Sequence[Budget], failed: Mapping[str, str | None]) -> str:
