@@ -27,6 +27,7 @@ from misfm.files import write_json, write_text
 from misfm.recipes.compare_tables import curve_table
 from misfm.recipes.finetune import finetune
 from misfm.recipes.twins import dice_by_case, learning_curve
+from misfm.training.run import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -54,21 +55,24 @@ def main() -> None:
             name, _, weights = arm.partition("=")
             run = arguments.out / f"{name.replace(' ', '-')}-{arguments.steps}-seed{seed}"
             result = run / "validation.json"
-            if not result.exists():
-                if arguments.summary_only:
-                    continue
-                train(arguments, weights, seed, run)
+            settings = settings_of(arguments, weights, seed)
+            if result.exists():
+                RunFolder(run).require(settings)
+            elif arguments.summary_only:
+                continue
+            else:
+                finetune(settings, run, resume=True)
             scores = json.loads(result.read_text(encoding="utf-8"))
             arms.append(Arm(name, learning_curve(run), dice_by_case(scores), seed))
     order = [arm.partition("=")[0] for arm in arguments.arm]
     write_results(sorted(arms, key=lambda arm: (order.index(arm.name), arm.seed)), arguments)
 
 
-def train(arguments: argparse.Namespace, start: str, seed: int, run: Path) -> None:
-    """Fine-tune one arm with one seed."""
+def settings_of(arguments: argparse.Namespace, start: str, seed: int) -> FinetuneSettings:
+    """Settings of one arm with one seed."""
     weights, *assignments = re.split(r",(?=[\w.]+=)", start)
     few = json.loads((arguments.dataset / "fewshot.json").read_text(encoding="utf-8"))
-    settings = resolve(
+    return resolve(
         FinetuneSettings,
         recipe="small",
         options={
@@ -81,18 +85,18 @@ def train(arguments: argparse.Namespace, start: str, seed: int, run: Path) -> No
         },
         assignments=[*arguments.set, *assignments],
     )
-    finetune(settings, run, resume=True)
 
 
 def write_results(arms: list[Arm], arguments: argparse.Namespace) -> None:
     """Write the comparison as JSON and markdown."""
-    comparison = compare_arms(arms)
+    given = {name: settings for name, _, settings in (arm.partition("=") for arm in arguments.arm)}
+    comparison = compare_arms(arms, baseline=next(iter(given)))
     result: dict[str, Any] = {
         "dataset": arguments.dataset.name,
         "labels": int(arguments.labels),
         "steps": arguments.steps,
         "shared": arguments.set,
-        "arms": {name: settings for name, _, settings in (arm.partition("=") for arm in arguments.arm)},
+        "arms": {name: re.sub(r"[^,]*/", "", given[name]) for name in comparison.scores},
         "comparison": asdict(comparison),
         "runs": [{"arm": arm.name, "seed": arm.seed, "curve": arm.curve, "cases": arm.cases} for arm in arms],
     }

@@ -3,7 +3,7 @@
 Every stream of features ends in an instance norm, so what writes into a stream may be divided by a constant,
 biases included, and so may a convolution between two norms. Prints how far the output of a patch moves.
 
-    python benchmarks/rescale_weights.py builtin rescaled.safetensors --divisor 3
+    python benchmarks/rescale_weights.py runs/pretrain rescaled.safetensors --divisor 3
 """
 
 from __future__ import annotations

@@ -19,8 +19,18 @@ def test_beyond_the_budgets_nothing_is_extrapolated(dice: float) -> None:
     assert labels_worth(SCRATCH, dice) is None
 
 
-def test_one_budget_tells_nothing() -> None:
-    assert labels_worth({5: 0.6}, 0.6) is None
+def test_one_budget_tells_of_its_own_dice_only() -> None:
+    assert labels_worth({5: 0.6}, 0.6) == 5
+    assert labels_worth({5: 0.6}, 0.61) is None
+    assert labels_worth({}, 0.6) is None
+
+
+def test_less_than_scratch_has_with_the_fewest_labels_is_worth_nothing_though_more_labels_did_worse() -> None:
+    assert labels_worth({5: 0.6, 10: 0.5, 20: 0.7}, 0.55) is None
+
+
+def test_after_a_dip_it_counts_when_scratch_gets_there_for_the_first_time() -> None:
+    assert labels_worth({5: 0.6, 10: 0.5, 20: 0.7}, 0.65) == pytest.approx(10 * 2**0.75)
 
 
 def test_a_flat_stretch_counts_as_its_fewest_labels() -> None:

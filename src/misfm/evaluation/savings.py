@@ -16,14 +16,18 @@ def labels_worth(scratch: Mapping[int, float], dice: float) -> float | None:
         dice: to be reached.
 
     Returns:
-        The number of labels; None if no pair of neighbouring budgets has ``dice`` between them.
+        The number of labels; None if scratch has more at the smallest budget, or less at all of them.
     """
-    for few, many in pairwise(sorted(scratch)):
+    budgets = sorted(scratch)
+    if not budgets or scratch[budgets[0]] > dice:
+        return None
+    for few, many in pairwise(budgets):
         low, high = scratch[few], scratch[many]
-        if low <= dice <= high:
-            share = (dice - low) / (high - low) if high > low else 0.0
-            return float(few * (many / few) ** share)
-    return None
+        if low == dice:
+            return float(few)
+        if high >= dice:
+            return float(few * (many / few) ** ((dice - low) / (high - low)))
+    return float(budgets[-1]) if scratch[budgets[-1]] == dice else None
 
 
 def steps_to_reach(curve: Sequence[tuple[int, float]], dice: float) -> float | None:

@@ -18,7 +18,7 @@ HEADERS = ("recipe", "seeds", "mean Dice [95 %]", "difference to scratch [95 %]"
 SAVINGS = "What pretraining saves"
 SAVING_HEADERS = (
     *("network", "recipe", "labels", "scratch", "pretrained", "difference [95 %]"),
-    *("worth of scratch", "scratch's last validation Dice after"),
+    *("worth of scratch", "steps to scratch's last validation Dice"),
 )
 
 
@@ -65,8 +65,9 @@ class Saving:
         scratch, pretrained: mean test Dice.
         difference: between them, paired.
         worth: labels with which scratch reaches the same test Dice, as far as the budgets can tell.
-        steps: after which its mean validation Dice is what that of scratch is at the end; None if never.
-        of_steps: that scratch took.
+        steps: after which its mean validation Dice is for the first time what that of scratch is at the end;
+            None if never.
+        scratch_steps: after which that of scratch is.
     """
 
     network: str
@@ -77,12 +78,13 @@ class Saving:
     difference: PairedDifference | None
     worth: float | None
     steps: float | None
-    of_steps: int
+    scratch_steps: float
 
     def row(self) -> tuple[str, ...]:
         """As the table has it."""
         worth = "outside the budgets" if self.worth is None else f"{self.worth:.1f} labels"
-        steps = "not reached" if self.steps is None else f"{self.steps:.0f} of {self.of_steps} steps"
+        reached = "never" if self.steps is None else f"{self.steps:.0f}"
+        steps = f"{reached}, scratch {self.scratch_steps:.0f}"
         dice = (f"{self.scratch:.3f}", f"{self.pretrained:.3f}", gap_text(self.difference))
         return self.network, self.recipe, str(self.labels), *dice, worth, steps
 
@@ -96,25 +98,40 @@ def savings(budgets: Sequence[Budget]) -> list[Saving]:
             for other in budgets
             if other.network == budget.network and ALL in other.comparison.scores[SCRATCH]
         }
-        curves = {name: mean_curve(budget.arms, name) for name in budget.comparison.scores}
         for recipe, scores in budget.comparison.scores.items():
-            if recipe == SCRATCH or ALL not in scores or not curves[SCRATCH]:
-                continue
-            last, dice = curves[SCRATCH][-1]
-            found.append(
-                Saving(
-                    network=budget.network,
-                    recipe=recipe,
-                    labels=budget.labels,
-                    scratch=scratch[budget.labels],
-                    pretrained=scores[ALL].mean,
-                    difference=scores[ALL].difference,
-                    worth=labels_worth(scratch, scores[ALL].mean),
-                    steps=steps_to_reach(curves[recipe], dice),
-                    of_steps=last,
-                )
-            )
+            if recipe != SCRATCH and ALL in scores:
+                found += saving_of(budget, recipe, scratch)
     return found
+
+
+def saving_of(budget: Budget, recipe: str, scratch: Mapping[int, float]) -> list[Saving]:
+    """Compare a recipe with its twins from scratch, those of the same seeds.
+
+    Args:
+        budget: with runs of both.
+        recipe: what was pretrained.
+        scratch: mean test Dice by number of labels.
+    """
+    seeds = budget.comparison.seeds[recipe]
+    twins = [arm for arm in budget.arms if arm.name in (SCRATCH, recipe) and arm.seed in seeds]
+    curve = mean_curve(twins, SCRATCH)
+    reached = steps_to_reach(curve, curve[-1][1]) if curve else None
+    if reached is None:
+        return []
+    scores = compare_arms(twins, baseline=SCRATCH).scores
+    return [
+        Saving(
+            network=budget.network,
+            recipe=recipe,
+            labels=budget.labels,
+            scratch=scores[SCRATCH][ALL].mean,
+            pretrained=scores[recipe][ALL].mean,
+            difference=scores[recipe][ALL].difference,
+            worth=labels_worth(scratch, scores[recipe][ALL].mean),
+            steps=steps_to_reach(mean_curve(twins, recipe), curve[-1][1]),
+            scratch_steps=reached,
+        )
+    ]
 
 
 def mean_curve(arms: Sequence[Arm], name: str) -> list[tuple[int, float]]:

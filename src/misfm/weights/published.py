@@ -197,8 +197,8 @@ def suggestion(name: str) -> str:
 def notices(source: str, known: Mapping[str, Any]) -> list[str]:
     """What to heed before weights are trained on, in sentences: their licence and what they have seen.
 
-    Weights record one hash over all their scans, which tells no single scan. Hence overlap with a test set
-    can be pointed out by the name of the data only.
+    Weights of others carry no fingerprints of their scans. Hence their overlap with a test set can be pointed
+    out by the name of the data only.
 
     Args:
         source: the weights as given.
