@@ -203,7 +203,8 @@ def test_eval_is_deterministic_and_training_drops():
 
 
 def test_mixed_precision_stays_close():
-    model, x = tiny((16, 32, 32), deep_supervision=False).eval(), torch.randn(1, 1, 16, 32, 32)
+    # Four voxels at the coarsest level: at two, oneDNN's bfloat16 kernels return uninitialised gradients.
+    model, x = tiny((64, 64, 64), deep_supervision=False).eval(), torch.randn(1, 1, 64, 64, 64)
     exact = model(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = model(x)
