@@ -26,11 +26,10 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--licence", default=LICENCE)
     arguments = parser.parse_args()
     run = RunFolder(arguments.run)
     tensors, info = file.read(run.weights)
-    shipped = info.model_copy(update={"licence": arguments.licence})
+    shipped = info.model_copy(update={"licence": LICENCE})
     file.write(arguments.out, tensors, shipped, dtype=torch.float16)
     rows = [row for row in run.read_metrics() if "validation_pretext_dice" in row]
     curve = [{"step": row["step"], **{k: v for k, v in row.items() if "validation" in k}} for row in rows]

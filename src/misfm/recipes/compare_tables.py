@@ -100,38 +100,39 @@ def savings(budgets: Sequence[Budget]) -> list[Saving]:
         }
         for recipe, scores in budget.comparison.scores.items():
             if recipe != SCRATCH and ALL in scores:
-                found += saving_of(budget, recipe, scratch)
-    return found
+                found.append(saving_of(budget, recipe, scratch))
+    return [saving for saving in found if saving is not None]
 
 
-def saving_of(budget: Budget, recipe: str, scratch: Mapping[int, float]) -> list[Saving]:
+def saving_of(budget: Budget, recipe: str, scratch: Mapping[int, float]) -> Saving | None:
     """Compare a recipe with its twins from scratch, those of the same seeds.
 
     Args:
         budget: with runs of both.
         recipe: what was pretrained.
         scratch: mean test Dice by number of labels.
+
+    Returns:
+        What it saves; None without validation while training.
     """
     seeds = budget.comparison.seeds[recipe]
     twins = [arm for arm in budget.arms if arm.name in (SCRATCH, recipe) and arm.seed in seeds]
     curve = mean_curve(twins, SCRATCH)
     reached = steps_to_reach(curve, curve[-1][1]) if curve else None
     if reached is None:
-        return []
+        return None
     scores = compare_arms(twins, baseline=SCRATCH).scores
-    return [
-        Saving(
-            network=budget.network,
-            recipe=recipe,
-            labels=budget.labels,
-            scratch=scores[SCRATCH][ALL].mean,
-            pretrained=scores[recipe][ALL].mean,
-            difference=scores[recipe][ALL].difference,
-            worth=labels_worth(scratch, scores[recipe][ALL].mean),
-            steps=steps_to_reach(mean_curve(twins, recipe), curve[-1][1]),
-            scratch_steps=reached,
-        )
-    ]
+    return Saving(
+        network=budget.network,
+        recipe=recipe,
+        labels=budget.labels,
+        scratch=scores[SCRATCH][ALL].mean,
+        pretrained=scores[recipe][ALL].mean,
+        difference=scores[recipe][ALL].difference,
+        worth=labels_worth(scratch, scores[recipe][ALL].mean),
+        steps=steps_to_reach(mean_curve(twins, recipe), curve[-1][1]),
+        scratch_steps=reached,
+    )
 
 
 def mean_curve(arms: Sequence[Arm], name: str) -> list[tuple[int, float]]:
