@@ -7,8 +7,8 @@ Every (arm, seed) is a resumable run of its own; results of what is finished are
         --arm pretrained=PRETRAINING/weights.safetensors --set "patch_size=[40,40,40]"
 
 The first arm is the baseline. What is given with ``--set`` is shared by all; give spacing, intensity and
-patch where an arm starts from weights, which have their own. The test cases are left alone; ``misfm compare``
-scores those.
+patch where an arm starts from weights, which have their own. The test cases are left alone, unless ``--test``
+asks for their scores, once nothing is to be chosen any more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from misfm.config import FinetuneSettings, resolve
 from misfm.evaluation.arms import Arm, compare_arms
 from misfm.files import write_json, write_text
 from misfm.recipes.compare_tables import curve_table
+from misfm.recipes.evaluate import evaluate
 from misfm.recipes.finetune import finetune
+from misfm.recipes.predict import predict_files
 from misfm.recipes.twins import dice_by_case, learning_curve
 from misfm.training.run import RunFolder
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--validate-every", type=int, default=250)
     parser.add_argument("--name", required=True, help="of the results files")
+    parser.add_argument("--test", action="store_true", help="score the test cases")
     parser.add_argument("--summary-only", action="store_true", help="only read what is finished")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -54,15 +57,17 @@ def main() -> None:
         for arm in arguments.arm:
             name, _, weights = arm.partition("=")
             run = arguments.out / f"{name.replace(' ', '-')}-{arguments.steps}-seed{seed}"
-            result = run / "validation.json"
             settings = settings_of(arguments, weights, seed)
-            if result.exists():
+            if (run / "validation.json").exists():
                 RunFolder(run).require(settings)
             elif arguments.summary_only:
                 continue
             else:
                 finetune(settings, run, resume=True)
-            scores = json.loads(result.read_text(encoding="utf-8"))
+            if arguments.test and not (run / "test.json").exists():
+                score_test_cases(run, settings)
+            scored = run / ("test.json" if arguments.test else "validation.json")
+            scores = json.loads(scored.read_text(encoding="utf-8"))
             arms.append(Arm(name, learning_curve(run), dice_by_case(scores), seed))
     order = [arm.partition("=")[0] for arm in arguments.arm]
     write_results(sorted(arms, key=lambda arm: (order.index(arm.name), arm.seed)), arguments)
@@ -87,6 +92,13 @@ def settings_of(arguments: argparse.Namespace, start: str, seed: int) -> Finetun
     )
 
 
+def score_test_cases(run: Path, settings: FinetuneSettings) -> None:
+    """Predict and evaluate the labelled test cases."""
+    dataset = Path(settings.dataset)
+    predict_files(str(run), [dataset / "imagesTs"], run / "predictions", overlap=settings.overlap)
+    evaluate(run / "predictions", dataset / "labelsTs", run / "test.json")
+
+
 def write_results(arms: list[Arm], arguments: argparse.Namespace) -> None:
     """Write the comparison as JSON and markdown."""
     given = {name: settings for name, _, settings in (arm.partition("=") for arm in arguments.arm)}
@@ -95,6 +107,7 @@ def write_results(arms: list[Arm], arguments: argparse.Namespace) -> None:
         "dataset": arguments.dataset.name,
         "labels": int(arguments.labels),
         "steps": arguments.steps,
+        "scored": "test" if arguments.test else "validation",
         "shared": arguments.set,
         "arms": {name: re.sub(r"[^,]*/", "", given[name]) for name in comparison.scores},
         "comparison": asdict(comparison),
@@ -109,7 +122,8 @@ def write_results(arms: list[Arm], arguments: argparse.Namespace) -> None:
         paired = scores["all"].difference
         gap = "" if paired is None else f"{paired}, p {paired.p_value:.3f}"
         lines.append(f"| {name} | {len(comparison.seeds[name])} | {' | '.join(cells)} | {gap} |")
-    lines += ["", "Mean validation Dice while training:", "", *curve_table(arms)]
+    scored = "test" if arguments.test else "validation"
+    lines += ["", f"Dice of {scored} cases. Mean validation Dice while training:", "", *curve_table(arms)]
     text = "\n".join(lines) + "\n"
     write_text(RESULTS / f"{arguments.name}.md", text)
     print(text)

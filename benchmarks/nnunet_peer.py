@@ -37,7 +37,7 @@ from misfm.recipes.evaluate import evaluate
 from misfm.recipes.finetune import finetune
 from misfm.recipes.predict import predict_files
 from misfm.recipes.twins import dice_by_case
-from misfm.training.loop import fabric_precision
+from misfm.training.precision import fabric_precision
 from misfm.training.run import RunFolder
 from misfm.weights import describe
 

@@ -117,6 +117,25 @@ def same(first, second):
     return all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of CPUs")
+def test_bfloat16_is_left_where_a_volume_is_no_larger_than_the_kernel(run):
+    class Convolving(Toy):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.narrow = (nn.Conv3d(1, 1, 3, padding=1) for _ in range(2))
+            self.seen = set()
+
+        def forward(self, x):
+            volumes = x[:, :1, None, None, None].expand(-1, 1, 4, 4, 4)
+            wide, narrow = self.wide(volumes), self.narrow(volumes[:, :, :2])
+            self.seen.add((wide.dtype, narrow.dtype))
+            return super().forward(x) + wide.mean() + narrow.mean()
+
+    model = Convolving()
+    train(run, training(precision="bfloat16"), model=model)
+    assert model.seen == {(torch.bfloat16, torch.float32)}
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("last_step", [1, 3, 7])

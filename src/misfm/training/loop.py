@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -29,6 +29,7 @@ from misfm.training.ema import WeightAverage
 from misfm.training.logging import MetricsLog, logger
 from misfm.training.memory import keep_freed_memory
 from misfm.training.optim import build_optimizer, set_learning_rate
+from misfm.training.precision import exact_convolutions, fabric_precision
 from misfm.training.run import RunFolder
 from misfm.training.schedules import learning_rate_scale
 from misfm.training.settings import TrainingSettings
@@ -200,7 +201,8 @@ def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[s
     for part in range(settings.accumulate):
         raw = session.fabric.to_device(next(stream))
         batch = session.objective.prepare(raw, generator_for(seed, "prepare", step, part))
-        outputs = session.model(batch.inputs, *batch.context)
+        with exact_convolutions(session.fabric.device):
+            outputs = session.model(batch.inputs, *batch.context)
         terms = session.objective.loss(outputs, batch)
         share = torch.stack(list(terms.values())).sum() / settings.accumulate
         session.fabric.backward(share)
@@ -237,7 +239,7 @@ def validate(session: Session, validation: Validation, run: RunFolder) -> Mappin
     """Judge the model, with averaged weights if there are any, and keep it if it is the best so far."""
     session.model.eval()
     with session.average.applied() if session.average is not None else nullcontext():
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_convolutions(session.fabric.device):
             numbers = validation.run(session.model, session.state.step)
         score, best = numbers[validation.key], session.state.best_score
         is_better = best is None or (score < best if validation.lower_is_better else score > best)
@@ -283,24 +285,6 @@ def batch_stream(batches: Dataset[Any], first: int, settings: TrainingSettings) 
 def is_due(step: int, every: int, steps: int) -> bool:
     """Whether something done every ``every`` steps and at the end is done after ``step`` steps."""
     return step % every == 0 or step == steps
-
-
-def fabric_precision(precision: str) -> Literal["bf16-mixed", "32-true"]:
-    """Translate a precision setting; ``auto`` takes bfloat16 only where it is computed natively."""
-    if precision == "auto":
-        native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_bfloat16_cpu()
-        precision = "bfloat16" if native else "float32"
-    return "bf16-mixed" if precision == "bfloat16" else "32-true"
-
-
-def best_device() -> torch.device:
-    """Return the device that training would choose."""
-    return Fabric(accelerator="auto", devices=1).device
-
-
-def has_bfloat16_cpu() -> bool:
-    """Whether the processor multiplies bfloat16 (AVX512-BF16 or AMX); emulation is slower than float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @dataclass
