@@ -196,7 +196,7 @@ def finetune(
     if fold == ALL_FOLDS:
         result = cross_validate(settings, out, resume=resume)
         say_dice(result)
-        where = out / "fold_*" / where.name
+        where = out  # `misfm predict --run` takes the folder of folds
     elif twin:
         result = finetune_twins(settings, out, resume=resume)
         say(result["verdict"])

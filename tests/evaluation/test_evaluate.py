@@ -111,6 +111,8 @@ def test_the_ignore_label_of_a_dataset_is_honoured(folders):
     result = evaluate_folders(predictions, references)
     assert set(result["cases"]["b"]) == {"liver"}
     assert result["mean"]["all"]["dice"] == 1
+    chosen = evaluate_folders(predictions, references, labels={"liver": 1})
+    assert chosen["cases"] == result["cases"]
 
 
 def test_labels_that_were_not_annotated_in_a_case_count_nowhere(folders):
@@ -123,6 +125,9 @@ def test_labels_that_were_not_annotated_in_a_case_count_nowhere(folders):
     assert result["cases"]["b"]["spleen"] is None
     assert result["mean"]["spleen"]["dice"] == result["mean"]["all"]["dice"] == 1
     assert result["counts"]["spleen"] == {"scored": 1, "absent_in_both": 0, "infinite_distances": 0}
+
+    chosen = evaluate_folders(predictions, references, labels={"milz": 2})
+    assert chosen["cases"]["b"] == {"milz": None}
 
     save(references, "b", blocks())
     with pytest.raises(DataError, match=r"b.nii.gz holds the label 'spleen'.* annotated_labels of b"):

@@ -92,7 +92,7 @@ def test_a_file_that_is_no_split_is_refused(dataset, finetune_settings, tmp_path
 
 def settled(dataset, settings):
     opened = Dataset.open(dataset)
-    return settle(settings, opened, len(choose_cases(opened, settings)[0]))
+    return settle(settings, opened, len(choose_cases(opened, settings)[0])).settings
 
 
 def bare(dataset, **others):

@@ -81,7 +81,9 @@ def check(folder, finetune_settings, tmp_path):
     def run(*assignments, out=tmp_path / "run", **options):
         data = Dataset.open(folder)
         settings = finetune_settings(f"dataset={folder}", *assignments)
-        return check_leaks(settle(settings, data, 1), data, choose_cases(data, settings), out, **options)
+        return check_leaks(
+            settle(settings, data, 1).settings, data, choose_cases(data, settings), out, **options
+        )
 
     return run
 

@@ -214,6 +214,7 @@ def test_twins_share_the_plan(tmp_path, quick, finetune_settings, pretrained, ca
     assert ours["training"]["steps"] == 2
     assert caplog.text.count("patch 16,16,16: that of the weights") == 1
     assert caplog.text.count("steps 2: as many as") == 1
+    assert "\nsteps 2: as many as a test has time for\n" in (tmp_path / "run" / "plan.txt").read_text()
 
 
 def test_a_run_goes_on_with_its_plan_whatever_is_free_by_then(
@@ -221,11 +222,12 @@ def test_a_run_goes_on_with_its_plan_whatever_is_free_by_then(
 ):
     settings, out = finetune_settings(*OPEN), tmp_path / "run"
     finetune(settings, out)
-    before = RunFolder(out).read_settings()
+    before, why = RunFolder(out).read_settings(), (out / "plan.txt").read_text()
     assert None not in (before["patch_size"], before["batch_size"], before["network"])
     monkeypatch.setattr(settle, "present_machine", lambda: gpu(40))
     finetune(settings, out, resume=True)
     assert RunFolder(out).read_settings() == before
+    assert (out / "plan.txt").read_text() == why
 
 
 def test_scans_are_measured_without_the_air_around_the_patient(dataset):

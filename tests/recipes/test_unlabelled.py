@@ -17,7 +17,7 @@ FITTING = ["spacing=[14, 14, 14]", "intensity='ct:-200,600'"]
 
 def opened(dataset, settings):
     dataset = Dataset.open(dataset)
-    return unlabelled_patches(settle(settings, dataset, 1), dataset)
+    return unlabelled_patches(settle(settings, dataset, 1).settings, dataset)
 
 
 def test_off_by_default(dataset, finetune_settings):

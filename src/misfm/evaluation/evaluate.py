@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ def evaluate_folders(
         predictions_dir: label maps ``CASE.nii.gz`` (or any other single-file format that can be read).
         references_dir: label maps of the same names, such as ``labelsTs`` of an nnU-Net dataset.
         tolerance_mm: of the surface Dice; by default the voxel diagonal of each reference.
-        labels: name to value of the labels to score; other values count as background.
+        labels: name to value of the labels to score; other values count as background, except those that
+            ``dataset.json`` says to ignore. Its lists of annotated labels hold, too.
         progress: told about every finished case.
 
     Returns:
@@ -58,18 +59,19 @@ def evaluate_folders(
     if tolerance_mm is not None and not 0 <= tolerance_mm < np.inf:
         raise DataError(f"The surface Dice needs a tolerance of 0 mm or more, got {tolerance_mm}.")
     predictions, references = list_cases(Path(predictions_dir)), list_cases(Path(references_dir))
-    names = sorted(predictions.keys() & references.keys())
-    if not names:
+    if not (names := sorted(predictions.keys() & references.keys())):
         raise DataError(
             f"No case is in both folders: {predictions_dir} holds {_some(predictions)} and {references_dir} "
             f"{_some(references)}; a prediction must bear the file name of its reference."
         )
-    declared = None if labels else find_label_names(Path(references_dir))
-    known = LabelNames(labels) if labels else declared
+    declared = find_label_names(Path(references_dir))
+    known = replace(declared or LabelNames({}), values=labels) if labels else declared
 
     scored: dict[str, ScoredCase] = {}
     for name in names:
-        scored[name] = _score(predictions[name], references[name], known, tolerance_mm, declared is not None)
+        scored[name] = _score(
+            predictions[name], references[name], known, tolerance_mm, not labels and declared is not None
+        )
         if progress is not None:
             progress(len(scored), len(names))
 

@@ -60,7 +60,7 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     dataset = Dataset.open(settings.dataset)
     training, held_out = choose_cases(dataset, settings)
     run = RunFolder(out)
-    settled = settle(recall(settings, run) if resume else settings, dataset, len(training))
+    settled, reasons = settle(recall(settings, run) if resume else settings, dataset, len(training))
     # Before the run folder is made: what cannot be built, filled or judged leaves nothing behind.
     model = build_model(settled, dataset)
     unlabelled = unlabelled_patches(settled, dataset)
@@ -70,6 +70,7 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
         report = load(model, settled.weights, transfer=settled.transfer)
         warnings = notices(settled.weights, describe(settled.weights))
     run.begin(settled, resume=resume)
+    keep_reasons(out, reasons)
     tell_transfer(out, report, warnings)
     names = {"train": [case.name for case in training], "val": [case.name for case in held_out]}
     write_json(out / "split.json", names)
@@ -98,6 +99,12 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     scores = score_cases(model.to(best_device()), info, dataset, held_out, overlap=settled.overlap)
     write_json(out / "validation.json", scores)
     return scores
+
+
+def keep_reasons(out: Path, reasons: Sequence[str]) -> None:
+    """Keep why what was planned is as it is in ``plan.txt``; a run that goes on plans nothing again."""
+    if reasons:
+        write_text(out / "plan.txt", "\n".join([*reasons, ""]))
 
 
 def tell_transfer(out: Path, report: TransferReport | None, warnings: Sequence[str]) -> None:

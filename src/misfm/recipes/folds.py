@@ -18,7 +18,7 @@ from misfm.evaluation.arms import ALL
 from misfm.evaluation.case import LabelScores
 from misfm.evaluation.summary import as_result
 from misfm.files import write_json
-from misfm.recipes.finetune import finetune
+from misfm.recipes.finetune import finetune, keep_reasons
 from misfm.recipes.settle import recall, settle
 from misfm.recipes.splits import Split, choose_cases, folds_of
 from misfm.training.logging import logger
@@ -57,12 +57,13 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     num_cases = settings.cases or len(folds[0]["train"])
     if resume:
         settings = recall(settings, RunFolder(out / "fold_0"))
-    settled = settle(settings, dataset, num_cases)
+    settled, reasons = settle(settings, dataset, num_cases)
     results = []
     for number in range(len(folds)):
         logger.info("fold %d of %d", number, len(folds))
         fold = settled.model_copy(update={"fold": number})
         results.append(train_fold(fold, out / f"fold_{number}", resume=resume))
+        keep_reasons(out, reasons)
     pooled = pool(dataset, results)
     pooled["folds"] = [
         {"fold": number, "dice": result["mean"][ALL]["dice"], "cases": sorted(result["cases"])}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from misfm.config import FinetuneSettings, NetworkSettings, SettledSettings
 from misfm.data.augment import AugmentSettings, safe_flip_axes
@@ -21,13 +21,20 @@ COARSE = 2.0
 """Ratio of the weights' spacing to the dataset's that is worth a warning."""
 
 
-def settle(settings: FinetuneSettings, dataset: Dataset, num_cases: int) -> SettledSettings:
+class Settled(NamedTuple):
+    """Settings in which nothing is open, and a sentence for each that was planned."""
+
+    settings: SettledSettings
+    reasons: tuple[str, ...] = ()
+
+
+def settle(settings: FinetuneSettings, dataset: Dataset, num_cases: int) -> Settled:
     """Fill in network, spacing, intensity rule and mirrors, then plan patch, batch and steps.
 
     The network is that of the weights, with the given options on top. Spacing and intensity rule are theirs
     too, unless they were trained on the other modality: HU mean nothing in MR. Mirroring across the midline
     is on only where no label tells left from right. What is planned is logged with its reason (see
-    :mod:`misfm.recipes.plan`).
+    :mod:`misfm.recipes.plan`) and the reasons are returned, for there may be no run folder yet.
 
     Args:
         settings: in which what is null is open.
@@ -62,7 +69,7 @@ def settle(settings: FinetuneSettings, dataset: Dataset, num_cases: int) -> Sett
         update={"network": network, "intensity": intensity, "augmentation": augmentation}
     )
     if nothing_is_open(settings):
-        return SettledSettings.model_validate(settings.model_dump())
+        return Settled(SettledSettings.model_validate(settings.model_dump()))
     scans = Scans.measure(dataset.cases(), kind)
     spacing = settings.spacing or settle_spacing(known.get("spacing") if fits else None, scans.spacing)
     facts = Facts(
@@ -78,13 +85,14 @@ def settle(settings: FinetuneSettings, dataset: Dataset, num_cases: int) -> Sett
     return fill(settings.model_copy(update={"spacing": spacing}), plan(settings, facts))
 
 
-def fill(settings: FinetuneSettings, found: Plan) -> SettledSettings:
+def fill(settings: FinetuneSettings, found: Plan) -> Settled:
     """Put what was planned into the settings, and log why."""
     for reason in found.reasons:
         logger.info("%s", reason)
     update = {name: getattr(found, name) for name in ("patch_size", "batch_size", "network")}
     training = {**dict(settings.training), "steps": found.steps}
-    return SettledSettings(**{**dict(settings), **update, "training": training})
+    complete = SettledSettings(**{**dict(settings), **update, "training": training})
+    return Settled(complete, found.reasons)
 
 
 def nothing_is_open(settings: FinetuneSettings) -> bool:
