@@ -17,7 +17,7 @@ from misfm.data.patches import UnlabelledPatches
 from misfm.data.readers import read_volume, stem
 from misfm.data.record import IngestSettings, fingerprint
 from misfm.data.store import Store
-from misfm.errors import ConfigError
+from misfm.errors import ConfigError, DataError
 from misfm.recipes import leakage
 from misfm.recipes.compare import compare
 from misfm.recipes.finetune import finetune
@@ -124,6 +124,15 @@ def test_unlabelled_scans_are_learnt_from_too(check, folder, tmp_path):
 def test_one_scan_under_two_names_is_refused(check, folder, other):
     shutil.copy(image(folder, TRAIN), image(folder, other))
     with pytest.raises(ConfigError, match=rf"Training case {TRAIN} holds the scan of .* case {other}"):
+        check()
+
+
+def test_a_damaged_test_image_stops_no_training(check, folder, caplog):
+    image(folder, TEST).write_bytes(b"damaged")
+    assert len(check().files) == 5
+    assert f"not compared with what is learnt from: {image(folder, TEST)}" in caplog.text
+    image(folder, VAL).write_bytes(b"damaged")
+    with pytest.raises(DataError, match=f"{image(folder, VAL)} cannot be read"):
         check()
 
 

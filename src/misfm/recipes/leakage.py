@@ -18,7 +18,7 @@ from misfm.data.patches import UnlabelledPatches
 from misfm.data.readers import read_volume
 from misfm.data.record import fingerprint, short_fingerprint
 from misfm.data.scan import ScanSource
-from misfm.errors import ConfigError
+from misfm.errors import ConfigError, DataError
 from misfm.recipes.splits import choose_cases
 from misfm.training.logging import logger
 from misfm.weights import describe
@@ -67,12 +67,13 @@ class Parts:
         """Add the test cases, those of ``imagesTs`` if there is ``labelsTs``, and hash all images.
 
         Raises:
-            DataError: an image that cannot be read.
+            DataError: an image of a training or validation case that cannot be read.
         """
         test = dataset.cases("Ts") if (dataset.path / "labelsTs").is_dir() else []
         judging = [*(("validation case", case) for case in held_out), *(("test case", case) for case in test)]
-        cases = [*training, *(case for _, case in judging)]
-        return cls(dataset, training, judging, hash_images(cases, known))
+        files = hash_images([*training, *held_out], known)
+        files |= hash_images(test, known, skip_damaged=True)  # not needed yet: no reason not to train
+        return cls(dataset, training, judging, files)
 
     def scans(self, case: Case) -> list[str]:
         """Short fingerprints of the channels of a case, without those that show nothing."""
@@ -99,7 +100,7 @@ def check_leaks(
     Raises:
         ConfigError: a scan or subject among the validation or test cases is also learnt from, and
             ``settings.allow_overlap`` is off.
-        DataError: an image that cannot be read.
+        DataError: an image of a training or validation case that cannot be read.
     """
     parts, training = Parts.of(dataset, *cases, read_files(out)), cases[0]
     seen: Seen = {}
@@ -168,10 +169,13 @@ def find_leaks(parts: Parts, seen: Seen) -> Iterator[str]:
             yield f"Training case {subjects[subject]} and {what} {case.name} are of one subject, {subject}"
 
 
-def hash_images(cases: Iterable[Case], known: Mapping[str, Mapping[str, str]]) -> Files:
+def hash_images(
+    cases: Iterable[Case], known: Mapping[str, Mapping[str, str]], *, skip_damaged: bool = False
+) -> Files:
     """Fingerprint the images of cases; a file in the state it was ``known`` in is not read.
 
-    Images that are missing are left out: reading their case will tell.
+    Images that are missing are left out: reading their case will tell. So are, with a warning, those that
+    cannot be read if they are to be skipped.
     """
     paths = [path for case in cases for path in case.image_paths if path.exists()]
     stamps = {str(path): ScanSource(path, path.name).stamp for path in paths}
@@ -181,8 +185,14 @@ def hash_images(cases: Iterable[Case], known: Mapping[str, Mapping[str, str]]) -
     files = {}
     for path, stamp in stamps.items():
         same = known.get(path, {})
-        scan = same["fingerprint"] if same.get("stamp") == stamp else hash_image(path, stamp)
-        files[path] = {"stamp": stamp, "fingerprint": scan}
+        try:
+            scan = same["fingerprint"] if same.get("stamp") == stamp else hash_image(path, stamp)
+        except DataError as error:
+            if not skip_damaged:
+                raise
+            logger.warning("not compared with what is learnt from: %s", error)
+        else:
+            files[path] = {"stamp": stamp, "fingerprint": scan}
     return files
 
 
