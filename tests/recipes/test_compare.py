@@ -7,7 +7,15 @@ import pytest
 from misfm.config import CompareSettings
 from misfm.errors import ConfigError
 from misfm.recipes import compare as module
-from misfm.recipes.compare import Trial, compare, finetune_settings, finetunings, pretrain_settings
+from misfm.recipes.compare import (
+    Trial,
+    compare,
+    finetune_settings,
+    finetunings,
+    pretrain_settings,
+    share_grid,
+)
+from misfm.training.run import RunFolder
 
 
 @pytest.fixture
@@ -34,6 +42,24 @@ def test_all_arms_share_everything_but_the_start(settings_for):
     assert pretext[0].model_copy(update={"pretext": pretext[1].pretext}) == pretext[1]
     arms = [finetune_settings(settings, Trial("unet", name, 2, 1), None) for name in ("scratch", "misfm")]
     assert arms[0] == arms[1]
+
+
+def test_spacing_and_intensities_left_open_are_those_of_the_store_in_all_arms(settings_for, tmp_path):
+    settings = settings_for(recipes=("volume-fusion-v1",))
+    shared = share_grid(settings)
+    assert shared.finetune == (*settings.finetune, "spacing=[14.0, 14.0, 14.0]", "intensity=ct:-200,600")
+    assert share_grid(shared) == shared
+    compare(settings, tmp_path)
+    runs = [RunFolder(path).read_settings() for path in sorted((tmp_path / "finetune").iterdir())]
+    assert [run["spacing"] for run in runs] == [[14, 14, 14]] * 2
+    assert [run["intensity"] for run in runs] == ["ct:-200,600"] * 2
+
+
+def test_generated_anatomy_leaves_them_to_the_dataset(settings_for):
+    settings = settings_for(store="phantom:4", finetune=("intensity=ct:-100,200",))
+    *_, spacing, intensity = share_grid(settings).finetune
+    assert intensity == "intensity=ct:-100,200"
+    assert json.loads(spacing.removeprefix("spacing=")) == pytest.approx((14, 13, 12), rel=0.16)
 
 
 def test_a_setting_can_be_for_one_recipe(settings_for):

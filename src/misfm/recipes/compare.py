@@ -14,6 +14,7 @@ from typing import Any
 
 from misfm.config import CompareSettings, FinetuneSettings, PretrainSettings, recipe_names, resolve
 from misfm.data.dataset import Dataset
+from misfm.data.store import Store
 from misfm.errors import ConfigError
 from misfm.evaluation.arms import Arm
 from misfm.files import write_json, write_text
@@ -25,9 +26,10 @@ from misfm.recipes.evaluate import evaluate
 from misfm.recipes.finetune import finetune
 from misfm.recipes.leakage import check_pretraining
 from misfm.recipes.phantoms import PREFIX as GENERATED
+from misfm.recipes.phantoms import is_generated
 from misfm.recipes.predict import predict_files
 from misfm.recipes.pretrain import pretrain, scans_of
-from misfm.recipes.settle import settle_flips
+from misfm.recipes.settle import common_grid, settle_flips
 from misfm.recipes.splits import choose_cases
 from misfm.recipes.twins import SCRATCH, dice_by_case, learning_curve
 from misfm.registry import closest
@@ -89,6 +91,7 @@ def compare(
         Interrupted: stopped by the user; what is done is kept.
     """
     check(settings)
+    settings = share_grid(settings)
     outcomes: dict[Trial, Outcome] = {}
     result: dict[str, Any] = {}
     with pool(workers, scheduler) as workplace:
@@ -126,6 +129,18 @@ def check(settings: CompareSettings) -> None:
     for cases in settings.cases:
         scratch = Trial(settings.networks[0], SCRATCH, cases)
         check_pretraining(learnt, finetune_settings(settings, scratch, None))
+
+
+def share_grid(settings: CompareSettings) -> CompareSettings:
+    """Give all fine-tunings one spacing and intensity rule; left open, each would take those of its weights."""
+    fine = finetune_settings(settings, Trial(settings.networks[0], SCRATCH, settings.cases[0]), None)
+    if fine.spacing is not None and fine.intensity is not None:
+        return settings
+    store = None if is_generated(settings.store) else Store.open(settings.store)
+    spacing, intensity = common_grid(fine, store, Dataset.open(settings.dataset))
+    given = (f"spacing={json.dumps(spacing)}", f"intensity={intensity}")
+    logger.info("all fine-tunings: %s %s", *given)
+    return settings.model_copy(update={"finetune": (*settings.finetune, *given)})
 
 
 def pretrainings(settings: CompareSettings) -> Iterator[Trial]:
