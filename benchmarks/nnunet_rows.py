@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from misfm.evaluation.arms import ALL, Arm, compare_arms
 from misfm.files import write_json, write_text
 
 Row = dict[str, Any]
@@ -18,6 +19,7 @@ INTRODUCTION = (
     "cores as it has threads; batches are prepared in the training process by both. `trained s` counts the "
     "steps alone; their number was set by the time of a few steps before. Pretraining does not count."
 )
+BASELINE = "misfm scratch"
 COLUMNS = (*KEY[1:-1], *FACTS)
 
 
@@ -33,7 +35,7 @@ def write_results(row: Row, folder: Path) -> str:
     lines = ["# nnU-Net and misfm for the same time", "", f"{INTRODUCTION} {told}.", ""]
     for dataset, part in sorted({(one["dataset"], one["scored_on"]) for one in ordered}):
         chosen = [one for one in ordered if (one["dataset"], one["scored_on"]) == (dataset, part)]
-        lines += [f"{dataset}, {part} cases:", "", *table(chosen), ""]
+        lines += [f"{dataset}, {part} cases:", "", *table(chosen), "", *differences(chosen), ""]
     text = "\n".join(lines)
     write_text(path.with_suffix(".md"), text)
     return text
@@ -48,6 +50,24 @@ def table(rows: list[Row]) -> list[str]:
         dice = ["" if row["dice"][label] is None else f"{row['dice'][label]:.3f}" for label in labels]
         interval = " to ".join(f"{end:.3f}" for end in row["interval95"] or [])
         lines.append(f"| {' | '.join([*(cell(row[name]) for name in COLUMNS), *dice, interval])} |")
+    return lines
+
+
+def differences(rows: list[Row]) -> list[str]:
+    """Lines of a table that compares arms of the same labels and seconds, paired by case and seed."""
+    groups: dict[tuple[Any, ...], list[Arm]] = {}
+    for row in rows:
+        arm = Arm(row["arm"], cases=row["cases"], seed=row["seed"])
+        groups.setdefault((row["labels"], row["mode"], row["seconds"]), []).append(arm)
+    lines = [f"| labels | mode | seconds | arm | seeds | all | difference to {BASELINE} |", f"|{'---|' * 7}"]
+    for group, arms in groups.items():
+        baseline = {arm.seed for arm in arms if arm.name == BASELINE}
+        paired = [arm for arm in arms if arm.seed in baseline]
+        comparison = compare_arms(paired, baseline=BASELINE) if paired else None
+        for name, scores in comparison.scores.items() if comparison else ():
+            score, seeds = scores[ALL], len(comparison.seeds[name])
+            cells = [*map(cell, group), name, str(seeds), f"{score.mean:.3f}", str(score.difference or "")]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
