@@ -1,5 +1,6 @@
 """Hidden blocks: how many, where, and what the tasks that predict them count."""
 
+import math
 from itertools import product
 
 import pytest
@@ -34,7 +35,7 @@ def padded_patches():
 @given(st.tuples(*[st.integers(1, 6)] * 3), st.floats(0.01, 0.99), st.integers(0, 99))
 @settings(max_examples=50, deadline=None)
 def test_exactly_that_share_of_blocks_is_hidden(grid, ratio, seed):
-    count = int(ratio * grid[0] * grid[1] * grid[2])
+    count = int(ratio * math.prod(grid))
     if count == 0:
         with pytest.raises(ConfigError, match="smaller block_size"):
             sample_blocks(3, grid, ratio, generator_for(seed))
