@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Around the few-label study: how to fine-tune from pretrained weights and with unlabelled scans (validation
-# cases), and what is left of the gain with a third of the steps and with far more of them (test cases).
+# cases), and what is left of the gain with a third of the steps, with far more of them and with another choice of
+# five labelled cases: those of the datasets' fewshot.json, where `misfm compare` takes its own (test cases).
 # usage: bash benchmarks/few_labels_longer.sh DATA RUNS
 # DATA holds Dataset001_Hippocampus, Dataset002_HeadNeckCT and unlabelled/head_neck_ct. Stopped, it goes on.
 set -euo pipefail
@@ -34,6 +35,7 @@ head_neck arms --name few_labels_teacher --seeds 0 --arm scratch= \
 
 head_neck arms --name few_labels_third --seeds 0,1 --test --arm scratch= \
   --arm "pretrained, a third of the steps=builtin,training.steps=500" --arm pretrained=builtin
+head_neck arms --name few_labels_other_cases --seeds 0,1,2 --test --arm scratch= --arm pretrained=builtin
 hippocampus hippocampus_5 --name few_labels_hippocampus_5_long --labels 5 --seeds 0,1 \
   --arm scratch= --arm pretrained=builtin
 hippocampus hippocampus_40 --name few_labels_hippocampus_40_long --labels 40 --seeds 0,1 \

@@ -132,7 +132,7 @@ def check(settings: CompareSettings) -> None:
 
 
 def share_grid(settings: CompareSettings) -> CompareSettings:
-    """Give all fine-tunings one spacing and intensity rule; left open, each would take those of its weights."""
+    """Give all fine-tunings one spacing and intensity rule; each would else take those of its weights."""
     fine = finetune_settings(settings, Trial(settings.networks[0], SCRATCH, settings.cases[0]), None)
     if fine.spacing is not None and fine.intensity is not None:
         return settings
