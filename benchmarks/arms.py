@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from misfm.config import FinetuneSettings, resolve
+from misfm.data.dataset import Dataset
 from misfm.evaluation.arms import Arm, compare_arms
 from misfm.files import write_json, write_text
 from misfm.recipes.compare_tables import curve_table
 from misfm.recipes.evaluate import evaluate
 from misfm.recipes.finetune import finetune
 from misfm.recipes.predict import predict_files
+from misfm.recipes.settle import settle_flips
 from misfm.recipes.twins import dice_by_case, learning_curve
 from misfm.training.run import RunFolder
 
@@ -59,14 +61,17 @@ def main() -> None:
             run = arguments.out / f"{name.replace(' ', '-')}-{arguments.steps}-seed{seed}"
             settings = settings_of(arguments, weights, seed)
             if (run / "validation.json").exists():
-                RunFolder(run).require(settings)
+                flips = settle_flips(settings.augmentation, Dataset.open(settings.dataset))
+                RunFolder(run).require(settings.model_copy(update={"augmentation": flips}))
             elif arguments.summary_only:
                 continue
             else:
                 finetune(settings, run, resume=True)
-            if arguments.test and not (run / "test.json").exists():
-                score_test_cases(run, settings)
             scored = run / ("test.json" if arguments.test else "validation.json")
+            if not scored.exists() and arguments.summary_only:
+                continue
+            if not scored.exists():
+                score_test_cases(run, settings)
             scores = json.loads(scored.read_text(encoding="utf-8"))
             arms.append(Arm(name, learning_curve(run), dice_by_case(scores), seed))
     order = [arm.partition("=")[0] for arm in arguments.arm]

@@ -59,12 +59,15 @@ def differences(rows: list[Row]) -> list[str]:
     for row in rows:
         arm = Arm(row["arm"], cases=row["cases"], seed=row["seed"])
         groups.setdefault((row["labels"], row["mode"], row["seconds"]), []).append(arm)
-    lines = [f"| labels | mode | seconds | arm | seeds | all | difference to {BASELINE} |", f"|{'---|' * 7}"]
+    heads = ["labels", "mode", "seconds", "arm", "seeds", "all", f"difference to {BASELINE}, shared seeds"]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for group, arms in groups.items():
         baseline = {arm.seed for arm in arms if arm.name == BASELINE}
         paired = [arm for arm in arms if arm.seed in baseline]
-        comparison = compare_arms(paired, baseline=BASELINE) if paired else None
-        for name, scores in comparison.scores.items() if comparison else ():
+        if not paired:
+            continue
+        comparison = compare_arms(paired, baseline=BASELINE)
+        for name, scores in comparison.scores.items():
             score, seeds = scores[ALL], len(comparison.seeds[name])
             cells = [*map(cell, group), name, str(seeds), f"{score.mean:.3f}", str(score.difference or "")]
             lines.append(f"| {' | '.join(cells)} |")

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from misfm.config import CompareSettings
+from misfm.data.ingest import ingest
+from misfm.data.record import IngestSettings
 from misfm.errors import ConfigError
 from misfm.recipes import compare as module
 from misfm.recipes.compare import (
@@ -47,7 +49,7 @@ def test_all_arms_share_everything_but_the_start(settings_for):
 def test_spacing_and_intensities_left_open_are_those_of_the_store_in_all_arms(settings_for, tmp_path):
     settings = settings_for(recipes=("volume-fusion-v1",))
     shared = share_grid(settings)
-    assert shared.finetune == (*settings.finetune, "spacing=[14.0, 14.0, 14.0]", "intensity=ct:-200,600")
+    assert shared.finetune == (*settings.finetune, "spacing=[14.0, 14.0, 14.0]", 'intensity="ct:-200,600"')
     assert share_grid(shared) == shared
     compare(settings, tmp_path)
     runs = [RunFolder(path).read_settings() for path in sorted((tmp_path / "finetune").iterdir())]
@@ -55,10 +57,15 @@ def test_spacing_and_intensities_left_open_are_those_of_the_store_in_all_arms(se
     assert [run["intensity"] for run in runs] == ["ct:-200,600"] * 2
 
 
-def test_generated_anatomy_leaves_them_to_the_dataset(settings_for):
-    settings = settings_for(store="phantom:4", finetune=("intensity=ct:-100,200",))
-    *_, spacing, intensity = share_grid(settings).finetune
-    assert intensity == "intensity=ct:-100,200"
+def test_a_store_of_detected_intensities_gives_its_spacing(settings_for, phantom_dir, tmp_path):
+    ingest([phantom_dir / "scans"], tmp_path / "store", IngestSettings(spacing=(20.0, 20.0, 20.0)))
+    *_, spacing, intensity = share_grid(settings_for(store=str(tmp_path / "store"))).finetune
+    assert (spacing, intensity) == ("spacing=[20.0, 20.0, 20.0]", 'intensity="ct"')
+
+
+def test_generated_anatomy_gives_its_window_and_leaves_spacing_to_the_dataset(settings_for):
+    *_, spacing, intensity = share_grid(settings_for(store="phantom:4")).finetune
+    assert intensity == 'intensity="ct:-200,600"'
     assert json.loads(spacing.removeprefix("spacing=")) == pytest.approx((14, 13, 12), rel=0.16)
 
 

@@ -10,6 +10,7 @@ from misfm.data.dataset import Dataset
 from misfm.errors import ConfigError
 from misfm.evaluation.statistics import bootstrap_interval
 from misfm.recipes import folds as recipe
+from misfm.recipes import plan
 from misfm.recipes.folds import cross_validate
 from misfm.recipes.members import members_of
 from misfm.recipes.splits import choose_cases, draw_folds
@@ -56,13 +57,21 @@ def trained(monkeypatch):
     """Count fine-tunings."""
     done = []
 
-    def count(settings, out, *, resume=False):
+    def count(settings, out, **options):
         done.append(out.name)
-        return finetune(settings, out, resume=resume)
+        return finetune(settings, out, **options)
 
     finetune = recipe.finetune
     monkeypatch.setattr(recipe, "finetune", count)
     return done
+
+
+def test_each_fold_keeps_why_it_was_planned_as_it_is(tmp_path, finetune_settings, monkeypatch):
+    monkeypatch.setattr(plan, "CPU_VOXELS", 16**3)
+    cross_validate(finetune_settings("folds=2", "cases=1", "training.steps=1", "patch_size=null"), tmp_path)
+    reasons = [(tmp_path / f"fold_{fold}" / "plan.txt").read_text() for fold in range(2)]
+    assert reasons[0] == reasons[1]
+    assert reasons[0].startswith("patch 16,16,16: ")
 
 
 def test_a_cross_validation_judges_each_case_once_and_resumes(tmp_path, finetune_settings, trained, dataset):

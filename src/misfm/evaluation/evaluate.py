@@ -52,9 +52,9 @@ def evaluate_folders(
         ``dataset.json`` in the references folder or beside it tells the names, otherwise by their value.
 
     Raises:
-        DataError: a folder is missing or empty, no case is in both, a file cannot be read, is no label map,
-            holds a label ``dataset.json`` does not know or lists as not annotated, or lies on another grid
-            than its reference.
+        DataError: a folder is missing or empty, ``dataset.json`` is broken, no case is in both, a file cannot
+            be read, is no label map, holds a label ``dataset.json`` does not know or lists as not annotated,
+            or lies on another grid than its reference.
     """
     if tolerance_mm is not None and not 0 <= tolerance_mm < np.inf:
         raise DataError(f"The surface Dice needs a tolerance of 0 mm or more, got {tolerance_mm}.")

@@ -14,6 +14,7 @@ from typing import Any
 
 from misfm.config import CompareSettings, FinetuneSettings, PretrainSettings, recipe_names, resolve
 from misfm.data.dataset import Dataset
+from misfm.data.intensity import Kind
 from misfm.data.store import Store
 from misfm.errors import ConfigError
 from misfm.evaluation.arms import Arm
@@ -26,6 +27,7 @@ from misfm.recipes.evaluate import evaluate
 from misfm.recipes.finetune import finetune
 from misfm.recipes.leakage import check_pretraining
 from misfm.recipes.phantoms import PREFIX as GENERATED
+from misfm.recipes.phantoms import SETTINGS as GENERATED_SETTINGS
 from misfm.recipes.phantoms import is_generated
 from misfm.recipes.predict import predict_files
 from misfm.recipes.pretrain import pretrain, scans_of
@@ -136,9 +138,12 @@ def share_grid(settings: CompareSettings) -> CompareSettings:
     fine = finetune_settings(settings, Trial(settings.networks[0], SCRATCH, settings.cases[0]), None)
     if fine.spacing is not None and fine.intensity is not None:
         return settings
-    store = None if is_generated(settings.store) else Store.open(settings.store)
-    spacing, intensity = common_grid(fine, store, Dataset.open(settings.dataset))
-    given = (f"spacing={json.dumps(spacing)}", f"intensity={intensity}")
+    held, kinds = GENERATED_SETTINGS, set[Kind](("ct",))
+    if not is_generated(settings.store):
+        store = Store.open(settings.store)
+        held, kinds = store.settings, {record.kind for record in store.records()}
+    spacing, intensity = common_grid(fine, held, kinds, Dataset.open(settings.dataset))
+    given = (f"spacing={json.dumps(spacing)}", f"intensity={json.dumps(intensity)}")
     logger.info("all fine-tunings: %s %s", *given)
     return settings.model_copy(update={"finetune": (*settings.finetune, *given)})
 

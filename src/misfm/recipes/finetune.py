@@ -32,6 +32,7 @@ from misfm.training.loop import Validation, fit
 from misfm.training.objectives import SegmentationObjective
 from misfm.training.precision import best_device
 from misfm.training.run import RunFolder
+from misfm.volume import Triple
 from misfm.weights import DataInfo, NetworkInfo, TransferReport, WeightsInfo, describe, load, save
 from misfm.weights.published import notices
 
@@ -39,20 +40,22 @@ ROTATION_MARGIN = 0.1
 """Voxels read beyond each side of a patch over that side, for rotation to find voxels at the corners."""
 
 
-def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> dict[str, Any]:
+def finetune(
+    settings: FinetuneSettings, out: Path, *, resume: bool = False, reasons: Sequence[str] = ()
+) -> dict[str, Any]:
     """Train a segmentation network and write weights and validation scores into the run folder.
 
     Args:
         settings: everything about the run; what is null is settled here (see :func:`settle`).
         out: the run folder.
         resume: go on with the run in ``out``.
+        reasons: for what was planned before, to be kept in the run folder with those of what is planned here.
 
     Returns:
         What ``validation.json`` holds: scores of the validation cases on their own grids.
 
     Raises:
-        ConfigError: unknown cases, a split or settings that do not fit, or a leak between what is learnt from
-            and what is judged on (see :mod:`misfm.recipes.leakage`).
+        ConfigError: unknown cases, a split or settings that do not fit, or a leak (:mod:`.leakage`).
         DataError: a dataset or case that cannot be used.
         WeightsError: weights that cannot be read or are of another network.
         Interrupted: stopped by the user; the state is saved.
@@ -60,7 +63,7 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     dataset = Dataset.open(settings.dataset)
     training, held_out = choose_cases(dataset, settings)
     run = RunFolder(out)
-    settled, reasons = settle(recall(settings, run) if resume else settings, dataset, len(training))
+    settled, planned = settle(recall(settings, run) if resume else settings, dataset, len(training))
     # Before the run folder is made: what cannot be built, filled or judged leaves nothing behind.
     model = build_model(settled, dataset)
     unlabelled = unlabelled_patches(settled, dataset)
@@ -70,7 +73,7 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
         report = load(model, settled.weights, transfer=settled.transfer)
         warnings = notices(settled.weights, describe(settled.weights))
     run.begin(settled, resume=resume)
-    keep_reasons(out, reasons)
+    keep_reasons(out, [*reasons, *planned])
     tell_transfer(out, report, warnings)
     names = {"train": [case.name for case in training], "val": [case.name for case in held_out]}
     write_json(out / "split.json", names)
@@ -79,9 +82,7 @@ def finetune(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> 
     store = ingest_dataset(dataset, [*training, *held_out], out / "cases", ingest_settings)
     by_case = {record.case: record for record in store.records()}
     records = [by_case[name] for name in names["train"]]
-    notice = padding_notice(records, settled.patch_size)
-    if notice is not None:
-        logger.warning("%s", notice)
+    tell_padding(records, settled.patch_size)
     validation = DiceValidation(store, [by_case[name] for name in names["val"]], dataset, settled.patch_size)
     objective = SegmentationObjective(
         settled.augmentation, settled.patch_size, records[0].spacing, settled.class_balance
@@ -105,6 +106,13 @@ def keep_reasons(out: Path, reasons: Sequence[str]) -> None:
     """Keep why what was planned is as it is in ``plan.txt``; a run that goes on plans nothing again."""
     if reasons:
         write_text(out / "plan.txt", "\n".join([*reasons, ""]))
+
+
+def tell_padding(records: Sequence[Record], patch_size: Triple) -> None:
+    """Warn of volumes that are smaller than a patch."""
+    notice = padding_notice(records, patch_size)
+    if notice is not None:
+        logger.warning("%s", notice)
 
 
 def tell_transfer(out: Path, report: TransferReport | None, warnings: Sequence[str]) -> None:

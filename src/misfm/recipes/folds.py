@@ -18,7 +18,7 @@ from misfm.evaluation.arms import ALL
 from misfm.evaluation.case import LabelScores
 from misfm.evaluation.summary import as_result
 from misfm.files import write_json
-from misfm.recipes.finetune import finetune, keep_reasons
+from misfm.recipes.finetune import finetune
 from misfm.recipes.settle import recall, settle
 from misfm.recipes.splits import Split, choose_cases, folds_of
 from misfm.training.logging import logger
@@ -62,8 +62,7 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     for number in range(len(folds)):
         logger.info("fold %d of %d", number, len(folds))
         fold = settled.model_copy(update={"fold": number})
-        results.append(train_fold(fold, out / f"fold_{number}", resume=resume))
-        keep_reasons(out, reasons)
+        results.append(train_fold(fold, out / f"fold_{number}", reasons, resume=resume))
     pooled = pool(dataset, results)
     pooled["folds"] = [
         {"fold": number, "dice": result["mean"][ALL]["dice"], "cases": sorted(result["cases"])}
@@ -88,11 +87,13 @@ def refuse_repeats(folds: Sequence[Split]) -> None:
         )
 
 
-def train_fold(settings: SettledSettings, out: Path, *, resume: bool) -> dict[str, Any]:
+def train_fold(
+    settings: SettledSettings, out: Path, reasons: Sequence[str], *, resume: bool
+) -> dict[str, Any]:
     """Fine-tune on one fold, or return the scores of a fold that was finished with these settings."""
     scores = out / "validation.json"
     if not (resume and scores.exists()):
-        return finetune(settings, out, resume=resume)
+        return finetune(settings, out, resume=resume, reasons=reasons)
     RunFolder(out).begin(settings, resume=True)
     return dict(json.loads(scores.read_text(encoding="utf-8")))
 

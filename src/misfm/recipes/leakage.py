@@ -63,16 +63,24 @@ class Parts:
     files: Files
 
     @classmethod
-    def of(cls, dataset: Dataset, training: Sequence[Case], held_out: Sequence[Case], known: Files) -> Parts:
+    def of(
+        cls,
+        dataset: Dataset,
+        training: Sequence[Case],
+        held_out: Sequence[Case],
+        known: Files,
+        *,
+        skip_damaged: bool = False,
+    ) -> Parts:
         """Add the test cases, those of ``imagesTs`` if there is ``labelsTs``, and hash all images.
 
         Raises:
-            DataError: an image of a training or validation case that cannot be read.
+            DataError: an image that cannot be read; of a test case, unless damaged ones are to be skipped.
         """
         test = dataset.cases("Ts") if (dataset.path / "labelsTs").is_dir() else []
         judging = [*(("validation case", case) for case in held_out), *(("test case", case) for case in test)]
         files = hash_images([*training, *held_out], known)
-        files |= hash_images(test, known, skip_damaged=True)  # not needed yet: no reason not to train
+        files |= hash_images(test, known, skip_damaged=skip_damaged)
         return cls(dataset, training, judging, files)
 
     def scans(self, case: Case) -> list[str]:
@@ -102,7 +110,8 @@ def check_leaks(
             ``settings.allow_overlap`` is off.
         DataError: an image of a training or validation case that cannot be read.
     """
-    parts, training = Parts.of(dataset, *cases, read_files(out)), cases[0]
+    # A fine-tuning does not need the test cases: damaged ones are no reason not to train.
+    parts, training = Parts.of(dataset, *cases, read_files(out), skip_damaged=True), cases[0]
     seen: Seen = {}
     if settings.weights is not None:
         data = describe(settings.weights).get("data") or {}
@@ -133,7 +142,7 @@ def check_pretraining(scans: Iterable[str], settings: FinetuneSettings) -> None:
 
     Raises:
         ConfigError: as :func:`check_leaks`.
-        DataError: as :func:`check_leaks`.
+        DataError: an image that cannot be read.
     """
     dataset = Dataset.open(settings.dataset)
     parts = Parts.of(dataset, *choose_cases(dataset, settings), {})

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 from misfm.config import FinetuneSettings, NetworkSettings, SettledSettings
 from misfm.data.augment import AugmentSettings, safe_flip_axes
 from misfm.data.dataset import Dataset
-from misfm.data.intensity import IntensityRule, parse_intensity
+from misfm.data.intensity import IntensityRule, Kind, parse_intensity
 from misfm.data.record import IngestSettings
-from misfm.data.store import Store
 from misfm.errors import ConfigError
 from misfm.recipes.measure import Scans, present_machine
 from misfm.recipes.plan import Facts, Plan, plan
@@ -88,25 +87,34 @@ def settle(settings: FinetuneSettings, dataset: Dataset, num_cases: int) -> Sett
 
 
 def common_grid(
-    settings: FinetuneSettings, store: Store | None, dataset: Dataset
+    settings: FinetuneSettings, held: IngestSettings, kinds: Collection[Kind], dataset: Dataset
 ) -> tuple[Spacing | Literal["native"], str]:
     """Return the one spacing and intensity rule of fine-tunings that are compared.
 
-    What ``settings`` leave open is that of the store that was pretrained on, where it has one and its scans
-    are of the dataset's kind, and else that of the dataset; each arm would take that of its weights.
+    What ``settings`` leave open is that of the volumes pretrained on, where they have one and some are of the
+    dataset's kind, and else that of the dataset; each arm would take that of its weights.
+
+    Args:
+        settings: of the fine-tunings.
+        held: how the volumes pretrained on were prepared.
+        kinds: of these.
+        dataset: to fine-tune on.
 
     Raises:
         DataError: an image that cannot be read.
     """
-    kind, held = dataset.kinds[0], store.settings if store is not None else IngestSettings()
-    rule = parse_intensity(held.intensity)
-    fits = rule is not None and rule.kind == kind
-    intensity = settings.intensity or (held.intensity if fits else kind)
+    kind = dataset.kinds[0]
+    fits = kind in kinds
+    if not fits:
+        logger.warning(
+            "%s is %s, which the pretraining never sees: spacing and intensities are the dataset's.",
+            *(dataset.path.name, kind.upper()),
+        )
+    intensity = settings.intensity or (held.intensity if fits and held.intensity != "auto" else kind)
     if settings.spacing is not None:
         return settings.spacing, intensity
-    if fits and held.spacing != "native":
-        return held.spacing, intensity
-    return Scans.measure(dataset.cases(), kind).spacing, intensity
+    known = held.spacing if fits and held.spacing != "native" else None
+    return settle_spacing(known, Scans.measure(dataset.cases(), kind).spacing), intensity
 
 
 def fill(settings: FinetuneSettings, found: Plan) -> Settled:
