@@ -28,9 +28,8 @@ from misfm.recipes.unlabelled import unlabelled_patches, with_unlabelled
 from misfm.recipes.validation import DiceValidation, score_cases
 from misfm.seeding import derive_seed
 from misfm.training.logging import logger
-from misfm.training.loop import Validation, fit
+from misfm.training.loop import Validation, best_device, fit
 from misfm.training.objectives import SegmentationObjective
-from misfm.training.precision import best_device
 from misfm.training.run import RunFolder
 from misfm.volume import Triple
 from misfm.weights import DataInfo, NetworkInfo, TransferReport, WeightsInfo, describe, load, save

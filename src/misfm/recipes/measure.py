@@ -16,7 +16,7 @@ from misfm.data.preprocess import canonical, content_box
 from misfm.data.readers import read_volume
 from misfm.recipes.plan import Machine
 from misfm.settings import Spacing
-from misfm.training.precision import best_device
+from misfm.training.loop import best_device
 from misfm.volume import Triple
 
 MAX_MEASURED = 32

@@ -19,8 +19,8 @@ from misfm.inference.predictor import PredictionSpec, Predictor
 from misfm.recipes.members import members_of, refuse_strangers
 from misfm.recipes.validation import AXES, predictor_for
 from misfm.training.logging import logger
+from misfm.training.loop import best_device
 from misfm.training.memory import keep_freed_memory
-from misfm.training.precision import best_device
 from misfm.volume import Volume
 from misfm.weights import WeightsInfo, describe, from_pretrained
 from misfm.weights.source import Source

@@ -287,6 +287,11 @@ def is_due(step: int, every: int, steps: int) -> bool:
     return step % every == 0 or step == steps
 
 
+def best_device() -> torch.device:
+    """Return the device that training would choose."""
+    return Fabric(accelerator="auto", devices=1).device
+
+
 @dataclass
 class StopRequest:
     """Set by a signal, looked at between steps."""

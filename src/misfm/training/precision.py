@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -32,11 +31,6 @@ def fabric_precision(precision: str) -> Literal["bf16-mixed", "32-true"]:
 def has_bfloat16_cpu() -> bool:
     """Whether the processor multiplies bfloat16 (AVX512-BF16 or AMX); emulation is slower than float32."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def best_device() -> torch.device:
-    """Return the device that training would choose."""
-    return Fabric(accelerator="auto", devices=1).device
 
 
 def exact_convolutions(device: torch.device) -> AbstractContextManager[Any]:
