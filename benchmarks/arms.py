@@ -7,8 +7,9 @@ Every (arm, seed) is a resumable run of its own; results of what is finished are
         --arm pretrained=PRETRAINING/weights.safetensors --set "patch_size=[40,40,40]"
 
 The first arm is the baseline. What is given with ``--set`` is shared by all; give spacing, intensity and
-patch where an arm starts from weights, which have their own. The test cases are left alone, unless ``--test``
-asks for their scores, once nothing is to be chosen any more.
+patch where an arm starts from weights, which have their own. With ``--draws`` each seed has labelled cases of
+its own, no case in two of them, so that intervals also tell what other cases would have given. The test cases
+are left alone, unless ``--test`` asks for their scores, once nothing is to be chosen any more.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from misfm.recipes.evaluate import evaluate
 from misfm.recipes.finetune import finetune
 from misfm.recipes.predict import predict_files
 from misfm.recipes.settle import settle_flips
+from misfm.recipes.splits import choose_cases, nested_subset
 from misfm.recipes.twins import dice_by_case, learning_curve
 from misfm.training.run import RunFolder
 
@@ -46,7 +48,10 @@ def main() -> None:
     parser.add_argument("--arm", action="append", required=True, metavar="NAME=WEIGHTS[,KEY=VALUE]...")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all arms")
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--labels", default="5", help="key of fewshot.json in the dataset")
+    parser.add_argument("--labels", type=int, default=5, help="cases to train on")
+    parser.add_argument(
+        "--draws", action="store_true", help="other cases for each seed, instead of those of fewshot.json"
+    )
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--validate-every", type=int, default=250)
     parser.add_argument("--name", required=True, help="of the results files")
@@ -58,7 +63,8 @@ def main() -> None:
     for seed in (int(text) for text in arguments.seeds.split(",")):
         for arm in arguments.arm:
             name, _, weights = arm.partition("=")
-            run = arguments.out / f"{name.replace(' ', '-')}-{arguments.steps}-seed{seed}"
+            unit = "draw" if arguments.draws else "seed"
+            run = arguments.out / f"{name.replace(' ', '-')}-{arguments.steps}-{unit}{seed}"
             settings = settings_of(arguments, weights, seed)
             if (run / "validation.json").exists():
                 flips = settle_flips(settings.augmentation, Dataset.open(settings.dataset))
@@ -81,20 +87,31 @@ def main() -> None:
 def settings_of(arguments: argparse.Namespace, start: str, seed: int) -> FinetuneSettings:
     """Settings of one arm with one seed."""
     weights, *assignments = re.split(r",(?=[\w.]+=)", start)
-    few = json.loads((arguments.dataset / "fewshot.json").read_text(encoding="utf-8"))
     return resolve(
         FinetuneSettings,
         recipe="small",
         options={
             "dataset": str(arguments.dataset),
             "weights": weights or None,
-            "cases": few[arguments.labels],
+            "cases": labelled_cases(arguments, seed),
             "seed": seed,
             "training.steps": arguments.steps,
             "training.validate_every": arguments.validate_every,
         },
         assignments=[*arguments.set, *assignments],
     )
+
+
+def labelled_cases(arguments: argparse.Namespace, seed: int) -> list[str]:
+    """Names of the cases to train on: the same for all seeds, or another share of one shuffled order."""
+    if not arguments.draws:
+        few = json.loads((arguments.dataset / "fewshot.json").read_text(encoding="utf-8"))
+        return list(few[str(arguments.labels)])
+    settings = resolve(FinetuneSettings, recipe="small", options={"dataset": str(arguments.dataset)})
+    training, _ = choose_cases(Dataset.open(arguments.dataset), settings)
+    names = [case.name for case in training]
+    before = nested_subset(names, seed * arguments.labels) if seed else []
+    return sorted(set(nested_subset(names, (seed + 1) * arguments.labels)) - set(before))
 
 
 def score_test_cases(run: Path, settings: FinetuneSettings) -> None:
@@ -110,7 +127,8 @@ def write_results(arms: list[Arm], arguments: argparse.Namespace) -> None:
     comparison = compare_arms(arms, baseline=next(iter(given)))
     result: dict[str, Any] = {
         "dataset": arguments.dataset.name,
-        "labels": int(arguments.labels),
+        "labels": arguments.labels,
+        "labelled": {seed: labelled_cases(arguments, seed) for seed in sorted({arm.seed for arm in arms})},
         "steps": arguments.steps,
         "scored": "test" if arguments.test else "validation",
         "shared": arguments.set,
@@ -128,10 +146,27 @@ def write_results(arms: list[Arm], arguments: argparse.Namespace) -> None:
         gap = "" if paired is None else f"{paired}, p {paired.p_value:.3f}"
         lines.append(f"| {name} | {len(comparison.seeds[name])} | {' | '.join(cells)} | {gap} |")
     scored = "test" if arguments.test else "validation"
+    if arguments.draws:
+        lines += ["", "Difference by choice of labelled cases:", "", *draw_table(arms, comparison.baseline)]
     lines += ["", f"Dice of {scored} cases. Mean validation Dice while training:", "", *curve_table(arms)]
     text = "\n".join(lines) + "\n"
     write_text(RESULTS / f"{arguments.name}.md", text)
     print(text)
+
+
+def draw_table(arms: list[Arm], baseline: str) -> list[str]:
+    """Mean Dice of the baseline for each choice of labelled cases, and what the others add to it."""
+    runs = {(arm.name, arm.seed): arm for arm in arms}
+    others = [name for name in dict.fromkeys(arm.name for arm in arms) if name != baseline]
+    lines = [f"| choice | {baseline} | {' | '.join(others)} |", "|" + "---|" * (len(others) + 2)]
+    for seed in sorted(seed for name, seed in runs if name == baseline):
+        pair = [runs[baseline, seed]]
+        pair += [runs[name, seed] for name in others if (name, seed) in runs]
+        scores = compare_arms(pair, baseline=baseline).scores
+        gaps = [scores[name]["all"].difference if name in scores else None for name in others]
+        cells = ["" if gap is None else f"{gap.mean:+.3f}" for gap in gaps]
+        lines.append(f"| {seed} | {scores[baseline]['all'].mean:.3f} | {' | '.join(cells)} |")
+    return lines
 
 
 if __name__ == "__main__":
