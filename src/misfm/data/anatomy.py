@@ -24,6 +24,10 @@ Curve = Callable[[Array], tuple[Array, Array]]
 
 LEFT, RIGHT = 1.0, -1.0
 LIVER, LEFT_KIDNEY, RIGHT_KIDNEY, SPINAL_CORD, AORTA = range(1, 6)
+FAT, WALL, RIB, LEFT_LUNG, RIGHT_LUNG, HEART, STERNUM, SPLEEN, STOMACH, BOWEL = range(6, 16)
+LEFT_PSOAS, RIGHT_PSOAS, PELVIS, BACK_MUSCLE, DISC, VERTEBRA, VENA_CAVA = range(16, 23)
+NUM_ORGANS, NUM_STRUCTURES = AORTA, VENA_CAVA
+"""Labels of all structures that are more than a few voxels wide, the organs first; the rest is 0."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,9 @@ def draw_body_wall(canvas: Canvas, rng: Rng) -> Canvas:
     depth = (1 - radius) * depth_ratio
     fat = rng.uniform(0.04, 0.13) * (1 + 0.25 * canvas.wobble)
     muscle = rng.uniform(0.07, 0.11)
-    canvas.paint(-depth, 20)
-    canvas.paint(0.015 - depth, -100 + 8 * canvas.texture)
-    canvas.paint(fat - depth, rng.uniform(45, 60) + 12 * canvas.texture)
+    canvas.paint(-depth, 20, FAT)
+    canvas.paint(0.015 - depth, -100 + 8 * canvas.texture, FAT)
+    canvas.paint(fat - depth, rng.uniform(45, 60) + 12 * canvas.texture, WALL)
     wall = depth - fat - muscle
     canvas.paint(-wall, -95 + 12 * canvas.texture)
     canvas = replace(canvas, wall=wall)
@@ -110,7 +114,7 @@ def draw_body_wall(canvas: Canvas, rng: Rng) -> Canvas:
     across = np.abs(phase - np.rint(phase)) * spacing
     rib = np.sqrt((across / 1.1) ** 2 + (wall + 0.5 * muscle) ** 2) - 0.033
     rib = np.maximum(rib, -0.15 - up + 0.5 * np.maximum(0, -back))
-    canvas.paint(rib, np.where((back < -0.25) & (np.abs(left) < 0.4), 130, rng.uniform(400, 800)))
+    canvas.paint(rib, np.where((back < -0.25) & (np.abs(left) < 0.4), 130, rng.uniform(400, 800)), RIB)
     return canvas
 
 
@@ -124,17 +128,19 @@ def draw_chest(canvas: Canvas, rng: Rng, medium: float) -> None:
         )
         base = dome - 0.05 * side - 1.1 * ((canvas.left - 0.42 * side) ** 2 + canvas.back**2)
         lung = np.maximum(np.maximum(lung, 0.02 - canvas.wall), base - canvas.up)
-        canvas.paint(lung, air + 45 * canvas.texture + 130 * np.maximum(0, canvas.texture - 1.4))
+        hu = air + 45 * canvas.texture + 130 * np.maximum(0, canvas.texture - 1.4)
+        canvas.paint(lung, hu, LEFT_LUNG if side == LEFT else RIGHT_LUNG)
     centre, radii = _vary(rng, (dome + 0.22, -0.2, 0.12), (0.26, 0.24, 0.28))
     part = canvas.near(centre, radii)
     heart = part.ellipsoid(centre, radii, 0.02)
     part.paint(heart - 0.03, -90)
-    part.paint(heart, rng.uniform(38, 50) + 100 * medium + 8 * part.texture)
-    part.paint(heart + 0.08, rng.uniform(35, 45) + 150 * medium + 8 * part.texture)
+    part.paint(heart, rng.uniform(38, 50) + 100 * medium + 8 * part.texture, HEART)
+    part.paint(heart + 0.08, rng.uniform(35, 45) + 150 * medium + 8 * part.texture, HEART)
     canvas.paint(_tube(canvas, 0.06, 0.0, 0.05, bottom=dome + 0.4), -980)
     canvas.paint(_tube(canvas, 0.12, 0.05, 0.035, bottom=dome - 0.1), 35)
     sternum = np.maximum(np.abs(canvas.wall + 0.04) - 0.03, np.abs(canvas.left) - 0.09)
-    canvas.paint(np.maximum(np.maximum(sternum, canvas.back + 0.3), dome - canvas.up), rng.uniform(250, 450))
+    sternum = np.maximum(np.maximum(sternum, canvas.back + 0.3), dome - canvas.up)
+    canvas.paint(sternum, rng.uniform(250, 450), STERNUM)
 
 
 def draw_upper_belly(canvas: Canvas, rng: Rng, medium: float) -> None:
@@ -152,13 +158,14 @@ def draw_upper_belly(canvas: Canvas, rng: Rng, medium: float) -> None:
     centre, radii = _vary(rng, (0.1, 0.2, 0.58), (0.24, 0.2, 0.14))
     part = canvas.near(centre, radii)
     spleen = np.maximum(part.ellipsoid(centre, radii, 0.03), 0.015 - part.wall)
-    part.paint(spleen, rng.uniform(42, 58) + 70 * medium + 7 * part.texture)
+    part.paint(spleen, rng.uniform(42, 58) + 70 * medium + 7 * part.texture, SPLEEN)
     centre, radii = _vary(rng, (0.05, -0.22, 0.42), (0.24, 0.24, 0.24))
     part = canvas.near(centre, radii)
     stomach = np.maximum(part.ellipsoid(centre, radii, 0.04), 0.02 - part.wall)
-    part.paint(stomach, rng.uniform(35, 50))
-    part.paint(stomach + 0.04, rng.uniform(0, 40) + 15 * part.texture)
-    part.paint(np.maximum(stomach + 0.04, part.back - centre[1] + rng.uniform(-0.05, 0.2)), -960)
+    part.paint(stomach, rng.uniform(35, 50), STOMACH)
+    part.paint(stomach + 0.04, rng.uniform(0, 40) + 15 * part.texture, STOMACH)
+    gas = np.maximum(stomach + 0.04, part.back - centre[1] + rng.uniform(-0.05, 0.2))
+    part.paint(gas, -960, STOMACH)
 
 
 def draw_lower_belly(canvas: Canvas, rng: Rng, num_loops: int) -> None:
@@ -168,15 +175,16 @@ def draw_lower_belly(canvas: Canvas, rng: Rng, num_loops: int) -> None:
         radii = (rng.uniform(0.09, 0.2), rng.uniform(0.08, 0.15), rng.uniform(0.09, 0.24))
         part = canvas.near(centre, radii)
         loop = np.maximum(part.ellipsoid(centre, radii, 0.04), 0.02 - part.wall)
-        part.paint(loop, rng.uniform(30, 60))
+        part.paint(loop, rng.uniform(30, 60), BOWEL)
         content = -900.0 if rng.uniform() < 0.3 else rng.uniform(0, 60)
-        part.paint(loop + 0.035, content + 20 * part.texture)
+        part.paint(loop + 0.035, content + 20 * part.texture, BOWEL)
     for side in (LEFT, RIGHT):
         centre, radii = _vary(rng, (-0.75, 0.27, 0.23 * side), (0.6, 0.12, 0.1))
-        canvas.paint(canvas.ellipsoid(centre, radii, 0.01), 55 + 8 * canvas.texture)
+        psoas = canvas.ellipsoid(centre, radii, 0.01)
+        canvas.paint(psoas, 55 + 8 * canvas.texture, LEFT_PSOAS if side == LEFT else RIGHT_PSOAS)
     wing = np.abs(canvas.ellipsoid((-1.1, -0.02, 0.0), (0.6, 0.46, 0.66), 0.015)) - 0.035
     wing = np.maximum(np.maximum(wing, -0.1 - canvas.back), 0.22 - np.abs(canvas.left))
-    canvas.paint(wing, rng.uniform(300, 600) + 60 * canvas.texture)
+    canvas.paint(wing, rng.uniform(300, 600) + 60 * canvas.texture, PELVIS)
 
 
 def spine_curve(rng: Rng) -> Curve:
@@ -193,7 +201,7 @@ def draw_spine(canvas: Canvas, rng: Rng, curve: Curve) -> None:
     radius = rng.uniform(0.125, 0.145)
     canal = radius + 0.06
     muscle = np.sqrt(((np.abs(left) - 0.17) / 1.2) ** 2 + (p - canal - 0.08) ** 2) - 0.12
-    part.paint(muscle, rng.uniform(48, 60) + 12 * part.texture)
+    part.paint(muscle, rng.uniform(48, 60) + 12 * part.texture, BACK_MUSCLE)
     period = rng.uniform(0.22, 0.28)
     phase = part.up / period + rng.uniform()
     height = np.abs(phase - np.rint(phase)) * period  # from the middle of the nearest vertebra
@@ -205,12 +213,12 @@ def draw_spine(canvas: Canvas, rng: Rng, curve: Curve) -> None:
     transverse = np.sqrt((behind + 0.03) ** 2 + height**2) - 0.035
     transverse = np.maximum(transverse, np.abs(left) - 0.26)
     cortex = rng.uniform(450, 900)
-    part.paint(np.minimum(np.minimum(arch, spinous), transverse), cortex)
+    part.paint(np.minimum(np.minimum(arch, spinous), transverse), cortex, VERTEBRA)
     body = np.sqrt((left / 1.25) ** 2 + p**2) - radius
-    part.paint(body, rng.uniform(70, 110))
+    part.paint(body, rng.uniform(70, 110), DISC)
     bone = np.maximum(body, height - 0.36 * period)
-    part.paint(bone, cortex)
-    part.paint(bone + 0.03, rng.uniform(150, 300) + 40 * part.texture)
+    part.paint(bone, cortex, VERTEBRA)
+    part.paint(bone + 0.03, rng.uniform(150, 300) + 40 * part.texture, VERTEBRA)
     part.paint(ring - 0.085, rng.uniform(0, 20))
     part.paint(ring - rng.uniform(0.052, 0.065), rng.uniform(38, 55), SPINAL_CORD)
 
@@ -224,7 +232,7 @@ def draw_vessels(canvas: Canvas, rng: Rng, medium: float, curve: Curve) -> None:
     row = row - rng.uniform(0.235, 0.25)
     cava = np.sqrt(((part.back - row + wave) / 0.8) ** 2 + (part.left - column + 0.13) ** 2)
     cava = np.maximum(cava - rng.uniform(0.07, 0.09), part.up - 0.35)
-    part.paint(cava, 38 + rng.uniform(0.3, 0.7) * 130 * medium)
+    part.paint(cava, 38 + rng.uniform(0.3, 0.7) * 130 * medium, VENA_CAVA)
     width = rng.uniform(0.075, 0.095) - 0.012 * np.tanh(-2 * part.up)
     aorta = np.sqrt((part.back - row - 0.02 + wave / 2) ** 2 + (part.left - column - 0.09 - wave) ** 2)
     aorta -= width

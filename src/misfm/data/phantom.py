@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import nibabel as nib
 import numpy as np
@@ -26,7 +26,7 @@ LABEL_NAMES = {
     anatomy.SPINAL_CORD: "spinal_cord",
     anatomy.AORTA: "aorta",
 }
-"""Label values and names; everything else, other organs included, is background (0)."""
+"""Label values and names of the organs; other structures have the values after them in ``anatomy``."""
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -59,6 +59,15 @@ class PhantomSettings(Settings):
     noise: tuple[NonNegative, NonNegative] = Field(
         default=(8.0, 28.0), description="Standard deviation of the noise, HU. Default 8 to 28."
     )
+    labels: Literal["organs", "structures"] = Field(
+        default="organs", description="Label five organs, or all 22 structures. Default organs."
+    )
+
+
+TO_PRETRAIN_ON = PhantomSettings(
+    spacing=(4.5, 4.5, 4.5), spacing_jitter=0.3, rotation_degrees=15.0, deformation=0.07, labels="structures"
+)
+"""More to tell apart, and more varied than people are: what is learnt has to fit other parts of the body."""
 
 
 def generate_phantom(
@@ -71,8 +80,8 @@ def generate_phantom(
         generator: source of randomness, or a seed.
 
     Returns:
-        Image (1, D, H, W) int16 in HU and label map (1, D, H, W) uint8 with the values of ``LABEL_NAMES``,
-        both in orientation SPL with the affine of the drawn spacing.
+        Image (1, D, H, W) int16 in HU and label map (1, D, H, W) uint8, where organs have the values of
+        ``LABEL_NAMES``; both in orientation SPL with the affine of the drawn spacing.
     """
     rng = generator if isinstance(generator, np.random.Generator) else np.random.default_rng(generator)
     jitter = settings.spacing_jitter
@@ -96,6 +105,8 @@ def generate_phantom(
     affine[[2, 1, 0, 3], [0, 1, 2, 3]] = (spacing[0], -spacing[1], -spacing[2], 1)
     affine[:3, 3] = -affine[:3, :3] @ (np.array(settings.shape) - 1) / 2 + rng.uniform(-50, 50, 3)
     voxels = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
+    if settings.labels == "organs":
+        canvas.label[canvas.label > anatomy.NUM_ORGANS] = 0
     return Volume(voxels[None], affine), Volume(canvas.label[None], affine)
 
 
@@ -119,11 +130,20 @@ def write_phantom_dataset(
             write_label_map(dataset_dir / f"labels{suffix}" / f"{name}.nii.gz", label)
     description = {
         "channel_names": {"0": "CT"},
-        "labels": {"background": 0, **{name: value for value, name in LABEL_NAMES.items()}},
+        "labels": {"background": 0, **label_names(settings)},
         "numTraining": num_train,
         "file_ending": ".nii.gz",
     }
     write_json(dataset_dir / "dataset.json", description)
+
+
+def label_names(settings: PhantomSettings) -> dict[str, int]:
+    """Names and values of the labels: of organs, and of other structures by their number."""
+    organs = {name: value for value, name in LABEL_NAMES.items()}
+    if settings.labels == "organs":
+        return organs
+    others = range(anatomy.NUM_ORGANS + 1, anatomy.NUM_STRUCTURES + 1)
+    return organs | {f"structure_{value}": value for value in others}
 
 
 def write_phantom_scans(

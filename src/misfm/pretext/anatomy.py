@@ -1,9 +1,15 @@
-"""Segmentation of generated anatomy: a pretext that needs no scans at all.
+r"""Segmentation of generated anatomy: a pretext that needs no scans at all.
 
 Volumes and label maps come from the phantom generator (``misfm pretrain --store phantom``), so the network
-learns what a segmentation of CT-like organs is before it sees a patient. Intensities are varied as in
-fine-tuning, more often, for the generator's own look not to be learnt. That segmenting synthetic shapes
-transfers to real scans: Billot et al., SynthSeg, arXiv 2107.09559. Fits every network with a decoder.
+learns what a segmentation of CT-like organs is before it sees a patient. For the generator's own look not to
+be learnt, half of the patches are recoloured: each structure :math:`k` is made lighter or darker as a whole,
+
+.. math::
+    x'(v) = x(v) + c_{y(v)}, \qquad c_k \sim N(0, \sigma^2),
+
+so that it is told by its shape and place, not by its intensity; then intensities are varied as in
+fine-tuning, more often. That segmenting synthetic shapes of any contrast transfers to real scans: Billot et
+al., SynthSeg, arXiv 2107.09559. Fits every network with a decoder.
 """
 
 from __future__ import annotations
@@ -19,8 +25,10 @@ from misfm.errors import ConfigError
 from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel, Shape
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
+from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability
 
+NUM_STRUCTURES = 22
+"""That generated anatomy has."""
 STRONG_INTENSITIES = IntensitySettings(
     p_noise=0.3, p_blur=0.3, p_low_resolution=0.3, p_brightness=0.5, p_contrast=0.5, p_gamma=0.5
 )
@@ -33,8 +41,14 @@ class PhantomAnatomy(PretextTask):
 
     needs_labels: ClassVar[bool] = True
 
-    num_labels: Annotated[int, Field(ge=1)] = 5
-    """Organs of the generator."""
+    num_labels: Annotated[int, Field(ge=1)] = NUM_STRUCTURES
+    """Structures of the generator."""
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Of the cross-entropy, as in fine-tuning."""
+    p_recolour: Probability = 0.5
+    """Share of patches whose structures get other intensities."""
+    recolour: Annotated[float, Field(ge=0)] = 0.2
+    """Standard deviation of the shift of a structure, in normalised intensity: 80 HU in a window of 800."""
     intensities: IntensitySettings = STRONG_INTENSITIES
     """How intensities are varied."""
 
@@ -49,26 +63,31 @@ class PhantomAnatomy(PretextTask):
         if placement.labels is None:
             raise ConfigError("'phantom-anatomy' needs volumes with label maps: give --store phantom.")
         images = patches[:, 0]
+        shifts = self.recolour * torch.randn(len(images), self.num_labels + 1, generator=generator)
+        shifts *= torch.rand(len(images), 1, generator=generator) < self.p_recolour
         plan = sample_intensities(len(images), self.intensities, generator)
         real = placement.real(patch_size)[:, 0]
-        targets = placement.labels[:, 0].masked_fill(~real, IGNORE)
-        return PretextBatch(apply_intensities(images, plan), targets.to(images.device))
+        labels = placement.labels[:, 0]
+        shift = torch.stack([own[where] for own, where in zip(shifts, labels, strict=True)]) * real
+        targets = labels.masked_fill(~real, IGNORE)
+        varied = apply_intensities(images + shift[:, None].to(images.device), plan)
+        return PretextBatch(varied, targets.to(images.device))
 
     def build_model(self, backbone: Backbone) -> nn.Module:
-        """Segmentation into the organs and background."""
+        """Segmentation into the structures and background."""
         return SegmentationModel(backbone, self.num_labels + 1)
 
     def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
-        """Dice over the organs, and cross-entropy."""
-        return segmentation_loss(outputs, batch.targets)
+        """Dice over the structures, and cross-entropy."""
+        return segmentation_loss(outputs, batch.targets, balance=self.class_balance)
 
     def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
-        """Mean Dice of the organs, and what guessing by their shares would reach."""
+        """Mean Dice of the structures, and what guessing by their shares would reach."""
         return dice_score(outputs.detach(), batch.targets)
 
 
 def dice_score(logits: Tensor, labels: Tensor) -> Mapping[str, float]:
-    """Mean Dice of the organs, and what guessing by their shares would reach; nothing where none is known."""
+    """Mean Dice of the labels, and what guessing by their shares would reach; nothing where none is known."""
     known = labels[labels != IGNORE]
     if not len(known):
         return {}

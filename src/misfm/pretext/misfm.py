@@ -43,7 +43,7 @@ from torch import Generator, Tensor, nn
 from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
 from misfm.losses import IGNORE, masked_mean, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel, Shape, image_channels
-from misfm.pretext.anatomy import STRONG_INTENSITIES, dice_score
+from misfm.pretext.anatomy import NUM_STRUCTURES, STRONG_INTENSITIES, dice_score
 from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability
 from misfm.pretext.masks import grid_size, sample_blocks, spread_blocks
 from misfm.seeding import draw_uniform
@@ -85,8 +85,8 @@ class RestorePlaceSegment(PretextTask):
     """Of the position loss, beside 1 for the other two."""
     unit_mm: PositiveFloat = UNIT_MM
     """Millimetres in which positions are counted."""
-    num_labels: Annotated[int, Field(ge=1)] = 5
-    """Organs of the generator."""
+    num_labels: Annotated[int, Field(ge=1)] = NUM_STRUCTURES
+    """Structures of the generator."""
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Of the cross-entropy over organs, as in fine-tuning."""
     intensities: IntensitySettings = STRONG_INTENSITIES

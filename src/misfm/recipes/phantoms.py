@@ -7,7 +7,7 @@ from pathlib import Path
 
 from misfm.data.dataset import Dataset
 from misfm.data.ingest import ingest_dataset
-from misfm.data.phantom import write_phantom_dataset
+from misfm.data.phantom import TO_PRETRAIN_ON, write_phantom_dataset
 from misfm.data.record import IngestSettings
 from misfm.data.store import Store
 from misfm.errors import ConfigError
@@ -68,7 +68,9 @@ def generate(count: int, out: Path, settings: IngestSettings) -> Store:
     store = Store.create(folder / "store", settings)
     if len(store.records()) < count:
         logger.info("generating %d scans", count)
-        write_phantom_dataset(folder / "dataset", num_train=count, num_test=0, seed=0)
+        write_phantom_dataset(
+            folder / "dataset", num_train=count, num_test=0, seed=0, settings=TO_PRETRAIN_ON
+        )
         dataset = Dataset.open(folder / "dataset")
         ingest_dataset(dataset, dataset.cases(), store.path, settings)
         shutil.rmtree(folder / "dataset")
