@@ -6,9 +6,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from misfm.data.anatomy import smooth_field
+from misfm.data.anatomy import NUM_ORGANS, NUM_STRUCTURES, smooth_field
+from misfm.data.dataset import Dataset
 from misfm.data.phantom import (
     LABEL_NAMES,
+    TO_PRETRAIN_ON,
     PhantomSettings,
     generate_phantom,
     write_phantom_dataset,
@@ -81,6 +83,27 @@ def test_other_shapes_and_plain_settings():
     image, label = generate_phantom(settings, np.random.default_rng(0))
     assert image.shape == label.shape == (20, 24, 28)
     assert image.spacing == pytest.approx((15, 13, 11))
+
+
+def test_all_structures_may_be_labelled_and_the_organs_keep_their_values():
+    image, label = generate_phantom(PhantomSettings(labels="structures"), 1)
+    organs_image, organs = CASES[1]
+    assert np.array_equal(image.data, organs_image.data)
+    assert np.array_equal(np.where(label.data <= NUM_ORGANS, label.data, 0), organs.data)
+
+
+def test_what_is_pretrained_on_shows_every_structure_and_varies_more():
+    cases = [generate_phantom(TO_PRETRAIN_ON, seed) for seed in range(3)]
+    assert set.union(*(set(np.unique(label.data)) for _, label in cases)) == set(range(NUM_STRUCTURES + 1))
+    assert np.ptp([image.spacing for image, _ in cases], axis=0).max() > 1
+
+
+def test_a_dataset_of_all_structures_names_them(tmp_path):
+    settings = SMALL.model_copy(update={"labels": "structures"})
+    write_phantom_dataset(tmp_path, num_train=1, num_test=0, seed=7, settings=settings)
+    names = Dataset.open(tmp_path).label_names
+    assert set(names) == set(range(NUM_STRUCTURES + 1))
+    assert names[1] == "liver"
 
 
 def test_smooth_field_has_unit_variance_and_is_smooth():

@@ -5,13 +5,14 @@ import torch
 
 from misfm.losses import IGNORE, segmentation_loss
 from misfm.models.unet import build_unet
+from misfm.pretext.anatomy import NUM_STRUCTURES
 from misfm.pretext.base import Placement
 from misfm.pretext.misfm import RestorePlaceSegment, positions
 from misfm.seeding import generator_for
 
 SIZE = (8, 12, 10)
 TASK = RestorePlaceSegment(block_size=(4, 4, 4))
-CHANNELS = 1 + 3 + 6
+CHANNELS = 1 + 3 + NUM_STRUCTURES + 1
 
 
 def batch_of(task=TASK, volumes=2, seed=0, valid=None, generated=0):

@@ -1,0 +1,55 @@
+"""Generated anatomy is segmented whatever the contrast of its structures."""
+
+import pytest
+import torch
+
+from misfm.data import anatomy
+from misfm.intensities import IntensitySettings
+from misfm.losses import IGNORE
+from misfm.pretext.anatomy import NUM_STRUCTURES, PhantomAnatomy
+from misfm.pretext.base import Placement
+from misfm.seeding import generator_for
+
+SIZE = (6, 7, 8)
+AS_THEY_ARE = IntensitySettings(
+    p_noise=0, p_blur=0, p_low_resolution=0, p_brightness=0, p_contrast=0, p_gamma=0
+)
+LABELS = torch.randint(0, NUM_STRUCTURES + 1, (3, 1, *SIZE), generator=generator_for("labels"))
+PATCHES = torch.randn(3, 1, 1, *SIZE, generator=generator_for("patches"))
+
+
+def batch(share, depth=SIZE[0]):
+    """The task's batch of three patches, the last planes of which are padding."""
+    valid = torch.tensor([[0, 0, 0], [depth, *SIZE[1:]]]).expand(3, 1, 2, 3)
+    placement = Placement(valid, torch.zeros(3, 1, 3), torch.ones(3, 1, 3), LABELS)
+    task = PhantomAnatomy(p_recolour=share, recolour=0.2, intensities=AS_THEY_ARE)
+    return task.prepare(PATCHES, placement, SIZE, generator_for("draws"))
+
+
+def test_the_generator_draws_as_many_structures_as_the_task_tells_apart():
+    assert NUM_STRUCTURES == anatomy.NUM_STRUCTURES
+
+
+def test_each_structure_becomes_lighter_or_darker_as_a_whole():
+    recoloured = batch(1.0)
+    change = (recoloured.inputs - PATCHES[:, 0])[:, 0]
+    shifts = []
+    for own, labels in zip(change, LABELS[:, 0], strict=True):
+        for value in labels.unique():
+            inside = own[labels == value]
+            assert torch.allclose(inside, inside[0], atol=1e-6)
+            shifts.append(inside[0])
+    assert len({round(float(shift), 5) for shift in shifts}) > 60  # of 3 patches x 23 labels
+    assert torch.stack(shifts).std() == pytest.approx(0.2, rel=0.3)
+    assert torch.equal(recoloured.targets, LABELS[:, 0])
+
+
+def test_padding_keeps_its_value_and_counts_in_no_loss():
+    recoloured = batch(1.0, depth=4)
+    assert torch.equal(recoloured.inputs[:, :, 4:], PATCHES[:, 0, :, 4:])
+    assert (recoloured.targets[:, 4:] == IGNORE).all()
+    assert (recoloured.targets[:, :4] != IGNORE).all()
+
+
+def test_no_patch_is_recoloured_where_none_should_be():
+    assert torch.equal(batch(0.0).inputs, PATCHES[:, 0])
