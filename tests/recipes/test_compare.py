@@ -46,6 +46,22 @@ def test_all_arms_share_everything_but_the_start(settings_for):
     assert arms[0] == arms[1]
 
 
+def test_scratch_is_as_wide_as_what_was_pretrained(settings_for):
+    width = {"channels": [4, 8, 8, 8, 8]}
+    given = (
+        'network.options={"channels": [4, 8, 8, 8, 8]}',
+        'misfm:network.options={"channels": [2, 4, 4, 4, 4]}',
+    )
+    settings = settings_for(pretrain=given, finetune=())
+    scratch, pretrained = (
+        finetune_settings(settings, Trial("unet", name, 2), None).network for name in ("scratch", "misfm")
+    )
+    assert scratch.options == width
+    assert pretrained.options == {}  # those of its weights, whichever they are
+    wider = settings_for(pretrain=given, finetune=('network.options={"channels": [6, 8, 8, 8, 8]}',))
+    assert finetune_settings(wider, Trial("unet", "scratch", 2), None).network.options["channels"][0] == 6
+
+
 def test_spacing_and_intensities_left_open_are_those_of_the_store_in_all_arms(settings_for, tmp_path):
     settings = settings_for(recipes=("volume-fusion-v1",))
     shared = share_grid(settings)

@@ -31,7 +31,7 @@ from misfm.recipes.phantoms import SETTINGS as GENERATED_SETTINGS
 from misfm.recipes.phantoms import is_generated
 from misfm.recipes.predict import predict_files
 from misfm.recipes.pretrain import pretrain, scans_of
-from misfm.recipes.settle import common_grid, settle_flips
+from misfm.recipes.settle import common_grid, settle_flips, settle_network
 from misfm.recipes.splits import choose_cases
 from misfm.recipes.twins import SCRATCH, dice_by_case, learning_curve
 from misfm.registry import closest
@@ -254,14 +254,16 @@ def finetune_settings(settings: CompareSettings, trial: Trial, start: Path | Non
     """What all fine-tunings share, with one start, budget and seed.
 
     Patch and batch that are left open are those of the pretrainings: planned for each arm on its own, they
-    might differ. Tasks that leave the decoder untrained transfer their encoder only.
+    might differ. So are options of the network, which the other arms have from their weights. Tasks that
+    leave the decoder untrained transfer their encoder only.
     """
     transfer = "all"
     if trial.recipe != SCRATCH:
         transfer = pretrain_settings(settings, trial).pretext.build().transfer
+    network = {"name": trial.network, "options": {}}
     options = {
         "dataset": settings.dataset,
-        "network": {"name": trial.network, "options": {}},
+        "network": network,
         "weights": None if start is None else str(start),
         "transfer": transfer,
         "cases": trial.cases,
@@ -271,11 +273,14 @@ def finetune_settings(settings: CompareSettings, trial: Trial, start: Path | Non
     shared = resolve(
         PretrainSettings,
         recipe=settings.base,
-        options={"store": settings.store},
+        options={"store": settings.store, "network": network},
         assignments=assignments_for(settings.pretrain, SCRATCH),
     )
     names = [name for name in ("patch_size", "batch_size") if getattr(fine, name) is None]
-    return fine.model_copy(update={name: getattr(shared, name) for name in names})
+    update = {name: getattr(shared, name) for name in names}
+    if trial.recipe == SCRATCH:
+        update["network"] = settle_network(fine.network, shared.network.model_dump())
+    return fine.model_copy(update=update)
 
 
 def summarise(settings: CompareSettings, out: Path, outcomes: dict[Trial, Outcome]) -> dict[str, Any]:
