@@ -8,8 +8,9 @@ Every (arm, seed) is a resumable run of its own; results of what is finished are
 
 The first arm is the baseline. What is given with ``--set`` is shared by all; give spacing, intensity and
 patch where an arm starts from weights, which have their own. With ``--draws`` each seed has labelled cases of
-its own, no case in two of them, so that intervals also tell what other cases would have given. The test cases
-are left alone, unless ``--test`` asks for their scores, once nothing is to be chosen any more.
+its own, no case in two of them, so that intervals also tell what other cases would have given; an arm with
+``labels=10`` beside ``--labels 5`` has those of two seeds. The test cases are left alone, unless ``--test``
+asks for their scores, once nothing is to be chosen any more.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from misfm.recipes.twins import dice_by_case, learning_curve
 from misfm.training.run import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
+LABELS = "labels="
 
 
 def main() -> None:
@@ -87,13 +89,16 @@ def main() -> None:
 def settings_of(arguments: argparse.Namespace, start: str, seed: int) -> FinetuneSettings:
     """Settings of one arm with one seed."""
     weights, *assignments = re.split(r",(?=[\w.]+=)", start)
+    more = [text.removeprefix(LABELS) for text in assignments if text.startswith(LABELS)]
+    cases = labelled_cases(arguments, seed, int(more[0]) if more else arguments.labels)
+    assignments = [text for text in assignments if not text.startswith(LABELS)]
     return resolve(
         FinetuneSettings,
         recipe="small",
         options={
             "dataset": str(arguments.dataset),
             "weights": weights or None,
-            "cases": labelled_cases(arguments, seed),
+            "cases": cases,
             "seed": seed,
             "training.steps": arguments.steps,
             "training.validate_every": arguments.validate_every,
@@ -102,16 +107,17 @@ def settings_of(arguments: argparse.Namespace, start: str, seed: int) -> Finetun
     )
 
 
-def labelled_cases(arguments: argparse.Namespace, seed: int) -> list[str]:
-    """Names of the cases to train on: the same for all seeds, or another share of one shuffled order."""
+def labelled_cases(arguments: argparse.Namespace, seed: int, count: int) -> list[str]:
+    """Names of the cases to train on: the same for all seeds, or other ones of a shuffled order for each."""
     if not arguments.draws:
         few = json.loads((arguments.dataset / "fewshot.json").read_text(encoding="utf-8"))
-        return list(few[str(arguments.labels)])
+        return list(few[str(count)])
     settings = resolve(FinetuneSettings, recipe="small", options={"dataset": str(arguments.dataset)})
     training, _ = choose_cases(Dataset.open(arguments.dataset), settings)
     names = [case.name for case in training]
-    before = nested_subset(names, seed * arguments.labels) if seed else []
-    return sorted(set(nested_subset(names, (seed + 1) * arguments.labels)) - set(before))
+    first = seed * arguments.labels // count * count
+    before = nested_subset(names, first) if first else []
+    return sorted(set(nested_subset(names, first + count)) - set(before))
 
 
 def score_test_cases(run: Path, settings: FinetuneSettings) -> None:
@@ -128,7 +134,10 @@ def write_results(arms: list[Arm], arguments: argparse.Namespace) -> None:
     result: dict[str, Any] = {
         "dataset": arguments.dataset.name,
         "labels": arguments.labels,
-        "labelled": {seed: labelled_cases(arguments, seed) for seed in sorted({arm.seed for arm in arms})},
+        "labelled": {
+            seed: labelled_cases(arguments, seed, arguments.labels)
+            for seed in sorted({arm.seed for arm in arms})
+        },
         "steps": arguments.steps,
         "scored": "test" if arguments.test else "validation",
         "shared": arguments.set,
