@@ -9,9 +9,8 @@ here=$(dirname "$0")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=PASSIVE
 weights=$runs/anatomy/weights.safetensors
 
-[ -e "$weights" ] || misfm pretrain --store phantom:800 --set pretext.name=phantom-anatomy \
-  --set 'pretext.options={}' --set training.steps=16000 --set training.validate_every=1000 \
-  --out "$runs/anatomy" --resume
+[ -e "$weights" ] || misfm pretrain --recipe phantom-anatomy --store phantom:800 \
+  --set training.validate_every=1000 --out "$runs/anatomy" --resume
 
 arms() {  # DATASET NAME STEPS SEEDS OPTIONS
   local dataset=$1 name=$2 steps=$3 seeds=$4
