@@ -6,11 +6,11 @@ Every (arm, seed) is a resumable run of its own; results of what is finished are
         --arm base= --arm "elastic=,augmentation.p_elastic=0.3" \\
         --arm pretrained=PRETRAINING/weights.safetensors --set "patch_size=[40,40,40]"
 
-The first arm is the baseline. What is given with ``--set`` is shared by all; give spacing, intensity and
-patch where an arm starts from weights, which have their own. With ``--draws`` each seed has labelled cases of
-its own, no case in two of them, so that intervals also tell what other cases would have given; an arm with
-``labels=10`` beside ``--labels 5`` has those of two seeds. The test cases are left alone, unless ``--test``
-asks for their scores, once nothing is to be chosen any more.
+The first arm is the baseline, unless another is named. What is given with ``--set`` is shared by all; give
+spacing, intensity and patch where an arm starts from weights, which have their own. With ``--draws`` each
+seed has labelled cases of its own, no case in two of them until all were used, so that intervals also tell
+what other cases would have given; an arm with ``labels=10`` beside ``--labels 5`` has those of two seeds. The
+test cases are left alone, unless ``--test`` asks for their scores, once nothing is to be chosen any more.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--arm", action="append", required=True, metavar="NAME=WEIGHTS[,KEY=VALUE]...")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all arms")
+    parser.add_argument("--baseline", help="arm that the others are compared with; by default the first")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--labels", type=int, default=5, help="cases to train on")
     parser.add_argument(
@@ -115,7 +116,8 @@ def labelled_cases(arguments: argparse.Namespace, seed: int, count: int) -> list
     settings = resolve(FinetuneSettings, recipe="small", options={"dataset": str(arguments.dataset)})
     training, _ = choose_cases(Dataset.open(arguments.dataset), settings)
     names = [case.name for case in training]
-    first = seed * arguments.labels // count * count
+    choice = seed % (len(names) // arguments.labels)
+    first = choice * arguments.labels // count * count
     before = nested_subset(names, first) if first else []
     return sorted(set(nested_subset(names, first + count)) - set(before))
 
@@ -130,7 +132,7 @@ def score_test_cases(run: Path, settings: FinetuneSettings) -> None:
 def write_results(arms: list[Arm], arguments: argparse.Namespace) -> None:
     """Write the comparison as JSON and markdown."""
     given = {name: settings for name, _, settings in (arm.partition("=") for arm in arguments.arm)}
-    comparison = compare_arms(arms, baseline=next(iter(given)))
+    comparison = compare_arms(arms, baseline=arguments.baseline or next(iter(given)))
     result: dict[str, Any] = {
         "dataset": arguments.dataset.name,
         "labels": arguments.labels,
