@@ -37,7 +37,7 @@ STRONG_INTENSITIES = IntensitySettings(
 
 @PRETEXTS.register("phantom-anatomy")
 class PhantomAnatomy(PretextTask):
-    """Segment the organs of generated scans; see the module's docstring."""
+    """Segment the structures of generated scans; see the module's docstring."""
 
     needs_labels: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-r"""Our own task: restore what was masked, say where in the body each voxel lies, and segment made-up organs.
+r"""Our own task: restore what was masked, say where in the body each voxel lies, and segment made-up anatomy.
 
 Half of the volumes of a batch are scans and half are generated anatomy, whose label maps are known. Two
 patches of each volume go through encoder and decoder in one pass, and from it come for each voxel :math:`v`
@@ -88,7 +88,7 @@ class RestorePlaceSegment(PretextTask):
     num_labels: Annotated[int, Field(ge=1)] = NUM_STRUCTURES
     """Structures of the generator."""
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Of the cross-entropy over organs, as in fine-tuning."""
+    """Of the cross-entropy over structures, as in fine-tuning."""
     intensities: IntensitySettings = STRONG_INTENSITIES
     """How intensities of generated volumes are varied."""
 
@@ -116,7 +116,7 @@ class RestorePlaceSegment(PretextTask):
         )
 
     def build_model(self, backbone: Backbone) -> nn.Module:
-        """Intensities, three coordinates, and the organs with background for each voxel."""
+        """Intensities, three coordinates, and the structures with background for each voxel."""
         return SegmentationModel(backbone, image_channels(backbone) + 3 + self.num_labels + 1)
 
     def parts_of(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,18 +127,18 @@ class RestorePlaceSegment(PretextTask):
         return image, place, logits
 
     def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
-        """Squared errors over masked voxels and of positions, Dice and cross-entropy of organs."""
+        """Squared errors over masked voxels and of positions, Dice and cross-entropy of structures."""
         assert isinstance(batch, MaskedPlaces)
         image, place, logits = self.parts_of(outputs)
-        organs = segmentation_loss(logits, batch.labels, balance=self.class_balance)
+        segmentation = segmentation_loss(logits, batch.labels, balance=self.class_balance)
         return {
             "reconstruction": masked_mean((image - batch.targets).square(), batch.masked),
             "position": self.position_weight * self.position_error(place, batch),
-            **(organs if bool((batch.labels != IGNORE).any()) else {}),
+            **(segmentation if bool((batch.labels != IGNORE).any()) else {}),
         }
 
     def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
-        """Errors beside those of the scans' mean and of one position for everything, and Dice of organs.
+        """Errors beside those of the scans' mean and of one position for everything, and Dice of structures.
 
         ``position_mm`` is the root mean square distance, ``position_mm_chance`` that of the best constant.
         """

@@ -2,7 +2,7 @@
 
 Everything goes through the same code a user runs. Two arms are fine-tuned on the same few cases: from
 scratch, and from the short pretraining done here. The weights that ship with misfm are not among them: they
-were pretrained to segment the organs of this very generator.
+were pretrained to segment what this very generator draws.
 """
 
 from __future__ import annotations
