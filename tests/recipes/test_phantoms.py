@@ -1,9 +1,12 @@
 """Pretraining without scans: generated anatomy as a store, and its label maps as a pretext."""
 
+import shutil
+
 import pytest
 import torch
 
 from misfm.config import CompareSettings
+from misfm.data import anatomy
 from misfm.data.record import IngestSettings
 from misfm.data.store import Store
 from misfm.errors import ConfigError
@@ -37,9 +40,10 @@ def test_generated_scans_come_with_label_maps_and_are_generated_once(generated):
     (folder,) = generated.parent.iterdir()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "sqlite" not in path.name}
     store = open_store("phantom:2", generated)
-    assert [path.name for path in folder.iterdir()] == ["store"]
+    assert sorted(path.name for path in folder.iterdir()) == ["phantoms.json", "store"]
     assert len(store.records()) == 2
-    assert set(store.label_anchors(store.records()[0])) >= {1, 2, 3, 4, 5}
+    seen = set.union(*(set(store.label_anchors(record)) for record in store.records()))
+    assert seen >= {anatomy.LIVER, anatomy.SPINAL_CORD, anatomy.FAT, anatomy.VERTEBRA}
     assert before == {
         path: path.stat().st_mtime_ns for path in folder.rglob("*") if "sqlite" not in path.name
     }
@@ -83,6 +87,15 @@ def test_a_folder_called_phantom_is_a_store_like_any_other(store, tmp_path, monk
 def test_generated_scans_of_other_intensities_are_not_taken(generated):
     with pytest.raises(ConfigError, match="use the same settings or another folder"):
         generate(2, generated, IngestSettings(spacing="native", intensity="ct"))
+
+
+def test_scans_of_another_version_of_the_generator_are_not_taken(generated, tmp_path):
+    folder = tmp_path / "run-phantoms"
+    shutil.copytree(next(generated.parent.iterdir()), folder)
+    assert len(open_store("phantom:2", tmp_path / "run").records()) == 2
+    (folder / "phantoms.json").unlink()
+    with pytest.raises(ConfigError, match="another version of misfm: delete it"):
+        open_store("phantom:2", tmp_path / "run")
 
 
 def test_halves_of_a_batch_from_one_store_are_other_patches(generated, tiny):

@@ -27,7 +27,8 @@ LIVER, LEFT_KIDNEY, RIGHT_KIDNEY, SPINAL_CORD, AORTA = range(1, 6)
 FAT, WALL, RIB, LEFT_LUNG, RIGHT_LUNG, HEART, STERNUM, SPLEEN, STOMACH, BOWEL = range(6, 16)
 LEFT_PSOAS, RIGHT_PSOAS, PELVIS, BACK_MUSCLE, DISC, VERTEBRA, VENA_CAVA = range(16, 23)
 NUM_ORGANS, NUM_STRUCTURES = AORTA, VENA_CAVA
-"""Labels of all structures that are more than a few voxels wide, the organs first; the rest is 0."""
+"""How many organs and, these included, structures have labels; air, windpipe, oesophagus, the fat between
+organs and the fluid around the spinal cord are background."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class PhantomSettings(Settings):
         default=0.05, description="Bending of the anatomy (deviation), share of half the width. Default 0.05."
     )
     num_bowel_loops: Annotated[int, Field(ge=0)] = Field(
-        default=9, description="Unlabelled organs in the lower belly. Default 9."
+        default=9, description="Loops of bowel in the lower belly. Default 9."
     )
     enhancement: tuple[NonNegative, NonNegative] = Field(
         default=(0.0, 1.0), description="Contrast medium, 0 none to 1 arterial. Default 0 to 1."

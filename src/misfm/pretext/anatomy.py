@@ -1,15 +1,16 @@
 r"""Segmentation of generated anatomy: a pretext that needs no scans at all.
 
 Volumes and label maps come from the phantom generator (``misfm pretrain --store phantom``), so the network
-learns what a segmentation of CT-like organs is before it sees a patient. For the generator's own look not to
+learns what a segmentation of a CT is before it sees a patient. For the generator's own look not to
 be learnt, half of the patches are recoloured: each structure :math:`k` is made lighter or darker as a whole,
 
 .. math::
     x'(v) = x(v) + c_{y(v)}, \qquad c_k \sim N(0, \sigma^2),
 
-so that it is told by its shape and place, not by its intensity; then intensities are varied as in
-fine-tuning, more often. That segmenting synthetic shapes of any contrast transfers to real scans: Billot et
-al., SynthSeg, arXiv 2107.09559. Fits every network with a decoder.
+so that it is told less by its intensity and more by its shape and place (background, k = 0, is shifted as
+well, and what is shifted has sharp borders); then intensities are varied as in fine-tuning, more often. That
+segmenting synthetic shapes of any contrast transfers to real scans: Billot et al., SynthSeg, arXiv
+2107.09559. Fits every network with a decoder.
 """
 
 from __future__ import annotations
@@ -41,8 +42,6 @@ class PhantomAnatomy(PretextTask):
 
     needs_labels: ClassVar[bool] = True
 
-    num_labels: Annotated[int, Field(ge=1)] = NUM_STRUCTURES
-    """Structures of the generator."""
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Of the cross-entropy, as in fine-tuning."""
     p_recolour: Probability = 0.5
@@ -63,7 +62,7 @@ class PhantomAnatomy(PretextTask):
         if placement.labels is None:
             raise ConfigError("'phantom-anatomy' needs volumes with label maps: give --store phantom.")
         images = patches[:, 0]
-        shifts = self.recolour * torch.randn(len(images), self.num_labels + 1, generator=generator)
+        shifts = self.recolour * torch.randn(len(images), NUM_STRUCTURES + 1, generator=generator)
         shifts *= torch.rand(len(images), 1, generator=generator) < self.p_recolour
         plan = sample_intensities(len(images), self.intensities, generator)
         real = placement.real(patch_size)[:, 0]
@@ -75,7 +74,7 @@ class PhantomAnatomy(PretextTask):
 
     def build_model(self, backbone: Backbone) -> nn.Module:
         """Segmentation into the structures and background."""
-        return SegmentationModel(backbone, self.num_labels + 1)
+        return SegmentationModel(backbone, NUM_STRUCTURES + 1)
 
     def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
         """Dice over the structures, and cross-entropy."""

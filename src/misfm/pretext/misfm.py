@@ -85,8 +85,6 @@ class RestorePlaceSegment(PretextTask):
     """Of the position loss, beside 1 for the other two."""
     unit_mm: PositiveFloat = UNIT_MM
     """Millimetres in which positions are counted."""
-    num_labels: Annotated[int, Field(ge=1)] = NUM_STRUCTURES
-    """Structures of the generator."""
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Of the cross-entropy over structures, as in fine-tuning."""
     intensities: IntensitySettings = STRONG_INTENSITIES
@@ -117,11 +115,11 @@ class RestorePlaceSegment(PretextTask):
 
     def build_model(self, backbone: Backbone) -> nn.Module:
         """Intensities, three coordinates, and the structures with background for each voxel."""
-        return SegmentationModel(backbone, image_channels(backbone) + 3 + self.num_labels + 1)
+        return SegmentationModel(backbone, image_channels(backbone) + 3 + NUM_STRUCTURES + 1)
 
     def parts_of(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return h (B, C, D, H, W), f (B, 3, D, H, W) and the logits of classes in float32."""
-        others = 3 + self.num_labels + 1
+        others = 3 + NUM_STRUCTURES + 1
         sizes = [outputs.shape[1] - others, 3, others - 3]
         image, place, logits = torch.split(outputs.float(), sizes, dim=1)
         return image, place, logits
