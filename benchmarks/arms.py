@@ -9,8 +9,9 @@ Every (arm, seed) is a resumable run of its own; results of what is finished are
 The first arm is the baseline, unless another is named. What is given with ``--set`` is shared by all; give
 spacing, intensity and patch where an arm starts from weights, which have their own. With ``--draws`` each
 seed has labelled cases of its own, no case in two of them until all were used, so that intervals also tell
-what other cases would have given; an arm with ``labels=10`` beside ``--labels 5`` has those of two seeds. The
-test cases are left alone, unless ``--test`` asks for their scores, once nothing is to be chosen any more.
+what other cases would have given. An arm with ``labels=10`` beside ``--labels 5`` has those of two seeds and
+is trained for the first of them. The test cases are left alone, unless ``--test`` asks for their scores, once
+nothing is to be chosen any more.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy import stats
 
 from misfm.config import FinetuneSettings, resolve
 from misfm.data.dataset import Dataset
@@ -63,12 +67,15 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arms: list[Arm] = []
+    labelled: dict[tuple[str, int], tuple[str, ...]] = {}
     for seed in (int(text) for text in arguments.seeds.split(",")):
         for arm in arguments.arm:
             name, _, weights = arm.partition("=")
             unit = "draw" if arguments.draws else "seed"
             run = arguments.out / f"{name.replace(' ', '-')}-{arguments.steps}-{unit}{seed}"
             settings = settings_of(arguments, weights, seed)
+            if settings is None:
+                continue
             if (run / "validation.json").exists():
                 flips = settle_flips(settings.augmentation, Dataset.open(settings.dataset))
                 RunFolder(run).require(settings.model_copy(update={"augmentation": flips}))
@@ -83,15 +90,19 @@ def main() -> None:
                 score_test_cases(run, settings)
             scores = json.loads(scored.read_text(encoding="utf-8"))
             arms.append(Arm(name, learning_curve(run), dice_by_case(scores), seed))
+            assert isinstance(settings.cases, tuple)
+            labelled[name, seed] = settings.cases
     order = [arm.partition("=")[0] for arm in arguments.arm]
-    write_results(sorted(arms, key=lambda arm: (order.index(arm.name), arm.seed)), arguments)
+    write_results(sorted(arms, key=lambda arm: (order.index(arm.name), arm.seed)), labelled, arguments)
 
 
-def settings_of(arguments: argparse.Namespace, start: str, seed: int) -> FinetuneSettings:
-    """Settings of one arm with one seed."""
+def settings_of(arguments: argparse.Namespace, start: str, seed: int) -> FinetuneSettings | None:
+    """Settings of one arm with one seed; None where an earlier seed has the same cases already."""
     weights, *assignments = re.split(r",(?=[\w.]+=)", start)
     more = [text.removeprefix(LABELS) for text in assignments if text.startswith(LABELS)]
-    cases = labelled_cases(arguments, seed, int(more[0]) if more else arguments.labels)
+    count = int(more[0]) if more else arguments.labels
+    if arguments.draws and seed * arguments.labels % count:
+        return None
     assignments = [text for text in assignments if not text.startswith(LABELS)]
     return resolve(
         FinetuneSettings,
@@ -99,7 +110,7 @@ def settings_of(arguments: argparse.Namespace, start: str, seed: int) -> Finetun
         options={
             "dataset": str(arguments.dataset),
             "weights": weights or None,
-            "cases": cases,
+            "cases": labelled_cases(arguments, seed, count),
             "seed": seed,
             "training.steps": arguments.steps,
             "training.validate_every": arguments.validate_every,
@@ -116,8 +127,7 @@ def labelled_cases(arguments: argparse.Namespace, seed: int, count: int) -> list
     settings = resolve(FinetuneSettings, recipe="small", options={"dataset": str(arguments.dataset)})
     training, _ = choose_cases(Dataset.open(arguments.dataset), settings)
     names = [case.name for case in training]
-    choice = seed % (len(names) // arguments.labels)
-    first = choice * arguments.labels // count * count
+    first = seed % (len(names) // arguments.labels) * arguments.labels
     before = nested_subset(names, first) if first else []
     return sorted(set(nested_subset(names, first + count)) - set(before))
 
@@ -129,23 +139,30 @@ def score_test_cases(run: Path, settings: FinetuneSettings) -> None:
     evaluate(run / "predictions", dataset / "labelsTs", run / "test.json")
 
 
-def write_results(arms: list[Arm], arguments: argparse.Namespace) -> None:
+def write_results(
+    arms: list[Arm], labelled: dict[tuple[str, int], tuple[str, ...]], arguments: argparse.Namespace
+) -> None:
     """Write the comparison as JSON and markdown."""
     given = {name: settings for name, _, settings in (arm.partition("=") for arm in arguments.arm)}
     comparison = compare_arms(arms, baseline=arguments.baseline or next(iter(given)))
     result: dict[str, Any] = {
         "dataset": arguments.dataset.name,
         "labels": arguments.labels,
-        "labelled": {
-            seed: labelled_cases(arguments, seed, arguments.labels)
-            for seed in sorted({arm.seed for arm in arms})
-        },
         "steps": arguments.steps,
         "scored": "test" if arguments.test else "validation",
         "shared": arguments.set,
         "arms": {name: re.sub(r"[^,]*/", "", given[name]) for name in comparison.scores},
         "comparison": asdict(comparison),
-        "runs": [{"arm": arm.name, "seed": arm.seed, "curve": arm.curve, "cases": arm.cases} for arm in arms],
+        "runs": [
+            {
+                "arm": arm.name,
+                "seed": arm.seed,
+                "labelled": labelled[arm.name, arm.seed],
+                "curve": arm.curve,
+                "cases": arm.cases,
+            }
+            for arm in arms
+        ],
     }
     write_json(RESULTS / f"{arguments.name}.json", result)
     labels = list(comparison.scores[comparison.baseline])
@@ -158,25 +175,34 @@ def write_results(arms: list[Arm], arguments: argparse.Namespace) -> None:
         lines.append(f"| {name} | {len(comparison.seeds[name])} | {' | '.join(cells)} | {gap} |")
     scored = "test" if arguments.test else "validation"
     if arguments.draws:
-        lines += ["", "Difference by choice of labelled cases:", "", *draw_table(arms, comparison.baseline)]
+        lines += ["", *draw_table(arms, labelled, comparison.baseline)]
     lines += ["", f"Dice of {scored} cases. Mean validation Dice while training:", "", *curve_table(arms)]
     text = "\n".join(lines) + "\n"
     write_text(RESULTS / f"{arguments.name}.md", text)
     print(text)
 
 
-def draw_table(arms: list[Arm], baseline: str) -> list[str]:
-    """Mean Dice of the baseline for each choice of labelled cases, and what the others add to it."""
+def draw_table(arms: list[Arm], labelled: dict[tuple[str, int], tuple[str, ...]], baseline: str) -> list[str]:
+    """Difference to the baseline by its labelled cases, and the mean over these choices with a t interval.
+
+    Few choices make bootstrap intervals too narrow; this one knows how few they are, but takes the test cases
+    as given. Seeds with the same labelled cases are averaged first.
+    """
     runs = {(arm.name, arm.seed): arm for arm in arms}
-    others = [name for name in dict.fromkeys(arm.name for arm in arms) if name != baseline]
-    lines = [f"| choice | {baseline} | {' | '.join(others)} |", "|" + "---|" * (len(others) + 2)]
-    for seed in sorted(seed for name, seed in runs if name == baseline):
-        pair = [runs[baseline, seed]]
-        pair += [runs[name, seed] for name in others if (name, seed) in runs]
-        scores = compare_arms(pair, baseline=baseline).scores
-        gaps = [scores[name]["all"].difference if name in scores else None for name in others]
-        cells = ["" if gap is None else f"{gap.mean:+.3f}" for gap in gaps]
-        lines.append(f"| {seed} | {scores[baseline]['all'].mean:.3f} | {' | '.join(cells)} |")
+    lines = ["| arm | by choice of labelled cases | mean [95 %, t over choices] |", "|---|---|---|"]
+    for name in dict.fromkeys(arm.name for arm in arms):
+        by_choice: dict[tuple[str, ...], list[float]] = {}
+        for arm in arms:
+            if arm.name == name != baseline and (twin := runs.get((baseline, arm.seed))):
+                difference = compare_arms([twin, arm], baseline=baseline).scores[name]["all"].difference
+                assert difference is not None
+                by_choice.setdefault(labelled[baseline, arm.seed], []).append(difference.mean)
+        gaps = np.array([np.mean(values) for values in by_choice.values()])
+        if len(gaps) > 1:
+            half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / len(gaps) ** 0.5
+            cells = [", ".join(f"{gap:+.3f}" for gap in gaps)]
+            cells.append(f"{gaps.mean():+.3f} [{gaps.mean() - half:+.3f}, {gaps.mean() + half:+.3f}]")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
