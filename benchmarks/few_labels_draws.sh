@@ -25,6 +25,11 @@ head_neck() {
     --set intensity=ct:-200,600
 }
 
+# Against the earlier weights, on validation cases: the arm "pretrained" of few_labels_transfer.
+python "$here/arms.py" --dataset "$data/Dataset002_HeadNeckCT" --out "$runs/weights" --name few_labels_weights \
+  --seeds 0,1 --set 'patch_size=[40,40,40]' --set batch_size=2 --set overlap=0.25 --set 'spacing=[2.5,3.9,3.9]' \
+  --set intensity=ct:-200,600 --arm "pretrained=$weights"
+
 third="pretrained, a third of the steps=$weights,training.steps"
 arms Dataset001_Hippocampus hippocampus hippocampus --seeds 0,1,2,3,4,5 --steps 2000 --validate-every 250 \
   --set 'spacing=[1,1,1]' --set intensity=mr --arm scratch= --arm "pretrained=$weights" --arm "$third=667" \
