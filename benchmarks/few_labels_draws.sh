@@ -35,5 +35,6 @@ arms Dataset001_Hippocampus hippocampus hippocampus --seeds 0,1,2,3,4,5 --steps 
   --set 'spacing=[1,1,1]' --set intensity=mr --arm scratch= --arm "pretrained=$weights" --arm "$third=667" \
   --arm "scratch, 10 labels=,labels=10"
 head_neck head_neck --seeds 0,1,2,3 --arm scratch= --arm "pretrained=$weights" --arm "$third=1667"
-head_neck head_neck_short --seeds 0,1,2,3,4,5 --arm "scratch, a third of the steps=,training.steps=1667" \
+# Seeds 4 and 5 have the cases of 0 and 1 again.
+head_neck head_neck_short --seeds 0,1,2,4,5 --arm "scratch, a third of the steps=,training.steps=1667" \
   --arm "$third=1667"
