@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from misfm.data.anatomy import NUM_ORGANS, NUM_STRUCTURES, smooth_field
+from misfm.data.canvas import NUM_ORGANS, NUM_STRUCTURES, smooth_field
 from misfm.data.dataset import Dataset
 from misfm.data.phantom import (
     LABEL_NAMES,

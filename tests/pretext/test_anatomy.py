@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from misfm.data import anatomy
+from misfm.data import canvas
 from misfm.intensities import IntensitySettings
 from misfm.losses import IGNORE
 from misfm.pretext.anatomy import NUM_STRUCTURES, PhantomAnatomy

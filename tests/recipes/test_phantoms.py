@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from misfm.config import CompareSettings
-from misfm.data import anatomy
+from misfm.data import canvas
 from misfm.data.record import IngestSettings
 from misfm.data.store import Store
 from misfm.errors import ConfigError
@@ -43,7 +43,7 @@ def test_generated_scans_come_with_label_maps_and_are_generated_once(generated):
     assert sorted(path.name for path in folder.iterdir()) == ["phantoms.json", "store"]
     assert len(store.records()) == 2
     seen = set.union(*(set(store.label_anchors(record)) for record in store.records()))
-    assert seen >= {anatomy.LIVER, anatomy.SPINAL_CORD, anatomy.FAT, anatomy.VERTEBRA}
+    assert seen >= {canvas.LIVER, canvas.SPINAL_CORD, canvas.FAT, canvas.VERTEBRA}
     assert before == {
         path: path.stat().st_mtime_ns for path in folder.rglob("*") if "sqlite" not in path.name
     }

@@ -1,4 +1,4 @@
-"""Generated CT scans of a trunk: something to try, test and pretrain on without any download."""
+"""Generated CT scans: something to try, test and pretrain on without any download."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from misfm.data import anatomy
+from misfm.data import canvas as parts
+from misfm.data import head_neck, trunk
+from misfm.data.canvas import Canvas, smooth_field
 from misfm.data.writers import write_label_map
 from misfm.errors import DataError
 from misfm.files import write_bytes, write_json
@@ -20,13 +22,13 @@ from misfm.settings import Settings, Size, Spacing
 from misfm.volume import Volume
 
 LABEL_NAMES = {
-    anatomy.LIVER: "liver",
-    anatomy.LEFT_KIDNEY: "left_kidney",
-    anatomy.RIGHT_KIDNEY: "right_kidney",
-    anatomy.SPINAL_CORD: "spinal_cord",
-    anatomy.AORTA: "aorta",
+    parts.LIVER: "liver",
+    parts.LEFT_KIDNEY: "left_kidney",
+    parts.RIGHT_KIDNEY: "right_kidney",
+    parts.SPINAL_CORD: "spinal_cord",
+    parts.AORTA: "aorta",
 }
-"""Label values and names of the organs; other structures have the values after them in ``anatomy``."""
+"""Label values and names of the organs; other structures have the values after them in ``canvas``."""
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -41,8 +43,12 @@ class PhantomSettings(Settings):
     spacing_jitter: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.15, description="Largest relative change of each spacing. Default 0.15."
     )
+    region: Literal["trunk", "head_neck"] = Field(
+        default="trunk", description="Part of the body that is shown. Default trunk."
+    )
     half_width: tuple[NonNegative, NonNegative] = Field(
-        default=(135.0, 165.0), description="Half the body's width, mm. Default 135 to 165."
+        default=(135.0, 165.0),
+        description="Half the width of the trunk, or of the head, mm. Default 135 to 165.",
     )
     rotation_degrees: NonNegative = Field(
         default=7.0, description="Largest tilt about each axis, degrees. Default 7."
@@ -64,8 +70,17 @@ class PhantomSettings(Settings):
     )
 
 
-TO_PRETRAIN_ON = PhantomSettings(
-    spacing=(4.5, 4.5, 4.5), spacing_jitter=0.3, rotation_degrees=15.0, deformation=0.07, labels="structures"
+_VARIED = PhantomSettings(spacing_jitter=0.3, rotation_degrees=15.0, deformation=0.07, labels="structures")
+TO_PRETRAIN_ON = (
+    _VARIED.model_copy(update={"spacing": (4.5, 4.5, 4.5)}),
+    _VARIED.model_copy(
+        update={
+            "region": "head_neck",
+            "half_width": (68.0, 84.0),
+            "shape": (80, 64, 64),
+            "spacing": (3.0, 4.0, 4.0),
+        }
+    ),
 )
 """More to tell apart, and more varied than people are: what is learnt has to fit other parts of the body."""
 
@@ -88,15 +103,8 @@ def generate_phantom(
     spacing = np.array(settings.spacing) * rng.uniform(1 - jitter, 1 + jitter, 3)
     canvas = _empty_canvas(settings, spacing / rng.uniform(*settings.half_width), rng)
     medium = rng.uniform(*settings.enhancement)
-    canvas = anatomy.draw_body_wall(canvas, rng)
-    anatomy.draw_chest(canvas, rng, medium)
-    anatomy.draw_upper_belly(canvas, rng, medium)
-    anatomy.draw_lower_belly(canvas, rng, settings.num_bowel_loops)
-    curve = anatomy.spine_curve(rng)
-    anatomy.draw_spine(canvas, rng, curve)
-    anatomy.draw_vessels(canvas, rng, medium, curve)
-    for side in (anatomy.LEFT, anatomy.RIGHT):
-        anatomy.draw_kidney(canvas, rng, medium, side)
+    draw = _draw_head_neck if settings.region == "head_neck" else _draw_trunk
+    draw(canvas, rng, settings, medium)
     # Reconstruction correlates noise within a slice: each voxel shares with its neighbours.
     noise = rng.standard_normal(settings.shape, np.float32)
     noise += np.roll(noise, 1, 1) + np.roll(noise, 1, 2)
@@ -106,7 +114,7 @@ def generate_phantom(
     affine[:3, 3] = -affine[:3, :3] @ (np.array(settings.shape) - 1) / 2 + rng.uniform(-50, 50, 3)
     voxels = np.clip(np.rint(image), -1024, 3071).astype(np.int16)
     if settings.labels == "organs":
-        canvas.label[canvas.label > anatomy.NUM_ORGANS] = 0
+        canvas.label[canvas.label > parts.NUM_ORGANS] = 0
     return Volume(voxels[None], affine), Volume(canvas.label[None], affine)
 
 
@@ -121,11 +129,12 @@ def write_phantom_dataset(
         DataError: the folder cannot be written.
     """
     settings = settings or PhantomSettings()
+    prefix = "phantom" if settings.region == "trunk" else settings.region
     for part, (suffix, count) in enumerate((("Tr", num_train), ("Ts", num_test))):
         _make_dir(dataset_dir / f"images{suffix}")
         for i in range(count):
             image, label = generate_phantom(settings, np.random.default_rng((seed, part, i)))
-            name = f"phantom_{suffix.lower()}_{i:03d}"
+            name = f"{prefix}_{suffix.lower()}_{i:03d}"
             _write_scan(dataset_dir / f"images{suffix}" / f"{name}_0000.nii.gz", image)
             write_label_map(dataset_dir / f"labels{suffix}" / f"{name}.nii.gz", label)
     description = {
@@ -142,7 +151,7 @@ def label_names(settings: PhantomSettings) -> dict[str, int]:
     organs = {name: value for value, name in LABEL_NAMES.items()}
     if settings.labels == "organs":
         return organs
-    others = range(anatomy.NUM_ORGANS + 1, anatomy.NUM_STRUCTURES + 1)
+    others = range(parts.NUM_ORGANS + 1, parts.NUM_STRUCTURES + 1)
     return organs | {f"structure_{value}": value for value in others}
 
 
@@ -161,12 +170,38 @@ def write_phantom_scans(
         _write_scan(scan_dir / f"scan_{i:04d}.nii.gz", image)
 
 
-def _empty_canvas(
-    settings: PhantomSettings, step: NDArray[np.float64], rng: np.random.Generator
-) -> anatomy.Canvas:
+def _draw_trunk(canvas: Canvas, rng: np.random.Generator, settings: PhantomSettings, medium: float) -> None:
+    canvas = trunk.draw_body_wall(canvas, rng)
+    trunk.draw_chest(canvas, rng, medium)
+    trunk.draw_upper_belly(canvas, rng, medium)
+    trunk.draw_lower_belly(canvas, rng, settings.num_bowel_loops)
+    curve = trunk.spine_curve(rng)
+    trunk.draw_spine(canvas, rng, curve)
+    trunk.draw_vessels(canvas, rng, medium, curve)
+    for side in (parts.LEFT, parts.RIGHT):
+        trunk.draw_kidney(canvas, rng, medium, side)
+
+
+def _draw_head_neck(
+    canvas: Canvas, rng: np.random.Generator, settings: PhantomSettings, medium: float
+) -> None:
+    curve = head_neck.neck_curve(rng)
+    canvas = head_neck.draw_outline(canvas, rng, curve)
+    head_neck.draw_shoulders(canvas, rng, curve)
+    head_neck.draw_neck_muscles(canvas, rng, curve)
+    trunk.draw_spine(canvas, rng, curve)
+    head_neck.draw_throat(canvas, rng, curve, medium)
+    head_neck.draw_skull(canvas, rng, curve)
+    head_neck.draw_face(canvas, rng)
+    head_neck.draw_jaw(canvas, rng, medium)
+
+
+def _empty_canvas(settings: PhantomSettings, step: NDArray[np.float64], rng: np.random.Generator) -> Canvas:
     """Lay out a scan of air: voxel positions, tilted, shifted and bent."""
     shape = settings.shape
     shift = rng.uniform(-0.06, 0.06, 3)
+    if settings.region == "head_neck":
+        shift[0] -= rng.uniform(0.2, 1.2)  # how much of head and chest is seen varies from scan to scan
     axes = [((np.arange(n) - (n - 1) / 2) * d).astype(np.float32) for n, d in zip(shape, step, strict=True)]
     grid = np.meshgrid(*axes, indexing="ij", sparse=True)
     a, b, c = np.radians(settings.rotation_degrees) * rng.uniform(-1, 1, 3)
@@ -177,19 +212,19 @@ def _empty_canvas(
         + tilt[i, 1] * grid[1]
         + tilt[i, 2] * grid[2]
         + np.float32(shift[i])
-        + np.float32(settings.deformation) * anatomy.smooth_field(shape, 3, rng)
-        + np.float32(settings.deformation / 5) * anatomy.smooth_field(shape, 8, rng)
+        + np.float32(settings.deformation) * smooth_field(shape, 3, rng)
+        + np.float32(settings.deformation / 5) * smooth_field(shape, 8, rng)
         for i in range(3)
     )
     first = [float(axis[0] + offset) for axis, offset in zip(axes, shift, strict=True)]
-    return anatomy.Canvas(
+    return Canvas(
         image=np.full(shape, -1000, np.float32),
         label=np.zeros(shape, np.uint8),
         up=up,
         back=back,
         left=left,
-        texture=anatomy.smooth_field(shape, 16, rng),
-        wobble=anatomy.smooth_field(shape, 9, rng),
+        texture=smooth_field(shape, 16, rng),
+        wobble=smooth_field(shape, 9, rng),
         wall=np.zeros(shape, np.float32),
         edge=float(np.max(step) * rng.uniform(1.0, 1.6)),
         first=(first[0], first[1], first[2]),

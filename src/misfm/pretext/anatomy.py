@@ -5,10 +5,11 @@ learns what a segmentation of a CT is before it sees a patient. For the generato
 be learnt, half of the patches are recoloured: each structure :math:`k` is made lighter or darker as a whole,
 
 .. math::
-    x'(v) = x(v) + c_{y(v)}, \qquad c_k \sim N(0, \sigma^2),
+    x'(v) = x(v) + \sum_u w(v - u) \, c_{y(u)}, \qquad c_k \sim N(0, \sigma^2),
 
-so that it is told less by its intensity and more by its shape and place (background, k = 0, is shifted as
-well, and what is shifted has sharp borders); then intensities are varied as in fine-tuning, more often. That
+so that it is told less by its intensity and more by its shape and place. Background, k = 0, is shifted as
+well; w, of three voxels a side, is the partial volume at borders. Then intensities are varied as in
+fine-tuning, more often. That
 segmenting synthetic shapes of any contrast transfers to real scans: Billot et al., SynthSeg, arXiv
 2107.09559. Fits every network with a decoder.
 """
@@ -19,6 +20,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
@@ -28,7 +30,7 @@ from misfm.losses import IGNORE, hard_dice, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel, Shape
 from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability
 
-NUM_STRUCTURES = 22
+NUM_STRUCTURES = 45
 """That generated anatomy has."""
 STRONG_INTENSITIES = IntensitySettings(
     p_noise=0.3, p_blur=0.3, p_low_resolution=0.3, p_brightness=0.5, p_contrast=0.5, p_gamma=0.5
@@ -67,7 +69,8 @@ class PhantomAnatomy(PretextTask):
         plan = sample_intensities(len(images), self.intensities, generator)
         real = placement.real(patch_size)[:, 0]
         labels = placement.labels[:, 0]
-        shift = torch.stack([own[where] for own, where in zip(shifts, labels, strict=True)]) * real
+        shift = torch.stack([own[where] for own, where in zip(shifts, labels, strict=True)])
+        shift = soften(shift) * real
         targets = labels.masked_fill(~real, IGNORE)
         varied = apply_intensities(images + shift[:, None].to(images.device), plan)
         return PretextBatch(varied, targets.to(images.device))
@@ -83,6 +86,12 @@ class PhantomAnatomy(PretextTask):
     def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
         """Mean Dice of the structures, and what guessing by their shares would reach."""
         return dice_score(outputs.detach(), batch.targets)
+
+
+def soften(volumes: Tensor) -> Tensor:
+    """Blur (B, D, H, W) by the weights 1/4, 1/2, 1/4 along each axis."""
+    padded = F.pad(volumes[:, None], (1,) * 6, mode="replicate")
+    return F.avg_pool3d(F.avg_pool3d(padded, 2, 1), 2, 1)[:, 0]
 
 
 def dice_score(logits: Tensor, labels: Tensor) -> Mapping[str, float]:

@@ -1,97 +1,43 @@
-"""Generated anatomy of a trunk: implicit surfaces painted over each other.
-
-Structures are signed distances in patient coordinates (up, back, left), in units of half the body's width,
-from the body's centre. The coordinates bend smoothly at random, so one short description yields ever other
-anatomy. Each structure covers what lies there already, with an edge about one voxel wide: partial volume
-without supersampling.
-"""
+"""Generated anatomy of a trunk: its structures, painted from the skin inwards."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from misfm.volume import FloatTriple, Triple
-
-Array = NDArray[np.floating[Any]]
-Rng = np.random.Generator
-Curve = Callable[[Array], tuple[Array, Array]]
-
-LEFT, RIGHT = 1.0, -1.0
-LIVER, LEFT_KIDNEY, RIGHT_KIDNEY, SPINAL_CORD, AORTA = range(1, 6)
-FAT, WALL, RIB, LEFT_LUNG, RIGHT_LUNG, HEART, STERNUM, SPLEEN, STOMACH, BOWEL = range(6, 16)
-LEFT_PSOAS, RIGHT_PSOAS, PELVIS, BACK_MUSCLE, DISC, VERTEBRA, VENA_CAVA = range(16, 23)
-NUM_ORGANS, NUM_STRUCTURES = AORTA, VENA_CAVA
-"""How many organs and, these included, structures have labels; air, windpipe, oesophagus, the fat between
-organs and the fluid around the spinal cord are background."""
-
-
-@dataclass(frozen=True)
-class Canvas:
-    """A scan in the making, or a view of a part of it.
-
-    Attributes:
-        image: HU, float32 (D, H, W).
-        label: label values, same shape.
-        up, back, left: patient coordinates of every voxel.
-        texture, wobble: smooth random fields of unit variance: inside of organs, and their outlines.
-        wall: distance below the inner side of the body wall, negative in and outside of it.
-        edge: width of a blurred border.
-        first, step: coordinates of the first voxel and along (D, H, W), tilt and bending left out.
-    """
-
-    image: Array
-    label: NDArray[np.uint8]
-    up: Array
-    back: Array
-    left: Array
-    texture: Array
-    wobble: Array
-    wall: Array
-    edge: float
-    first: FloatTriple
-    step: FloatTriple
-
-    def near(self, centre: FloatTriple, radii: FloatTriple) -> Canvas:
-        """Return the part that an ellipsoid can reach, sharing memory; the margin covers tilt and bending."""
-        box = tuple(
-            slice(max(0, int((c - r - 0.3 - a) / b)), max(1, math.ceil((c + r + 0.3 - a) / b)))
-            for c, r, a, b in zip(centre, radii, self.first, self.step, strict=True)
-        )
-        fields = ("image", "label", "up", "back", "left", "texture", "wobble", "wall")
-        return replace(self, **{name: getattr(self, name)[box] for name in fields})
-
-    def ellipsoid(self, centre: FloatTriple, radii: FloatTriple, wobble: float = 0.0) -> Array:
-        """Return the signed distance to an ellipsoid, negative inside, its outline moved by ``wobble``."""
-        scaled = [(x - c) / r for x, c, r in zip((self.up, self.back, self.left), centre, radii, strict=True)]
-        inner: Array = np.sqrt(scaled[0] ** 2 + scaled[1] ** 2 + scaled[2] ** 2)
-        a, b, c = (x / r for x, r in zip(scaled, radii, strict=True))
-        slope: Array = np.sqrt(a**2 + b**2 + c**2)
-        # The implicit function over its slope: a distance to first order, exact on the surface.
-        distance: Array = inner * (inner - 1) / (slope + 1e-6) + wobble * self.wobble
-        return distance
-
-    def paint(self, distance: Array, hu: float | Array, label: int = 0) -> None:
-        """Fill where the signed distance is negative; an unlabelled structure also covers labels."""
-        share = np.clip(0.5 - distance / self.edge, 0, 1)
-        self.image[:] += share * (hu - self.image)
-        self.label[share > 0.5] = label
-
-
-def smooth_field(shape: Triple, nodes: int, rng: Rng) -> Array:
-    """Return a Gaussian random field (D, H, W) of unit variance that varies over 1/nodes of each side."""
-    field: Array = rng.standard_normal((nodes + 2,) * 3, np.float32)
-    for side in shape:
-        places = np.linspace(0.5, nodes + 0.5, side, dtype=np.float32)
-        basis = np.exp(-(((places[:, None] - np.arange(nodes + 2, dtype=np.float32)) / 0.75) ** 2))
-        basis /= np.linalg.norm(basis, axis=1, keepdims=True)
-        field = np.tensordot(field, basis, (0, 1))
-    return field
+from misfm.data.canvas import (
+    AORTA,
+    BACK_MUSCLE,
+    BOWEL,
+    DISC,
+    FAT,
+    HEART,
+    LEFT,
+    LEFT_KIDNEY,
+    LEFT_LUNG,
+    LEFT_PSOAS,
+    LIVER,
+    OESOPHAGUS,
+    PELVIS,
+    RIB,
+    RIGHT,
+    RIGHT_KIDNEY,
+    RIGHT_LUNG,
+    RIGHT_PSOAS,
+    SPINAL_CORD,
+    SPLEEN,
+    STERNUM,
+    STOMACH,
+    VENA_CAVA,
+    VERTEBRA,
+    WALL,
+    Array,
+    Canvas,
+    Curve,
+    Rng,
+    vary,
+)
 
 
 def draw_body_wall(canvas: Canvas, rng: Rng) -> Canvas:
@@ -131,14 +77,14 @@ def draw_chest(canvas: Canvas, rng: Rng, medium: float) -> None:
         lung = np.maximum(np.maximum(lung, 0.02 - canvas.wall), base - canvas.up)
         hu = air + 45 * canvas.texture + 130 * np.maximum(0, canvas.texture - 1.4)
         canvas.paint(lung, hu, LEFT_LUNG if side == LEFT else RIGHT_LUNG)
-    centre, radii = _vary(rng, (dome + 0.22, -0.2, 0.12), (0.26, 0.24, 0.28))
+    centre, radii = vary(rng, (dome + 0.22, -0.2, 0.12), (0.26, 0.24, 0.28))
     part = canvas.near(centre, radii)
     heart = part.ellipsoid(centre, radii, 0.02)
     part.paint(heart - 0.03, -90)
     part.paint(heart, rng.uniform(38, 50) + 100 * medium + 8 * part.texture, HEART)
     part.paint(heart + 0.08, rng.uniform(35, 45) + 150 * medium + 8 * part.texture, HEART)
     canvas.paint(_tube(canvas, 0.06, 0.0, 0.05, bottom=dome + 0.4), -980)
-    canvas.paint(_tube(canvas, 0.12, 0.05, 0.035, bottom=dome - 0.1), 35)
+    canvas.paint(_tube(canvas, 0.12, 0.05, 0.035, bottom=dome - 0.1), 35, OESOPHAGUS)
     sternum = np.maximum(np.abs(canvas.wall + 0.04) - 0.03, np.abs(canvas.left) - 0.09)
     sternum = np.maximum(np.maximum(sternum, canvas.back + 0.3), dome - canvas.up)
     canvas.paint(sternum, rng.uniform(250, 450), STERNUM)
@@ -147,8 +93,8 @@ def draw_chest(canvas: Canvas, rng: Rng, medium: float) -> None:
 def draw_upper_belly(canvas: Canvas, rng: Rng, medium: float) -> None:
     """Liver, spleen and stomach with a gas bubble on top of its fluid."""
     hu = rng.uniform(45, 65) + 45 * medium
-    centre, radii = _vary(rng, (0.03, -0.08, -0.4), (0.33, 0.42, 0.38))
-    lobe, lobe_radii = _vary(rng, (0.08, -0.26, -0.02), (0.2, 0.2, 0.34))
+    centre, radii = vary(rng, (0.03, -0.08, -0.4), (0.33, 0.42, 0.38))
+    lobe, lobe_radii = vary(rng, (0.08, -0.26, -0.02), (0.2, 0.2, 0.34))
     part = canvas.near((0.05, -0.1, -0.2), (0.45, 0.55, 0.65))
     liver = np.minimum(part.ellipsoid(centre, radii, 0.03), part.ellipsoid(lobe, lobe_radii, 0.02))
     liver = np.maximum(liver, 0.015 - part.wall)
@@ -156,11 +102,11 @@ def draw_upper_belly(canvas: Canvas, rng: Rng, medium: float) -> None:
     part.paint(liver, hu + 7 * part.texture, LIVER)
     vessels = np.maximum(np.abs(part.wobble) - 0.12, np.abs(part.texture) - 0.5) * 0.1
     part.paint(np.maximum(vessels, liver + 0.08), hu + 30 * medium - 10, LIVER)
-    centre, radii = _vary(rng, (0.1, 0.2, 0.58), (0.24, 0.2, 0.14))
+    centre, radii = vary(rng, (0.1, 0.2, 0.58), (0.24, 0.2, 0.14))
     part = canvas.near(centre, radii)
     spleen = np.maximum(part.ellipsoid(centre, radii, 0.03), 0.015 - part.wall)
     part.paint(spleen, rng.uniform(42, 58) + 70 * medium + 7 * part.texture, SPLEEN)
-    centre, radii = _vary(rng, (0.05, -0.22, 0.42), (0.24, 0.24, 0.24))
+    centre, radii = vary(rng, (0.05, -0.22, 0.42), (0.24, 0.24, 0.24))
     part = canvas.near(centre, radii)
     stomach = np.maximum(part.ellipsoid(centre, radii, 0.04), 0.02 - part.wall)
     part.paint(stomach, rng.uniform(35, 50), STOMACH)
@@ -180,7 +126,7 @@ def draw_lower_belly(canvas: Canvas, rng: Rng, num_loops: int) -> None:
         content = -900.0 if rng.uniform() < 0.3 else rng.uniform(0, 60)
         part.paint(loop + 0.035, content + 20 * part.texture, BOWEL)
     for side in (LEFT, RIGHT):
-        centre, radii = _vary(rng, (-0.75, 0.27, 0.23 * side), (0.6, 0.12, 0.1))
+        centre, radii = vary(rng, (-0.75, 0.27, 0.23 * side), (0.6, 0.12, 0.1))
         psoas = canvas.ellipsoid(centre, radii, 0.01)
         canvas.paint(psoas, 55 + 8 * canvas.texture, LEFT_PSOAS if side == LEFT else RIGHT_PSOAS)
     wing = np.abs(canvas.ellipsoid((-1.1, -0.02, 0.0), (0.6, 0.46, 0.66), 0.015)) - 0.035
@@ -244,7 +190,7 @@ def draw_vessels(canvas: Canvas, rng: Rng, medium: float, curve: Curve) -> None:
 def draw_kidney(canvas: Canvas, rng: Rng, medium: float, side: float) -> None:
     """A bean in fat with its notch towards the midline; both sides come from one distribution."""
     label = LEFT_KIDNEY if side == LEFT else RIGHT_KIDNEY
-    centre, radii = _vary(rng, (-0.22, 0.2, 0.4 * side), (0.26, 0.15, 0.145))
+    centre, radii = vary(rng, (-0.22, 0.2, 0.4 * side), (0.26, 0.15, 0.145))
     part = canvas.near(centre, radii)
     notch = part.ellipsoid((centre[0], centre[1], centre[2] - 0.15 * side), (0.1, 0.08, 0.09))
     bean = np.maximum(part.ellipsoid(centre, radii, 0.02), 0.02 - part.wall)
@@ -253,13 +199,6 @@ def draw_kidney(canvas: Canvas, rng: Rng, medium: float, side: float) -> None:
     hu = rng.uniform(28, 40)
     part.paint(kidney, hu + 130 * medium + 6 * part.texture, label)
     part.paint(np.maximum(kidney, bean + 0.06), hu + 70 * medium, label)
-
-
-def _vary(rng: Rng, centre: FloatTriple, radii: FloatTriple) -> tuple[FloatTriple, FloatTriple]:
-    """Shift and resize an ellipsoid as organs of other people differ."""
-    a, b, c = (float(x) for x in np.array(centre) + rng.normal(0, 0.025, 3))
-    d, e, f = (float(x) for x in np.array(radii) * rng.uniform(0.85, 1.15) * rng.uniform(0.9, 1.1, 3))
-    return (a, b, c), (d, e, f)
 
 
 def _tube(canvas: Canvas, back: float, left: float, radius: float, *, bottom: float) -> Array:
