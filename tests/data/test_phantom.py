@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from misfm.data import canvas
 from misfm.data.canvas import NUM_ORGANS, NUM_STRUCTURES, smooth_field
 from misfm.data.dataset import Dataset
 from misfm.data.phantom import (
@@ -93,9 +94,56 @@ def test_all_structures_may_be_labelled_and_the_organs_keep_their_values():
 
 
 def test_what_is_pretrained_on_shows_every_structure_and_varies_more():
-    cases = [generate_phantom(TO_PRETRAIN_ON, seed) for seed in range(3)]
-    assert set.union(*(set(np.unique(label.data)) for _, label in cases)) == set(range(NUM_STRUCTURES + 1))
-    assert np.ptp([image.spacing for image, _ in cases], axis=0).max() > 1
+    labels, spacings = [], []
+    for settings in TO_PRETRAIN_ON:
+        for seed in range(3):
+            image, label = generate_phantom(settings, seed)
+            labels.append(set(np.unique(label.data)))
+            spacings.append(image.spacing)
+    assert set.union(*labels) == set(range(NUM_STRUCTURES + 1))
+    assert np.ptp(spacings[:3], axis=0).max() > 1
+
+
+@pytest.fixture(scope="module")
+def heads():
+    """Label maps of three heads and necks, and where the (right, front, top) of a structure is."""
+    labels = [generate_phantom(TO_PRETRAIN_ON[1], seed)[1] for seed in range(3)]
+
+    def places(value):
+        return np.stack(
+            [(label.affine @ (*np.argwhere(label.data[0] == value).mean(0), 1))[:3] for label in labels]
+        )
+
+    return labels, places
+
+
+def test_a_head_and_neck_are_put_together_as_in_people(heads):
+    _, places = heads
+    right, front, top = range(3)
+    above = [canvas.BRAIN, canvas.BRAINSTEM, canvas.SPINAL_CORD]
+    assert (np.diff([places(value)[:, top] for value in above], axis=0) < 0).all()
+    assert (places(canvas.JAW)[:, front] > places(canvas.BRAINSTEM)[:, front] + 15).all()
+    assert (places(canvas.CEREBELLUM)[:, front] < places(canvas.BRAINSTEM)[:, front]).all()
+    assert (places(canvas.LARYNX)[:, top] < places(canvas.TONGUE)[:, top]).all()
+    assert (places(canvas.VERTEBRA)[:, front] < places(canvas.LARYNX)[:, front]).all()
+    for left_one in (canvas.LEFT_EYE, canvas.LEFT_PAROTID, canvas.LEFT_SUBMANDIBULAR, canvas.LEFT_CHEWING):
+        assert (places(left_one)[:, right] < places(canvas.TONGUE)[:, right]).all()
+        assert (places(left_one + 1)[:, right] > places(canvas.TONGUE)[:, right]).all()
+
+
+def test_organs_of_a_head_have_the_size_of_real_ones(heads):
+    """In ml; ranges are wide, for what is pretrained on varies more than people do."""
+    sizes = {
+        canvas.BRAINSTEM: (10, 60),
+        canvas.JAW: (20, 150),
+        canvas.LEFT_PAROTID: (5, 60),
+        canvas.RIGHT_PAROTID: (5, 60),
+        canvas.LEFT_EYE: (2, 15),
+    }
+    for label in heads[0]:
+        for value, (low, high) in sizes.items():
+            volume = (label.data == value).sum() * np.prod(label.spacing) / 1000
+            assert low < volume < high, value
 
 
 def test_a_dataset_of_all_structures_names_them(tmp_path):

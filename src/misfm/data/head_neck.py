@@ -99,7 +99,7 @@ def draw_neck_muscles(canvas: Canvas, rng: Rng, curve: Curve) -> None:
     behind = (np.sqrt(behind + ((canvas.left - column) / rng.uniform(0.55, 0.7)) ** 2) - 1) * 0.4
     behind = np.maximum(np.maximum(behind, canvas.up + 0.02), 0.02 - canvas.wall)
     canvas.paint(behind, rng.uniform(48, 62) + 25 * canvas.texture, BACK_MUSCLE)
-    low_row, _ = curve(np.float32(-2.2))
+    low_row, _ = curve(np.array(-2.2, np.float32))
     for side in SIDES:
         start, end = (-0.1, 0.22, 0.68 * side), (-2.2, float(low_row) - 0.6, 0.14 * side)
         muscle = np.maximum(_rod(canvas, start, end, 0.13, 0.17), 0.01 - canvas.wall)
@@ -165,7 +165,7 @@ def draw_skull(canvas: Canvas, rng: Rng, curve: Curve) -> None:
     cerebellum = np.maximum(canvas.ellipsoid(centre, radii, 0.02), cavity + 0.04)
     canvas.paint(cerebellum - 0.03, 8)
     canvas.paint(cerebellum, rng.uniform(30, 42) + 4 * canvas.texture, CEREBELLUM)
-    row, column = (float(value) for value in curve(np.float32(0.0)))
+    row, column = (float(value) for value in curve(np.array(0.0, np.float32)))
     low, high = (-0.04, row + 0.2, column), (rng.uniform(0.55, 0.75), rng.uniform(-0.08, 0.08), 0.0)
     stem = _rod(canvas, low, high, rng.uniform(0.08, 0.11), rng.uniform(0.17, 0.22))
     stem = np.maximum(np.maximum(stem, up - high[0]), low[0] - up)
@@ -202,7 +202,7 @@ def draw_face(canvas: Canvas, rng: Rng) -> None:
 
 
 def draw_jaw(canvas: Canvas, rng: Rng, medium: float) -> None:
-    """Lower jaw, teeth, chewing muscles and the glands beside them; both sides come from one distribution."""
+    """Lower jaw, teeth, chewing muscles and the salivary glands; both sides come from one distribution."""
     drop = rng.uniform(-0.05, 0.1)
     half = rng.uniform(0.5, 0.62)
     length = rng.uniform(0.68, 0.84)
@@ -231,6 +231,12 @@ def draw_jaw(canvas: Canvas, rng: Rng, medium: float) -> None:
     cortex = rng.uniform(700, 1300)
     canvas.paint(jaw, cortex, JAW)
     canvas.paint(jaw + 0.045, rng.uniform(150, 500) + 80 * canvas.texture, JAW)
+    _draw_salivary_glands(canvas, rng, medium, jaw, half, drop)
+
+
+def _draw_salivary_glands(
+    canvas: Canvas, rng: Rng, medium: float, jaw: Array, half: float, drop: float
+) -> None:
     fatty = rng.uniform(-40, 25) + 50 * medium
     firm = rng.uniform(35, 55) + 50 * medium
     for side in SIDES:
@@ -252,8 +258,8 @@ def _rod(canvas: Canvas, start: FloatTriple, end: FloatTriple, first: float, las
     """Return the signed distance to a round rod whose radius goes from ``first`` to ``last``."""
     axis = np.array(end) - start
     offsets = [x - x0 for x, x0 in zip((canvas.up, canvas.back, canvas.left), start, strict=True)]
-    along = sum(x * float(d) for x, d in zip(offsets, axis / (axis @ axis), strict=True))
+    along: Array = np.add.reduce([x * float(d) for x, d in zip(offsets, axis / (axis @ axis), strict=True)])
     along = np.clip(along, 0, 1)
-    squared: Array = sum((x - along * float(d)) ** 2 for x, d in zip(offsets, axis, strict=True))
+    squared: Array = np.add.reduce([(x - along * float(d)) ** 2 for x, d in zip(offsets, axis, strict=True)])
     distance: Array = np.sqrt(squared) - (first + along * (last - first))
     return distance

@@ -66,7 +66,7 @@ class PhantomSettings(Settings):
         default=(8.0, 28.0), description="Standard deviation of the noise, HU. Default 8 to 28."
     )
     labels: Literal["organs", "structures"] = Field(
-        default="organs", description="Label five organs, or all 22 structures. Default organs."
+        default="organs", description="Label five organs, or all structures. Default organs."
     )
 
 

@@ -165,7 +165,7 @@ WEIGHTS = (
         file="builtin.safetensors",
         network="unet",
         pretext="phantom-anatomy",
-        data="generated anatomy: trunks that look like CT, and no patient's scan",
+        data="generated anatomy: trunks and heads that look like CT, and no patient's scan",
         licence="Apache-2.0",
         citation="misfm itself",
     ),
