@@ -116,7 +116,10 @@ def test_encoders_of_openmind_give_the_features_that_nnunet_gets(path, channels)
         features = encoder(expected[f"in{channels}.input"])
     for level in range(1, 6):
         skip = expected[f"in{channels}.skip.{level}"]
-        assert (features[level] - skip).abs().max() / skip.abs().max() < 1e-5
+        # The deepest level normalises over four voxels: there the reference itself is 5e-5 from float64, and
+        # another number of threads, which adds up in another order, up to 4e-5 from the reference.
+        tolerance = 1e-4 if level == 5 else 1e-5
+        assert (features[level] - skip).abs().max() / skip.abs().max() < tolerance
 
 
 @needs_golden
