@@ -10,8 +10,9 @@ The first arm is the baseline, unless another is named. What is given with ``--s
 spacing, intensity and patch where an arm starts from weights, which have their own. With ``--draws`` each
 seed has labelled cases of its own, no case in two of them until all were used, so that intervals also tell
 what other cases would have given. An arm with ``labels=10`` beside ``--labels 5`` has those of two seeds and
-is trained for the first of them. The test cases are left alone, unless ``--test`` asks for their scores, once
-nothing is to be chosen any more.
+is trained for the first of them. Runs from scratch that the results file ``--known`` holds with the same
+settings and cases are taken from there: repeated on the same kind of CPU they give the same figures. The
+test cases are left alone, unless ``--test`` asks for their scores, once nothing is to be chosen any more.
 """
 
 from __future__ import annotations
@@ -63,11 +64,13 @@ def main() -> None:
     parser.add_argument("--validate-every", type=int, default=250)
     parser.add_argument("--name", required=True, help="of the results files")
     parser.add_argument("--test", action="store_true", help="score the test cases")
+    parser.add_argument("--known", help="results to take runs from scratch from, by name")
     parser.add_argument("--summary-only", action="store_true", help="only read what is finished")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     arms: list[Arm] = []
     labelled: dict[tuple[str, int], tuple[str, ...]] = {}
+    known = runs_from_scratch(arguments)
     for seed in (int(text) for text in arguments.seeds.split(",")):
         for arm in arguments.arm:
             name, _, weights = arm.partition("=")
@@ -75,6 +78,11 @@ def main() -> None:
             run = arguments.out / f"{name.replace(' ', '-')}-{arguments.steps}-{unit}{seed}"
             settings = settings_of(arguments, weights, seed)
             if settings is None:
+                continue
+            assert isinstance(settings.cases, tuple)
+            if found := known.get((name, seed, settings.cases)):
+                arms.append(found)
+                labelled[name, seed] = settings.cases
                 continue
             if (run / "validation.json").exists():
                 flips = settle_flips(settings.augmentation, Dataset.open(settings.dataset))
@@ -90,10 +98,28 @@ def main() -> None:
                 score_test_cases(run, settings)
             scores = json.loads(scored.read_text(encoding="utf-8"))
             arms.append(Arm(name, learning_curve(run), dice_by_case(scores), seed))
-            assert isinstance(settings.cases, tuple)
             labelled[name, seed] = settings.cases
     order = [arm.partition("=")[0] for arm in arguments.arm]
     write_results(sorted(arms, key=lambda arm: (order.index(arm.name), arm.seed)), labelled, arguments)
+
+
+def runs_from_scratch(arguments: argparse.Namespace) -> dict[tuple[str, int, tuple[str, ...]], Arm]:
+    """Runs of the known results that arms without weights would repeat, by name, seed and labelled cases."""
+    if arguments.known is None:
+        return {}
+    known = json.loads((RESULTS / f"{arguments.known}.json").read_text(encoding="utf-8"))
+    scored = "test" if arguments.test else "validation"
+    asked = [arguments.dataset.name, arguments.labels, arguments.steps, arguments.set, scored]
+    if [known[key] for key in ("dataset", "labels", "steps", "shared", "scored")] != asked:
+        raise SystemExit(f"{arguments.known} has other settings than those asked for.")
+    given = {name: start for name, _, start in (arm.partition("=") for arm in arguments.arm)}
+    return {
+        (run["arm"], run["seed"], tuple(run["labelled"])): Arm(
+            run["arm"], tuple((step, score) for step, score in run["curve"]), run["cases"], run["seed"]
+        )
+        for run in known["runs"]
+        if known["arms"][run["arm"]] == given.get(run["arm"]) and not given[run["arm"]].partition(",")[0]
+    }
 
 
 def settings_of(arguments: argparse.Namespace, start: str, seed: int) -> FinetuneSettings | None:
