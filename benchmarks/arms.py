@@ -104,21 +104,47 @@ def main() -> None:
 
 
 def runs_from_scratch(arguments: argparse.Namespace) -> dict[tuple[str, int, tuple[str, ...]], Arm]:
-    """Runs of the known results that arms without weights would repeat, by name, seed and labelled cases."""
+    """Runs of the known results that arms without weights would repeat, by name, seed and labelled cases.
+
+    That the code trains as it did then is for the caller to know: repeat one run, and compare.
+    """
     if arguments.known is None:
         return {}
     known = json.loads((RESULTS / f"{arguments.known}.json").read_text(encoding="utf-8"))
-    scored = "test" if arguments.test else "validation"
-    asked = [arguments.dataset.name, arguments.labels, arguments.steps, arguments.set, scored]
-    if [known[key] for key in ("dataset", "labels", "steps", "shared", "scored")] != asked:
-        raise SystemExit(f"{arguments.known} has other settings than those asked for.")
-    given = {name: start for name, _, start in (arm.partition("=") for arm in arguments.arm)}
+    asked = setting_of_results(arguments)
+    for key, value in asked.items():
+        if known.get(key) != value:
+            raise SystemExit(
+                f"{arguments.known} has another '{key}' than is asked for, or says nothing of it."
+            )
     return {
         (run["arm"], run["seed"], tuple(run["labelled"])): Arm(
             run["arm"], tuple((step, score) for step, score in run["curve"]), run["cases"], run["seed"]
         )
         for run in known["runs"]
-        if known["arms"][run["arm"]] == given.get(run["arm"]) and not given[run["arm"]].partition(",")[0]
+        if (start := known["arms"][run["arm"]]) == without_folders(given_arms(arguments).get(run["arm"], "?"))
+        and not start.partition(",")[0]
+    }
+
+
+def given_arms(arguments: argparse.Namespace) -> dict[str, str]:
+    """Weights and assignments of each arm, by its name."""
+    return {name: start for name, _, start in (arm.partition("=") for arm in arguments.arm)}
+
+
+def without_folders(start: str) -> str:
+    """Weights and assignments of an arm, as results name them."""
+    return re.sub(r"[^,]*/", "", start)
+
+
+def setting_of_results(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What all runs of a results file share."""
+    return {
+        "dataset": arguments.dataset.name,
+        "labels": arguments.labels,
+        "steps": arguments.steps,
+        "scored": "test" if arguments.test else "validation",
+        "shared": arguments.set,
     }
 
 
@@ -169,15 +195,12 @@ def write_results(
     arms: list[Arm], labelled: dict[tuple[str, int], tuple[str, ...]], arguments: argparse.Namespace
 ) -> None:
     """Write the comparison as JSON and markdown."""
-    given = {name: settings for name, _, settings in (arm.partition("=") for arm in arguments.arm)}
+    given = given_arms(arguments)
     comparison = compare_arms(arms, baseline=arguments.baseline or next(iter(given)))
     result: dict[str, Any] = {
-        "dataset": arguments.dataset.name,
-        "labels": arguments.labels,
-        "steps": arguments.steps,
-        "scored": "test" if arguments.test else "validation",
-        "shared": arguments.set,
-        "arms": {name: re.sub(r"[^,]*/", "", given[name]) for name in comparison.scores},
+        **setting_of_results(arguments),
+        "known": arguments.known,
+        "arms": {name: without_folders(given[name]) for name in comparison.scores},
         "comparison": asdict(comparison),
         "runs": [
             {

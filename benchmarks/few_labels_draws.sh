@@ -3,7 +3,9 @@
 # to the plateau and for a third of that; ten labels from scratch. One pretraining on generated anatomy, the one whose
 # weights ship as `builtin`.
 # usage: bash benchmarks/few_labels_draws.sh DATA RUNS
-# DATA holds Dataset001_Hippocampus and Dataset002_HeadNeckCT. Stopped, it goes on where it was.
+# DATA holds Dataset001_Hippocampus and Dataset002_HeadNeckCT. Stopped, it goes on where it was, as long as misfm is
+# the same: RUNS of another version belong in a folder of their own. With KNOWN=1 runs from
+# scratch that are in the committed results of the study with weights of trunks alone are taken from there.
 set -euo pipefail
 data=$1 runs=$2
 here=$(dirname "$0")
@@ -17,7 +19,8 @@ arms() {  # DATASET FOLDER NAME OPTIONS
   local dataset=$1 folder=$2 name=$3
   shift 3
   python "$here/arms.py" --dataset "$data/$dataset" --out "$runs/$folder" --name "few_labels_draws_$name" \
-    --draws --test --set 'patch_size=[40,40,40]' --set batch_size=2 --set overlap=0.25 "$@"
+    ${KNOWN:+--known "few_labels_trunks_$name"} --draws --test --set 'patch_size=[40,40,40]' --set batch_size=2 \
+    --set overlap=0.25 "$@"
 }
 
 head_neck() {
@@ -25,8 +28,8 @@ head_neck() {
     --set intensity=ct:-200,600
 }
 
-# Against the earlier weights, on validation cases: the arm "pretrained" of few_labels_transfer.
-python "$here/arms.py" --dataset "$data/Dataset002_HeadNeckCT" --out "$runs/weights" --name few_labels_weights \
+# Against the earlier weights, on validation cases: few_labels_weights.
+python "$here/arms.py" --dataset "$data/Dataset002_HeadNeckCT" --out "$runs/weights" --name few_labels_weights_heads \
   --seeds 0,1 --set 'patch_size=[40,40,40]' --set batch_size=2 --set overlap=0.25 --set 'spacing=[2.5,3.9,3.9]' \
   --set intensity=ct:-200,600 --arm "pretrained=$weights"
 
@@ -34,7 +37,6 @@ third="pretrained, a third of the steps=$weights,training.steps"
 arms Dataset001_Hippocampus hippocampus hippocampus --seeds 0,1,2,3,4,5 --steps 2000 --validate-every 250 \
   --set 'spacing=[1,1,1]' --set intensity=mr --arm scratch= --arm "pretrained=$weights" --arm "$third=667" \
   --arm "scratch, 10 labels=,labels=10"
-head_neck head_neck --seeds 0,1,2,3 --arm scratch= --arm "pretrained=$weights" --arm "$third=1667"
-# Seeds 4 and 5 have the cases of 0 and 1 again.
-head_neck head_neck_short --seeds 0,1,2,4,5 --arm "scratch, a third of the steps=,training.steps=1667" \
-  --arm "$third=1667"
+# Seeds 4 to 7 have the cases of 0 to 3 again.
+head_neck head_neck --seeds 0,1,2,3,4,5,6,7 --arm scratch= --arm "pretrained=$weights" --arm "$third=1667" \
+  --arm "scratch, 10 labels=,labels=10"

@@ -1,4 +1,4 @@
-"""Generated scans look like CT of a trunk, repeat with their seed, and make a dataset other tools read."""
+"""Generated scans look like CT, repeat with their seed, and make a dataset other tools read."""
 
 import json
 
@@ -93,28 +93,25 @@ def test_all_structures_may_be_labelled_and_the_organs_keep_their_values():
     assert np.array_equal(np.where(label.data <= NUM_ORGANS, label.data, 0), organs.data)
 
 
-def test_what_is_pretrained_on_shows_every_structure_and_varies_more():
-    labels, spacings = [], []
-    for settings in TO_PRETRAIN_ON:
-        for seed in range(3):
-            image, label = generate_phantom(settings, seed)
-            labels.append(set(np.unique(label.data)))
-            spacings.append(image.spacing)
-    assert set.union(*labels) == set(range(NUM_STRUCTURES + 1))
-    assert np.ptp(spacings[:3], axis=0).max() > 1
+def test_what_is_pretrained_on_shows_every_structure_and_varies_more(heads):
+    trunks = [generate_phantom(TO_PRETRAIN_ON[0], seed) for seed in range(3)]
+    seen = [set(np.unique(label.data)) for _, label in (*trunks, *heads[0])]
+    assert set.union(*seen) == set(range(NUM_STRUCTURES + 1))
+    for cases in (trunks, heads[0]):
+        assert np.ptp([image.spacing for image, _ in cases], axis=0).max() > 1
 
 
 @pytest.fixture(scope="module")
 def heads():
-    """Label maps of three heads and necks, and where the (right, front, top) of a structure is."""
-    labels = [generate_phantom(TO_PRETRAIN_ON[1], seed)[1] for seed in range(3)]
+    """Three heads and necks, and a function for where (right, front, top) a structure is in each of them."""
+    cases = [generate_phantom(TO_PRETRAIN_ON[1], seed) for seed in range(3)]
 
     def places(value):
         return np.stack(
-            [(label.affine @ (*np.argwhere(label.data[0] == value).mean(0), 1))[:3] for label in labels]
+            [(label.affine @ (*np.argwhere(label.data[0] == value).mean(0), 1))[:3] for _, label in cases]
         )
 
-    return labels, places
+    return cases, places
 
 
 def test_a_head_and_neck_are_put_together_as_in_people(heads):
@@ -131,6 +128,25 @@ def test_a_head_and_neck_are_put_together_as_in_people(heads):
         assert (places(left_one + 1)[:, right] > places(canvas.TONGUE)[:, right]).all()
 
 
+def test_a_head_is_a_plausible_scan_and_repeats_with_its_seed(heads):
+    image, label = heads[0][1]
+    again = generate_phantom(TO_PRETRAIN_ON[1], 1)
+    assert np.array_equal(again[0].data, image.data)
+    assert np.array_equal(again[1].data, label.data)
+    assert (image.data.dtype, label.data.dtype, image.orientation) == (np.int16, np.uint8, "SPL")
+    assert image.data.min() < -950  # air
+    assert image.data.max() > 1000  # teeth and the base of the skull
+
+
+def test_two_regions_stand_side_by_side_in_a_dataset(tmp_path):
+    for seed, region in enumerate(TO_PRETRAIN_ON):
+        small = region.model_copy(update={"shape": (20, 24, 28)})
+        write_phantom_dataset(tmp_path, num_train=1, num_test=0, seed=seed, settings=small)
+    names = [case.name for case in Dataset.open(tmp_path).cases()]
+    assert names == ["head_neck_tr_000", "phantom_tr_000"]
+    assert json.loads((tmp_path / "dataset.json").read_text())["numTraining"] == 2
+
+
 def test_organs_of_a_head_have_the_size_of_real_ones(heads):
     """In ml; ranges are wide, for what is pretrained on varies more than people do."""
     sizes = {
@@ -140,7 +156,7 @@ def test_organs_of_a_head_have_the_size_of_real_ones(heads):
         canvas.RIGHT_PAROTID: (5, 60),
         canvas.LEFT_EYE: (2, 15),
     }
-    for label in heads[0]:
+    for _, label in heads[0]:
         for value, (low, high) in sizes.items():
             volume = (label.data == value).sum() * np.prod(label.spacing) / 1000
             assert low < volume < high, value

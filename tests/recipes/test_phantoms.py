@@ -1,5 +1,6 @@
 """Pretraining without scans: generated anatomy as a store, and its label maps as a pretext."""
 
+import json
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from misfm.config import CompareSettings
 from misfm.data import canvas
+from misfm.data.phantom import PhantomSettings, write_phantom_dataset
 from misfm.data.record import IngestSettings
 from misfm.data.store import Store
 from misfm.errors import ConfigError
@@ -14,6 +16,8 @@ from misfm.recipes.compare import Trial, pretrain_settings
 from misfm.recipes.phantoms import generate, open_store
 from misfm.recipes.pretrain import PatchSource, pretrain, split_records
 from misfm.weights import describe
+
+SMALL = PhantomSettings(shape=(20, 24, 28), spacing=(15, 13, 11))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def test_generated_scans_come_with_label_maps_and_are_generated_once(generated):
     assert sorted(path.name for path in folder.iterdir()) == ["phantoms.json", "store"]
     assert len(store.records()) == 2
     seen = set.union(*(set(store.label_anchors(record)) for record in store.records()))
-    assert seen >= {canvas.LIVER, canvas.SPINAL_CORD, canvas.FAT, canvas.VERTEBRA}
+    assert seen >= {canvas.LIVER, canvas.SPINAL_CORD, canvas.FAT, canvas.BRAIN, canvas.JAW}
     assert before == {
         path: path.stat().st_mtime_ns for path in folder.rglob("*") if "sqlite" not in path.name
     }
@@ -93,9 +97,31 @@ def test_scans_of_another_version_of_the_generator_are_not_taken(generated, tmp_
     folder = tmp_path / "run-phantoms"
     shutil.copytree(next(generated.parent.iterdir()), folder)
     assert len(open_store("phantom:2", tmp_path / "run").records()) == 2
-    (folder / "phantoms.json").unlink()
-    with pytest.raises(ConfigError, match="another version of misfm: delete it"):
-        open_store("phantom:2", tmp_path / "run")
+    made_with = folder / "phantoms.json"
+    look = json.loads(made_with.read_text())
+    for other in (json.dumps(look | {"structures": 5}), None):
+        made_with.unlink() if other is None else made_with.write_text(other)
+        with pytest.raises(ConfigError, match="another version of misfm: delete it"):
+            open_store("phantom:2", tmp_path / "run")
+    shutil.rmtree(folder / "store")
+    made_with.write_text(json.dumps(look | {"structures": 5}))
+    open_store("phantom:2", tmp_path / "run")
+    assert json.loads(made_with.read_text()) == look
+
+
+def test_a_killed_generation_goes_on_with_as_many_of_each_region(generated, tmp_path):
+    """What it left, cut short or more than is asked for, is made anew; an odd one is a head."""
+    folder = tmp_path / "run-phantoms"
+    shutil.copytree(next(generated.parent.glob("run-phantoms")), folder)
+    write_phantom_dataset(folder / "dataset", num_train=9, num_test=0, seed=0, settings=SMALL)
+    (folder / "dataset" / "labelsTr" / "phantom_tr_008.nii.gz").unlink()
+    store = open_store("phantom:3", tmp_path / "run")
+    assert sorted(record.case for record in store.records()) == [
+        "head_neck_tr_000",
+        "head_neck_tr_001",
+        "phantom_tr_000",
+    ]
+    assert not (folder / "dataset").exists()
 
 
 def test_halves_of_a_batch_from_one_store_are_other_patches(generated, tiny):

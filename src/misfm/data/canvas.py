@@ -1,9 +1,9 @@
 """What generated anatomy is painted on: implicit surfaces that cover each other.
 
 Structures are signed distances in patient coordinates (up, back, left), in units of half the width of the
-trunk or the head, from its centre. The coordinates bend smoothly at random, so one short description yields
-ever other anatomy. Each structure covers what lies there already, with an edge about one voxel wide: partial
-volume without supersampling.
+trunk, from its centre, or of the head, from the foramen magnum. The coordinates bend smoothly at random, so
+one short description yields ever other anatomy. Each structure covers what lies there already, with an edge
+about one voxel wide: partial volume without supersampling.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Canvas:
         label: label values, same shape.
         up, back, left: patient coordinates of every voxel.
         texture, wobble: smooth random fields of unit variance: inside of organs, and their outlines.
-        wall: distance below the inner side of the body wall, negative in and outside of it.
+        wall: distance below the inner side of the body wall, of a head below the fat under the skin;
+            negative in and outside of it.
         edge: width of a blurred border.
         first, step: coordinates of the first voxel and along (D, H, W), tilt and bending left out.
     """
@@ -62,7 +63,8 @@ class Canvas:
     step: FloatTriple
 
     def near(self, centre: FloatTriple, radii: FloatTriple) -> Canvas:
-        """Return the part that an ellipsoid can reach, sharing memory; the margin covers tilt and bending."""
+        """Return the part that an ellipsoid can reach, sharing memory; the margin covers bending and
+        the tilt of what is near."""
         box = tuple(
             slice(max(0, int((c - r - 0.3 - a) / b)), max(1, math.ceil((c + r + 0.3 - a) / b)))
             for c, r, a, b in zip(centre, radii, self.first, self.step, strict=True)

@@ -42,18 +42,33 @@ from misfm.data.canvas import (
     Rng,
     vary,
 )
+from misfm.data.trunk import draw_spine
 from misfm.volume import FloatTriple
 
 SIDES = (LEFT, RIGHT)
 
 
-def neck_curve(rng: Rng) -> Curve:
-    """Return where the middle of a vertebra lies (back, left) at each height: the neck leans backwards."""
+def draw(canvas: Canvas, rng: Rng, medium: float) -> None:
+    """Draw a head and neck; ``medium`` is the contrast medium, 0 none to 1 arterial."""
+    curve = _neck_curve(rng)
+    canvas = _draw_outline(canvas, rng, curve)
+    _draw_shoulders(canvas, rng, curve)
+    _draw_neck_muscles(canvas, rng, curve)
+    draw_spine(canvas, rng, curve)
+    _draw_throat(canvas, rng, curve, medium)
+    _draw_skull(canvas, rng, curve)
+    _draw_face(canvas, rng)
+    _draw_jaw(canvas, rng, medium)
+
+
+def _neck_curve(rng: Rng) -> Curve:
+    """Return where the middle of a vertebra lies (back, left) at each height: the neck leans
+    forward from the shoulders."""
     lean, bow, sway = rng.uniform(0.1, 0.4), rng.uniform(0.0, 0.08), rng.uniform(-0.06, 0.06)
     return lambda up: (0.08 - lean * np.minimum(up, 0.3) - bow * np.sin(1.6 * up), sway * up)
 
 
-def draw_outline(canvas: Canvas, rng: Rng, curve: Curve) -> Canvas:
+def _draw_outline(canvas: Canvas, rng: Rng, curve: Curve) -> Canvas:
     """Skin and the fat under it around cranium, face, neck and shoulders."""
     row, column = curve(canvas.up)
     widening = 1 / (1 + np.exp((canvas.up + rng.uniform(1.8, 2.3)) / rng.uniform(0.1, 0.2)))
@@ -72,7 +87,7 @@ def draw_outline(canvas: Canvas, rng: Rng, curve: Curve) -> Canvas:
     return replace(canvas, wall=wall)
 
 
-def draw_shoulders(canvas: Canvas, rng: Rng, curve: Curve) -> None:
+def _draw_shoulders(canvas: Canvas, rng: Rng, curve: Curve) -> None:
     """Muscle, tops of the lungs, collar bones and heads of the upper arms."""
     row, _ = curve(canvas.up)
     top = rng.uniform(-2.5, -2.1)
@@ -92,7 +107,7 @@ def draw_shoulders(canvas: Canvas, rng: Rng, curve: Curve) -> None:
         canvas.paint(bones + 0.05, 200 + 40 * canvas.texture, SHOULDER)
 
 
-def draw_neck_muscles(canvas: Canvas, rng: Rng, curve: Curve) -> None:
+def _draw_neck_muscles(canvas: Canvas, rng: Rng, curve: Curve) -> None:
     """Muscles behind the spine, and those from behind the ears to the breast bone."""
     row, column = curve(canvas.up)
     behind = ((canvas.back - row - 0.42) / rng.uniform(0.36, 0.44)) ** 2
@@ -107,7 +122,7 @@ def draw_neck_muscles(canvas: Canvas, rng: Rng, curve: Curve) -> None:
         canvas.paint(muscle, rng.uniform(50, 62) + 10 * canvas.texture, label)
 
 
-def draw_throat(canvas: Canvas, rng: Rng, curve: Curve, medium: float) -> None:
+def _draw_throat(canvas: Canvas, rng: Rng, curve: Curve, medium: float) -> None:
     """Gullet, windpipe, larynx, thyroid, throat and the vessels beside them."""
     row, column = curve(canvas.up)
     p, left, up = canvas.back - row, canvas.left - column, canvas.up
@@ -138,7 +153,7 @@ def draw_throat(canvas: Canvas, rng: Rng, curve: Curve, medium: float) -> None:
     canvas.paint(np.maximum(np.maximum(throat, up - 0.08), larynx_top - 0.1 - up), -990)
 
 
-def draw_skull(canvas: Canvas, rng: Rng, curve: Curve) -> None:
+def _draw_skull(canvas: Canvas, rng: Rng, curve: Curve) -> None:
     """Vault and base, bone behind the ears with its air cells, brain, cerebellum and brain stem."""
     up, back, left = canvas.up, canvas.back, canvas.left
     outer = canvas.ellipsoid((0.85, 0.05, 0.0), (0.92, 1.17, 0.92))
@@ -149,7 +164,7 @@ def draw_skull(canvas: Canvas, rng: Rng, curve: Curve) -> None:
     cortex = rng.uniform(600, 1200)
     for side in SIDES:
         petrous = canvas.ellipsoid((0.12, 0.02, 0.42 * side), (0.15, 0.15, 0.36), 0.02)
-        mastoid = canvas.ellipsoid((-0.02, 0.25, 0.68 * side), (0.28, 0.22, 0.17), 0.02)
+        mastoid = _mastoid(canvas, side, 0.02)
         mastoid = np.maximum(mastoid, 0.02 - canvas.wall)
         bone = np.minimum(bone, np.minimum(petrous, mastoid))
         cavity = np.maximum(cavity, -petrous)
@@ -175,7 +190,7 @@ def draw_skull(canvas: Canvas, rng: Rng, curve: Curve) -> None:
     canvas.paint(stem, rng.uniform(28, 40) + 3 * canvas.texture, BRAINSTEM)
 
 
-def draw_face(canvas: Canvas, rng: Rng) -> None:
+def _draw_face(canvas: Canvas, rng: Rng) -> None:
     """Eyes, upper jaw with its sinuses, nose and tongue."""
     for side in SIDES:
         orbit = canvas.ellipsoid((0.25, -0.82, 0.4 * side), (0.24, 0.34, 0.25))
@@ -201,7 +216,7 @@ def draw_face(canvas: Canvas, rng: Rng) -> None:
         canvas.paint(gap, -980)
 
 
-def draw_jaw(canvas: Canvas, rng: Rng, medium: float) -> None:
+def _draw_jaw(canvas: Canvas, rng: Rng, medium: float) -> None:
     """Lower jaw, teeth, chewing muscles and the salivary glands; both sides come from one distribution."""
     drop = rng.uniform(-0.05, 0.1)
     half = rng.uniform(0.5, 0.62)
@@ -245,13 +260,17 @@ def _draw_salivary_glands(
         deep = canvas.ellipsoid((centre[0], centre[1] - 0.03, (half - 0.06) * side), (0.2, 0.12, 0.16), 0.02)
         gland = np.maximum(np.minimum(gland, deep), 0.005 - canvas.wall)
         gland = np.maximum(gland, 0.015 - jaw)
-        bone = canvas.ellipsoid((-0.02, 0.25, 0.68 * side), (0.28, 0.22, 0.17))
-        gland = np.maximum(gland, 0.015 - bone)
+        gland = np.maximum(gland, 0.015 - _mastoid(canvas, side))
         canvas.paint(gland, fatty + 15 * canvas.texture, LEFT_PAROTID if side == LEFT else RIGHT_PAROTID)
         centre, radii = vary(rng, (-0.82 - drop, -0.35, 0.4 * side), (0.2, 0.22, 0.13))
         gland = np.maximum(canvas.ellipsoid(centre, radii, 0.02), 0.015 - jaw)
         label = LEFT_SUBMANDIBULAR if side == LEFT else RIGHT_SUBMANDIBULAR
         canvas.paint(gland, firm + 10 * canvas.texture, label)
+
+
+def _mastoid(canvas: Canvas, side: float, wobble: float = 0.0) -> Array:
+    """Return the signed distance to the bone behind an ear."""
+    return canvas.ellipsoid((-0.02, 0.25, 0.68 * side), (0.28, 0.22, 0.17), wobble)
 
 
 def _rod(canvas: Canvas, start: FloatTriple, end: FloatTriple, first: float, last: float) -> Array:

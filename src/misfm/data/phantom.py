@@ -48,7 +48,7 @@ class PhantomSettings(Settings):
     )
     half_width: tuple[NonNegative, NonNegative] = Field(
         default=(135.0, 165.0),
-        description="Half the width of the trunk, or of the head, mm. Default 135 to 165.",
+        description="Half the width of the trunk, or of the head (68 to 84), mm. Default 135 to 165.",
     )
     rotation_degrees: NonNegative = Field(
         default=7.0, description="Largest tilt about each axis, degrees. Default 7."
@@ -57,7 +57,7 @@ class PhantomSettings(Settings):
         default=0.05, description="Bending of the anatomy (deviation), share of half the width. Default 0.05."
     )
     num_bowel_loops: Annotated[int, Field(ge=0)] = Field(
-        default=9, description="Loops of bowel in the lower belly. Default 9."
+        default=9, description="Loops of bowel in the lower belly of a trunk. Default 9."
     )
     enhancement: tuple[NonNegative, NonNegative] = Field(
         default=(0.0, 1.0), description="Contrast medium, 0 none to 1 arterial. Default 0 to 1."
@@ -66,7 +66,7 @@ class PhantomSettings(Settings):
         default=(8.0, 28.0), description="Standard deviation of the noise, HU. Default 8 to 28."
     )
     labels: Literal["organs", "structures"] = Field(
-        default="organs", description="Label five organs, or all structures. Default organs."
+        default="organs", description="Label five organs of the trunk, or all structures. Default organs."
     )
 
 
@@ -96,15 +96,18 @@ def generate_phantom(
 
     Returns:
         Image (1, D, H, W) int16 in HU and label map (1, D, H, W) uint8, where organs have the values of
-        ``LABEL_NAMES``; both in orientation SPL with the affine of the drawn spacing.
+        ``LABEL_NAMES`` and other structures those of :mod:`misfm.data.canvas`; both in orientation SPL with
+        the affine of the drawn spacing.
     """
     rng = generator if isinstance(generator, np.random.Generator) else np.random.default_rng(generator)
     jitter = settings.spacing_jitter
     spacing = np.array(settings.spacing) * rng.uniform(1 - jitter, 1 + jitter, 3)
     canvas = _empty_canvas(settings, spacing / rng.uniform(*settings.half_width), rng)
     medium = rng.uniform(*settings.enhancement)
-    draw = _draw_head_neck if settings.region == "head_neck" else _draw_trunk
-    draw(canvas, rng, settings, medium)
+    if settings.region == "head_neck":
+        head_neck.draw(canvas, rng, medium)
+    else:
+        trunk.draw(canvas, rng, medium, settings.num_bowel_loops)
     # Reconstruction correlates noise within a slice: each voxel shares with its neighbours.
     noise = rng.standard_normal(settings.shape, np.float32)
     noise += np.roll(noise, 1, 1) + np.roll(noise, 1, 2)
@@ -123,27 +126,33 @@ def write_phantom_dataset(
 ) -> None:
     """Write a labelled dataset in nnU-Net's layout: imagesTr, labelsTr, imagesTs, labelsTs, dataset.json.
 
-    Case ``i`` of a part depends on ``seed`` and ``i`` only, not on how many there are.
+    Case ``i`` of a part depends on ``seed``, ``i`` and the settings, not on how many there are. Written
+    into one folder, cases of two regions stand side by side.
 
     Raises:
         DataError: the folder cannot be written.
     """
     settings = settings or PhantomSettings()
-    prefix = "phantom" if settings.region == "trunk" else settings.region
     for part, (suffix, count) in enumerate((("Tr", num_train), ("Ts", num_test))):
         _make_dir(dataset_dir / f"images{suffix}")
         for i in range(count):
             image, label = generate_phantom(settings, np.random.default_rng((seed, part, i)))
-            name = f"{prefix}_{suffix.lower()}_{i:03d}"
+            name = case_name(settings, suffix.lower(), i)
             _write_scan(dataset_dir / f"images{suffix}" / f"{name}_0000.nii.gz", image)
             write_label_map(dataset_dir / f"labels{suffix}" / f"{name}.nii.gz", label)
     description = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, **label_names(settings)},
-        "numTraining": num_train,
+        "numTraining": len(list((dataset_dir / "imagesTr").iterdir())),
         "file_ending": ".nii.gz",
     }
     write_json(dataset_dir / "dataset.json", description)
+
+
+def case_name(settings: PhantomSettings, part: str, i: int) -> str:
+    """Name of a case; ``part`` is "tr" or "ts"."""
+    prefix = "phantom" if settings.region == "trunk" else settings.region
+    return f"{prefix}_{part}_{i:03d}"
 
 
 def label_names(settings: PhantomSettings) -> dict[str, int]:
@@ -168,32 +177,6 @@ def write_phantom_scans(
     for i in range(num_scans):
         image, _ = generate_phantom(settings, np.random.default_rng((seed, 2, i)))
         _write_scan(scan_dir / f"scan_{i:04d}.nii.gz", image)
-
-
-def _draw_trunk(canvas: Canvas, rng: np.random.Generator, settings: PhantomSettings, medium: float) -> None:
-    canvas = trunk.draw_body_wall(canvas, rng)
-    trunk.draw_chest(canvas, rng, medium)
-    trunk.draw_upper_belly(canvas, rng, medium)
-    trunk.draw_lower_belly(canvas, rng, settings.num_bowel_loops)
-    curve = trunk.spine_curve(rng)
-    trunk.draw_spine(canvas, rng, curve)
-    trunk.draw_vessels(canvas, rng, medium, curve)
-    for side in (parts.LEFT, parts.RIGHT):
-        trunk.draw_kidney(canvas, rng, medium, side)
-
-
-def _draw_head_neck(
-    canvas: Canvas, rng: np.random.Generator, settings: PhantomSettings, medium: float
-) -> None:
-    curve = head_neck.neck_curve(rng)
-    canvas = head_neck.draw_outline(canvas, rng, curve)
-    head_neck.draw_shoulders(canvas, rng, curve)
-    head_neck.draw_neck_muscles(canvas, rng, curve)
-    trunk.draw_spine(canvas, rng, curve)
-    head_neck.draw_throat(canvas, rng, curve, medium)
-    head_neck.draw_skull(canvas, rng, curve)
-    head_neck.draw_face(canvas, rng)
-    head_neck.draw_jaw(canvas, rng, medium)
 
 
 def _empty_canvas(settings: PhantomSettings, step: NDArray[np.float64], rng: np.random.Generator) -> Canvas:

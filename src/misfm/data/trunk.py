@@ -40,7 +40,20 @@ from misfm.data.canvas import (
 )
 
 
-def draw_body_wall(canvas: Canvas, rng: Rng) -> Canvas:
+def draw(canvas: Canvas, rng: Rng, medium: float, num_bowel_loops: int) -> None:
+    """Draw a trunk; ``medium`` is the contrast medium, 0 none to 1 arterial."""
+    canvas = _draw_body_wall(canvas, rng)
+    _draw_chest(canvas, rng, medium)
+    _draw_upper_belly(canvas, rng, medium)
+    _draw_lower_belly(canvas, rng, num_bowel_loops)
+    curve = _spine_curve(rng)
+    draw_spine(canvas, rng, curve)
+    _draw_vessels(canvas, rng, medium, curve)
+    for side in (LEFT, RIGHT):
+        _draw_kidney(canvas, rng, medium, side)
+
+
+def _draw_body_wall(canvas: Canvas, rng: Rng) -> Canvas:
     """Skin, fat, muscle, ribs and the fat-filled cavity inside."""
     up, back, left = canvas.up, canvas.back, canvas.left
     depth_ratio, squareness = rng.uniform(0.66, 0.76), rng.uniform(0.3, 0.8)
@@ -65,7 +78,7 @@ def draw_body_wall(canvas: Canvas, rng: Rng) -> Canvas:
     return canvas
 
 
-def draw_chest(canvas: Canvas, rng: Rng, medium: float) -> None:
+def _draw_chest(canvas: Canvas, rng: Rng, medium: float) -> None:
     """Lungs above their domes, heart, windpipe, oesophagus and sternum."""
     dome = rng.uniform(0.25, 0.4)
     air = rng.uniform(-880, -780)
@@ -90,7 +103,7 @@ def draw_chest(canvas: Canvas, rng: Rng, medium: float) -> None:
     canvas.paint(sternum, rng.uniform(250, 450), STERNUM)
 
 
-def draw_upper_belly(canvas: Canvas, rng: Rng, medium: float) -> None:
+def _draw_upper_belly(canvas: Canvas, rng: Rng, medium: float) -> None:
     """Liver, spleen and stomach with a gas bubble on top of its fluid."""
     hu = rng.uniform(45, 65) + 45 * medium
     centre, radii = vary(rng, (0.03, -0.08, -0.4), (0.33, 0.42, 0.38))
@@ -115,7 +128,7 @@ def draw_upper_belly(canvas: Canvas, rng: Rng, medium: float) -> None:
     part.paint(gas, -960, STOMACH)
 
 
-def draw_lower_belly(canvas: Canvas, rng: Rng, num_loops: int) -> None:
+def _draw_lower_belly(canvas: Canvas, rng: Rng, num_loops: int) -> None:
     """Bowel loops with gas or fluid, psoas muscles and the wings of the pelvis."""
     for _ in range(num_loops):
         centre = (rng.uniform(-1.0, -0.15), rng.uniform(-0.42, 0.05), rng.uniform(-0.5, 0.5))
@@ -134,7 +147,7 @@ def draw_lower_belly(canvas: Canvas, rng: Rng, num_loops: int) -> None:
     canvas.paint(wing, rng.uniform(300, 600) + 60 * canvas.texture, PELVIS)
 
 
-def spine_curve(rng: Rng) -> Curve:
+def _spine_curve(rng: Rng) -> Curve:
     """Return where the middle of a vertebra lies (back, left) at each height."""
     bow, sway, phase = rng.uniform(0.02, 0.06), rng.uniform(-0.03, 0.03), rng.uniform(0, 6)
     return lambda up: (0.24 - bow * np.cos(2.2 * up + 0.6), sway * np.sin(2 * up + phase))
@@ -170,7 +183,7 @@ def draw_spine(canvas: Canvas, rng: Rng, curve: Curve) -> None:
     part.paint(ring - rng.uniform(0.052, 0.065), rng.uniform(38, 55), SPINAL_CORD)
 
 
-def draw_vessels(canvas: Canvas, rng: Rng, medium: float, curve: Curve) -> None:
+def _draw_vessels(canvas: Canvas, rng: Rng, medium: float, curve: Curve) -> None:
     """Aorta in front of the spine, to the left; vena cava to the right."""
     part = canvas.near((0.0, 0.0, 0.0), (9.0, 0.25, 0.3))
     row, column = curve(part.up)
@@ -187,7 +200,7 @@ def draw_vessels(canvas: Canvas, rng: Rng, medium: float, curve: Curve) -> None:
     part.paint(aorta, rng.uniform(38, 50) + 190 * medium, AORTA)
 
 
-def draw_kidney(canvas: Canvas, rng: Rng, medium: float, side: float) -> None:
+def _draw_kidney(canvas: Canvas, rng: Rng, medium: float, side: float) -> None:
     """A bean in fat with its notch towards the midline; both sides come from one distribution."""
     label = LEFT_KIDNEY if side == LEFT else RIGHT_KIDNEY
     centre, radii = vary(rng, (-0.22, 0.2, 0.4 * side), (0.26, 0.15, 0.145))

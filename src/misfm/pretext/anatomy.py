@@ -8,10 +8,9 @@ be learnt, half of the patches are recoloured: each structure :math:`k` is made 
     x'(v) = x(v) + \sum_u w(v - u) \, c_{y(u)}, \qquad c_k \sim N(0, \sigma^2),
 
 so that it is told less by its intensity and more by its shape and place. Background, k = 0, is shifted as
-well; w, of three voxels a side, is the partial volume at borders. Then intensities are varied as in
-fine-tuning, more often. That
-segmenting synthetic shapes of any contrast transfers to real scans: Billot et al., SynthSeg, arXiv
-2107.09559. Fits every network with a decoder.
+well; w, which is 1/4, 1/2, 1/4 along each axis, is the partial volume at borders. Then intensities are
+varied as in fine-tuning, more often. That segmenting synthetic shapes of any contrast transfers to real
+scans: Billot et al., SynthSeg, arXiv 2107.09559. Fits every network with a decoder.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class PhantomAnatomy(PretextTask):
 
 
 def soften(volumes: Tensor) -> Tensor:
-    """Blur (B, D, H, W) by the weights 1/4, 1/2, 1/4 along each axis."""
+    """Blur (B, D, H, W) by the weights 1/4, 1/2, 1/4 along each axis, values repeated beyond the edges."""
     padded = F.pad(volumes[:, None], (1,) * 6, mode="replicate")
     return F.avg_pool3d(F.avg_pool3d(padded, 2, 1), 2, 1)[:, 0]
 
