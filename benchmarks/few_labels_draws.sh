@@ -4,8 +4,8 @@
 # weights ship as `builtin`.
 # usage: bash benchmarks/few_labels_draws.sh DATA RUNS
 # DATA holds Dataset001_Hippocampus and Dataset002_HeadNeckCT. Stopped, it goes on where it was, as long as misfm is
-# the same: RUNS of another version belong in a folder of their own. With KNOWN=1 runs from
-# scratch that are in the committed results of the study with weights of trunks alone are taken from there.
+# the same: RUNS of another version belong in a folder of their own. With KNOWN=1, runs from scratch that are in the
+# committed results of the study with weights of trunks alone are taken from there.
 set -euo pipefail
 data=$1 runs=$2
 here=$(dirname "$0")
@@ -31,7 +31,8 @@ head_neck() {
 # Against the earlier weights, on validation cases: few_labels_weights.
 python "$here/arms.py" --dataset "$data/Dataset002_HeadNeckCT" --out "$runs/weights" --name few_labels_weights_heads \
   --seeds 0,1 --set 'patch_size=[40,40,40]' --set batch_size=2 --set overlap=0.25 --set 'spacing=[2.5,3.9,3.9]' \
-  --set intensity=ct:-200,600 --arm "pretrained=$weights"
+  --set intensity=ct:-200,600 --arm "pretrained=$weights" \
+  --arm "a third of the rate=$weights,training.optimizer.lr=0.002"
 
 third="pretrained, a third of the steps=$weights,training.steps"
 arms Dataset001_Hippocampus hippocampus hippocampus --seeds 0,1,2,3,4,5 --steps 2000 --validate-every 250 \
