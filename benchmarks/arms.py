@@ -11,7 +11,7 @@ spacing, intensity and patch where an arm starts from weights, which have their 
 seed has labelled cases of its own, no case in two of them until all were used, so that intervals also tell
 what other cases would have given. An arm with ``labels=10`` beside ``--labels 5`` has those of two seeds and
 is trained for the first of them. Runs from scratch that the results file ``--known`` holds with the same
-settings and cases are taken from there: repeated on the same kind of CPU they give the same figures. The
+settings and cases are taken from there; their steps are compared, not how often they were validated. The
 test cases are left alone, unless ``--test`` asks for their scores, once nothing is to be chosen any more.
 """
 
