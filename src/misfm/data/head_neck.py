@@ -12,27 +12,21 @@ from misfm.data.canvas import (
     BRAINSTEM,
     CAROTID,
     CEREBELLUM,
+    CHEWING_MUSCLES,
+    EYES,
     FAT,
     JAW,
     LARYNX,
     LEFT,
-    LEFT_CHEWING,
-    LEFT_EYE,
-    LEFT_LUNG,
-    LEFT_NECK_MUSCLE,
-    LEFT_PAROTID,
-    LEFT_SUBMANDIBULAR,
+    LUNGS,
+    NECK_MUSCLES,
     OESOPHAGUS,
+    PAROTIDS,
     PHARYNX,
     RIGHT,
-    RIGHT_CHEWING,
-    RIGHT_EYE,
-    RIGHT_LUNG,
-    RIGHT_NECK_MUSCLE,
-    RIGHT_PAROTID,
-    RIGHT_SUBMANDIBULAR,
     SHOULDER,
     SKULL,
+    SUBMANDIBULARS,
     THYROID,
     TONGUE,
     UPPER_JAW,
@@ -97,8 +91,8 @@ def _draw_shoulders(canvas: Canvas, rng: Rng, curve: Curve) -> None:
         p = canvas.back - row + 0.1
         apex = ((canvas.up - top + 1.0) / 1.05) ** 2 + (p / 0.55) ** 2
         apex = (np.sqrt(apex + ((canvas.left - 0.55 * side) / 0.42) ** 2) - 1) * 0.42
-        lung = LEFT_LUNG if side == LEFT else RIGHT_LUNG
-        canvas.paint(np.maximum(apex, 0.1 - canvas.wall), rng.uniform(-880, -780) + 45 * canvas.texture, lung)
+        lung = np.maximum(apex, 0.1 - canvas.wall)
+        canvas.paint(lung, rng.uniform(-880, -780) + 45 * canvas.texture, LUNGS[side])
         bone = rng.uniform(350, 800)
         clavicle = _rod(canvas, (top, -0.45, 0.2 * side), (top + 0.35, -0.1, 1.7 * side), 0.09, 0.09)
         arm = canvas.ellipsoid((top + 0.1, 0.1, 2.05 * side), (0.32, 0.3, 0.3))
@@ -118,8 +112,7 @@ def _draw_neck_muscles(canvas: Canvas, rng: Rng, curve: Curve) -> None:
     for side in SIDES:
         start, end = (-0.1, 0.22, 0.68 * side), (-2.2, float(low_row) - 0.6, 0.14 * side)
         muscle = np.maximum(_rod(canvas, start, end, 0.13, 0.17), 0.01 - canvas.wall)
-        label = LEFT_NECK_MUSCLE if side == LEFT else RIGHT_NECK_MUSCLE
-        canvas.paint(muscle, rng.uniform(50, 62) + 10 * canvas.texture, label)
+        canvas.paint(muscle, rng.uniform(50, 62) + 10 * canvas.texture, NECK_MUSCLES[side])
 
 
 def _draw_throat(canvas: Canvas, rng: Rng, curve: Curve, medium: float) -> None:
@@ -204,7 +197,7 @@ def _draw_face(canvas: Canvas, rng: Rng) -> None:
         sinus = canvas.ellipsoid((0.0, -0.8, 0.3 * side), (0.2, 0.25, 0.16), 0.03)
         canvas.paint(sinus, -980 if rng.uniform() < 0.8 else 30)
         eye = canvas.ellipsoid((0.27, -0.97, 0.4 * side), (0.16, 0.16, 0.16))
-        canvas.paint(eye, rng.uniform(5, 30), LEFT_EYE if side == LEFT else RIGHT_EYE)
+        canvas.paint(eye, rng.uniform(5, 30), EYES[side])
     nose = canvas.ellipsoid((0.02, -0.75, 0.0), (0.28, 0.7, 0.12), 0.03)
     nose = np.maximum(np.maximum(nose, canvas.back + 0.2), 0.015 - np.abs(canvas.left))
     canvas.paint(np.maximum(nose, 0.05 - canvas.wall), np.where(canvas.texture > 0.8, 40, -980))
@@ -232,14 +225,13 @@ def _draw_jaw(canvas: Canvas, rng: Rng, medium: float) -> None:
     ]
     jaw = np.maximum(np.minimum(arch, np.minimum(*ramus)), -canvas.wall)
     for side in SIDES:
-        label = LEFT_CHEWING if side == LEFT else RIGHT_CHEWING
         for centre, radii in (
             ((-0.38, -0.32, (half + 0.13) * side), (0.38, 0.22, 0.11)),
             ((-0.3, -0.25, (half - 0.12) * side), (0.34, 0.2, 0.11)),
         ):
             centre, radii = vary(rng, centre, radii)
             muscle = np.maximum(canvas.ellipsoid(centre, radii, 0.01), 0.01 - canvas.wall)
-            canvas.paint(muscle, rng.uniform(48, 65) + 8 * canvas.texture, label)
+            canvas.paint(muscle, rng.uniform(48, 65) + 8 * canvas.texture, CHEWING_MUSCLES[side])
     if rng.uniform() < 0.8:
         gaps = np.sin(rng.uniform(18, 26) * canvas.left / half) * 200
         canvas.paint(teeth, rng.uniform(1200, 2200) + gaps, UPPER_JAW)
@@ -261,11 +253,10 @@ def _draw_salivary_glands(
         gland = np.maximum(np.minimum(gland, deep), 0.005 - canvas.wall)
         gland = np.maximum(gland, 0.015 - jaw)
         gland = np.maximum(gland, 0.015 - _mastoid(canvas, side))
-        canvas.paint(gland, fatty + 15 * canvas.texture, LEFT_PAROTID if side == LEFT else RIGHT_PAROTID)
+        canvas.paint(gland, fatty + 15 * canvas.texture, PAROTIDS[side])
         centre, radii = vary(rng, (-0.82 - drop, -0.35, 0.4 * side), (0.2, 0.22, 0.13))
         gland = np.maximum(canvas.ellipsoid(centre, radii, 0.02), 0.015 - jaw)
-        label = LEFT_SUBMANDIBULAR if side == LEFT else RIGHT_SUBMANDIBULAR
-        canvas.paint(gland, firm + 10 * canvas.texture, label)
+        canvas.paint(gland, firm + 10 * canvas.texture, SUBMANDIBULARS[side])
 
 
 def _mastoid(canvas: Canvas, side: float, wobble: float = 0.0) -> Array:

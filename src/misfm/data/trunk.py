@@ -13,18 +13,15 @@ from misfm.data.canvas import (
     DISC,
     FAT,
     HEART,
+    KIDNEYS,
     LEFT,
-    LEFT_KIDNEY,
-    LEFT_LUNG,
-    LEFT_PSOAS,
     LIVER,
+    LUNGS,
     OESOPHAGUS,
     PELVIS,
+    PSOAS_MUSCLES,
     RIB,
     RIGHT,
-    RIGHT_KIDNEY,
-    RIGHT_LUNG,
-    RIGHT_PSOAS,
     SPINAL_CORD,
     SPLEEN,
     STERNUM,
@@ -89,7 +86,7 @@ def _draw_chest(canvas: Canvas, rng: Rng, medium: float) -> None:
         base = dome - 0.05 * side - 1.1 * ((canvas.left - 0.42 * side) ** 2 + canvas.back**2)
         lung = np.maximum(np.maximum(lung, 0.02 - canvas.wall), base - canvas.up)
         hu = air + 45 * canvas.texture + 130 * np.maximum(0, canvas.texture - 1.4)
-        canvas.paint(lung, hu, LEFT_LUNG if side == LEFT else RIGHT_LUNG)
+        canvas.paint(lung, hu, LUNGS[side])
     centre, radii = vary(rng, (dome + 0.22, -0.2, 0.12), (0.26, 0.24, 0.28))
     part = canvas.near(centre, radii)
     heart = part.ellipsoid(centre, radii, 0.02)
@@ -141,7 +138,7 @@ def _draw_lower_belly(canvas: Canvas, rng: Rng, num_loops: int) -> None:
     for side in (LEFT, RIGHT):
         centre, radii = vary(rng, (-0.75, 0.27, 0.23 * side), (0.6, 0.12, 0.1))
         psoas = canvas.ellipsoid(centre, radii, 0.01)
-        canvas.paint(psoas, 55 + 8 * canvas.texture, LEFT_PSOAS if side == LEFT else RIGHT_PSOAS)
+        canvas.paint(psoas, 55 + 8 * canvas.texture, PSOAS_MUSCLES[side])
     wing = np.abs(canvas.ellipsoid((-1.1, -0.02, 0.0), (0.6, 0.46, 0.66), 0.015)) - 0.035
     wing = np.maximum(np.maximum(wing, -0.1 - canvas.back), 0.22 - np.abs(canvas.left))
     canvas.paint(wing, rng.uniform(300, 600) + 60 * canvas.texture, PELVIS)
@@ -202,7 +199,6 @@ def _draw_vessels(canvas: Canvas, rng: Rng, medium: float, curve: Curve) -> None
 
 def _draw_kidney(canvas: Canvas, rng: Rng, medium: float, side: float) -> None:
     """A bean in fat with its notch towards the midline; both sides come from one distribution."""
-    label = LEFT_KIDNEY if side == LEFT else RIGHT_KIDNEY
     centre, radii = vary(rng, (-0.22, 0.2, 0.4 * side), (0.26, 0.15, 0.145))
     part = canvas.near(centre, radii)
     notch = part.ellipsoid((centre[0], centre[1], centre[2] - 0.15 * side), (0.1, 0.08, 0.09))
@@ -210,8 +206,8 @@ def _draw_kidney(canvas: Canvas, rng: Rng, medium: float, side: float) -> None:
     part.paint(bean - 0.04, -95 + 8 * part.texture)
     kidney = np.maximum(bean, -notch)
     hu = rng.uniform(28, 40)
-    part.paint(kidney, hu + 130 * medium + 6 * part.texture, label)
-    part.paint(np.maximum(kidney, bean + 0.06), hu + 70 * medium, label)
+    part.paint(kidney, hu + 130 * medium + 6 * part.texture, KIDNEYS[side])
+    part.paint(np.maximum(kidney, bean + 0.06), hu + 70 * medium, KIDNEYS[side])
 
 
 def _tube(canvas: Canvas, back: float, left: float, radius: float, *, bottom: float) -> Array:
