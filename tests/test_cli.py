@@ -129,6 +129,7 @@ def test_numbers_are_three_and_positive():
 def test_cases_are_a_number_or_names():
     assert case_choice(None) is None
     assert case_choice("5") == 5
+    assert case_choice("007") == ["007"]
     assert case_choice("a, b,,c") == ["a", "b", "c"]
 
 

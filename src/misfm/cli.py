@@ -200,7 +200,8 @@ def finetune(
     elif twin:
         result = finetune_twins(settings, out, resume=resume)
         say(result["verdict"])
-        say(f"Report: {out / 'report.html'}")
+        if "comparison" in result:
+            say(f"Report: {out / 'report.html'}")
     else:
         result = run(settings, out, resume=resume)
     say(f"Weights: {where}")

@@ -49,7 +49,7 @@ def integers(text: str, option: str) -> tuple[int, ...]:
 
 
 def case_choice(text: str | None) -> int | list[str] | None:
-    """Parse ``--cases``: a number, or names."""
+    """Parse ``--cases``: a number, or names; ``007`` and ``7,`` are names."""
     if text is None:
         return None
-    return int(text) if text.isdecimal() else names(text)
+    return int(text) if text.isdecimal() and str(int(text)) == text else names(text)

@@ -143,15 +143,24 @@ def test_flips_only_along_the_named_axes():
 
 
 @pytest.mark.parametrize(
-    "name", ["left_kidney", "Parotid_R", "kidney left", "ParotidL", "LKidney", "Rt lung", "l_eye"]
+    "name",
+    [
+        *("left_kidney", "Parotid_R", "kidney left", "ParotidL", "LKidney", "Rt lung", "l_eye"),
+        *("lh_hippocampus", "ctx-rh-insula", "LtParotid", "ParotidRt", "parotis_sin", "niere_links"),
+    ],
 )
 def test_lateral_labels_forbid_the_midline_flip(name):
     assert safe_flip_axes(["liver", name]) == ()
 
 
+def test_two_labels_that_differ_in_the_letter_of_a_side_forbid_it():
+    assert safe_flip_axes(["PAROTIDL", "PAROTIDR"]) == ()
+    assert safe_flip_axes(["PAROTIDL", "PAROTIDX"]) == ("W",)
+
+
 def test_labels_without_sides_allow_it():
     assert safe_flip_axes(
-        ["background", "Brainstem", "mandible", "ROI", "Anterior", "class 1", "spleen"]
+        ["background", "Brainstem", "mandible", "ROI", "Anterior", "class 1", "spleen", "liver", "lung"]
     ) == ("W",)
 
 

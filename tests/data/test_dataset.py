@@ -88,6 +88,7 @@ def test_ignore_and_the_first_version(tmp_path):
         ({"labels": {"background": 0, "left": "1"}}, "whole numbers"),
         ({"labels": LABELS | {"ignore": 1}}, "above all other labels"),
         ({"labels": {}}, "without gaps"),
+        ({"labels": LABELS | {"all": 3}}, "the name of the mean"),
         ({"channel_names": None}, "channel_names"),
     ],
 )
@@ -95,6 +96,17 @@ def test_a_bad_description_is_refused(tmp_path, changes, reason):
     with pytest.raises(DataError, match=reason) as error:
         Dataset.open(describe(tmp_path / "d", **changes))
     assert "dataset.json" in str(error.value)
+
+
+def test_files_that_a_mac_leaves_behind_are_no_cases(folder):
+    (folder / "imagesTr" / "._b_0000.nii.gz").write_bytes(b"Mac OS X")
+    assert [case.name for case in Dataset.open(folder).cases()] == ["a_1", "b"]
+
+
+def test_a_channel_that_has_no_name_is_refused(folder):
+    describe(folder, channel_names={"0": "CT"})
+    with pytest.raises(DataError, match=r"a_1_0001\.nii\.gz is of channel 1, and dataset\.json names 1"):
+        Dataset.open(folder).cases()
 
 
 def test_no_description_or_no_images(tmp_path):

@@ -51,6 +51,17 @@ def test_named_cases_are_never_held_out(dataset, finetune_settings):
     assert chosen(dataset, finetune_settings(f"cases=[{held_out}]")) == ([held_out], [])
 
 
+def test_more_classes_than_a_label_map_holds_are_refused(dataset, finetune_settings, tmp_path):
+    crowded = tmp_path / "crowded"
+    shutil.copytree(dataset, crowded)
+    content = json.loads((crowded / "dataset.json").read_text())
+    content["labels"] |= {f"more {value}": value for value in range(len(content["labels"]), 300)}
+    (crowded / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="names 300 labels, and a network can tell 256 apart"):
+        finetune(finetune_settings(f"dataset={crowded}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def split_file(tmp_path):
     folds = [{"train": NAMES[:2], "val": NAMES[2:]}, {"train": NAMES[2:], "val": NAMES[:1]}]

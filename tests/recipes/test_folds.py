@@ -1,13 +1,14 @@
 """Folds: drawn by subject, each case judged once; a cross-validation resumes, pools, and predicts."""
 
 import json
+import shutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from misfm.data.dataset import Dataset
-from misfm.errors import ConfigError
+from misfm.errors import ConfigError, WeightsError
 from misfm.evaluation.statistics import bootstrap_interval
 from misfm.recipes import folds as recipe
 from misfm.recipes import plan
@@ -103,6 +104,39 @@ def test_a_cross_validation_judges_each_case_once_and_resumes(tmp_path, finetune
         cross_validate(settings, out)
     with pytest.raises(ConfigError, match="was started with other settings"):
         cross_validate(finetune_settings("folds=2", "cases=1", "training.steps=3"), out, resume=True)
+
+
+def test_cases_added_later_do_not_change_what_a_run_learns_from(tmp_path, dataset, finetune_settings):
+    grown = tmp_path / "grown"
+    shutil.copytree(dataset, grown)
+    settings = finetune_settings("folds=2", "training.steps=2", f"dataset={grown}")
+    whole = cross_validate(settings, tmp_path / "whole")
+
+    cross_validate(settings, tmp_path / "cv")
+    shutil.rmtree(tmp_path / "cv" / "fold_1")  # as if it had been stopped between the folds
+    (tmp_path / "cv" / "fold_0" / "validation.json").unlink()
+    for part, ending in (("images", "_0000"), ("labels", "")):
+        added = grown / f"{part}Tr" / f"another{ending}.nii.gz"
+        shutil.copy(dataset / f"{part}Ts" / f"phantom_ts_000{ending}.nii.gz", added)
+    shutil.rmtree(grown / "labelsTs")  # a test case that is now trained on
+    with pytest.raises(WeightsError, match="fold_1 holds no weights"):
+        members_of(tmp_path / "cv")
+    assert cross_validate(settings, tmp_path / "cv", resume=True) == whole
+    assert "another" in cross_validate(settings, tmp_path / "new")["cases"]
+
+
+def test_a_leak_in_a_later_fold_is_found_before_the_first_is_trained(tmp_path, dataset, finetune_settings):
+    leaky = tmp_path / "leaky"
+    shutil.copytree(dataset, leaky)
+    shutil.copy(
+        leaky / "imagesTr" / f"{NAMES[2]}_0000.nii.gz", leaky / "imagesTr" / f"{NAMES[3]}_0000.nii.gz"
+    )
+    folds = [{"train": NAMES[2:], "val": NAMES[:2]}, {"train": [*NAMES[:2], NAMES[3]], "val": NAMES[2:3]}]
+    (tmp_path / "split.json").write_text(json.dumps(folds))
+    settings = finetune_settings(f"split={tmp_path / 'split.json'}", f"dataset={leaky}")
+    with pytest.raises(ConfigError, match=f"holds the scan of validation case {NAMES[2]}"):
+        cross_validate(settings, tmp_path / "cv")
+    assert not (tmp_path / "cv").exists()
 
 
 @pytest.mark.parametrize(

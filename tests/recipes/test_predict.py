@@ -138,11 +138,25 @@ def test_scans_of_one_name_do_not_overwrite_each_other():
     assert list(group_channels(scans, 1)) == ["scan", "scan-2", "scan-3"]
 
 
+def test_a_dataset_tells_the_case_from_the_channel():
+    one = ScanSource(Path("imagesTr/case_0000_0000.nii.gz"), "case_0000")
+    assert names_of(group_channels([one], 1)) == {"case_0000": ["case_0000_0000.nii.gz"]}
+
+
+def test_rounding_of_header_numbers_is_no_other_grid_as_in_training(tmp_path, scan):
+    moved = scan.affine.copy()
+    moved[0, 3] += 0.005 * min(scan.spacing)
+    save_nifti(tmp_path / "a_0000.nii.gz", scan)
+    save_nifti(tmp_path / "a_0001.nii.gz", Volume(scan.data, moved))
+    channels = [ScanSource(path, path.name) for path in sorted(tmp_path.iterdir())]
+    assert read_channels("a", channels, 2).data.shape == (2, *scan.shape)
+
+
 def test_channels_on_different_grids_are_refused(tmp_path, scan):
     save_nifti(tmp_path / "a_0000.nii.gz", scan)
     save_nifti(tmp_path / "a_0001.nii.gz", reordered(scan, (0, 1, 2), (1,)))
     channels = [ScanSource(path, path.name) for path in sorted(tmp_path.iterdir())]
-    with pytest.raises(DataError, match=r"a_0001\.nii\.gz has another grid than the first channel of a"):
+    with pytest.raises(DataError, match=r"a_0001\.nii\.gz lies on another grid than a_0000\.nii\.gz"):
         read_channels("a", channels, 2)
 
 

@@ -32,3 +32,12 @@ def test_carvemix_mixes_samples_and_what_was_annotated_in_them():
     assert torch.equal(mixed.inputs[:, 0].floor().long(), mixed.targets)
     assert mixed.annotated.tolist() == [[True, True, False], [True, True, False]]
     assert segmentation(p_carvemix=1.0).prepare((image, label), seeded()).annotated is None
+
+
+def test_samples_that_share_no_annotated_class_are_not_mixed():
+    image, label = torch.randn(2, 1, 8, 8, 8), torch.zeros(2, 8, 8, 8, dtype=torch.int64)
+    label[0, 2:6, 2:6, 2:6], label[1, 1:4] = 1, 2
+    annotated = torch.tensor([[True, True, False], [True, False, True]])
+    batch = segmentation(p_carvemix=1.0).prepare((image, label, annotated), seeded())
+    assert torch.equal(batch.annotated, annotated)
+    assert torch.equal(batch.inputs, image)

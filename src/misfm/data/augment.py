@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Annotated, Literal
 
 import torch
@@ -37,9 +38,13 @@ Strength = Annotated[float, Field(gt=0, le=UNFOLDED)]
 ANISOTROPIC = 3.0
 """Ratio of the largest to the smallest spacing above which slices are rotated in their own plane only."""
 
+_SIDES = "left|right|links|rechts|sinist|dexter|gauche|droit|izquierd|derech"
+_SHORT_SIDES = "lh|rh|lt|rt|l|r|sin|dex|sx|dx"
 _LATERAL = re.compile(
-    r"(?i:left|right)|(?<![A-Za-z])(?i:lt|rt|l|r)(?![A-Za-z])|[a-z][LR]$|^[LR](?=[A-Z][a-z])"
+    rf"(?i:{_SIDES})|(?<![A-Za-z])(?i:{_SHORT_SIDES})(?![A-Za-z])"
+    r"|[a-z](?:[LR]|Lt|Rt|LT|RT)$|^(?:[LR]|Lt|Rt)(?=[A-Z][a-z])"
 )
+"""A word for a side, or a short one that stands alone: lh_hippocampus, ParotidL, LtParotid."""
 
 
 class AugmentSettings(IntensitySettings):
@@ -94,8 +99,21 @@ class AugmentationPlan(IntensityPlan):
 
 
 def safe_flip_axes(label_names: Iterable[str]) -> tuple[AxisName, ...]:
-    """Return the axes that may be mirrored: the left-right axis W, unless a label tells left from right."""
-    return () if any(_LATERAL.search(name) for name in label_names) else ("W",)
+    """Return the axes that may be mirrored: the left-right axis W, unless a label tells left from right.
+
+    A label does so that names a side, or two that differ in one letter, L and R (PAROTIDL, PAROTIDR): where
+    in doubt, nothing is mirrored.
+    """
+    names = list(label_names)
+    sided = any(_LATERAL.search(name) for name in names)
+    return () if sided or any(_differ_in_side(*pair) for pair in combinations(names, 2)) else ("W",)
+
+
+def _differ_in_side(one: str, other: str) -> bool:
+    if len(one) != len(other):
+        return False
+    differing = [{a, b} for a, b in zip(one.lower(), other.lower(), strict=True) if a != b]
+    return differing == [{"l", "r"}]
 
 
 def sample_augmentation(

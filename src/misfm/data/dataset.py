@@ -103,13 +103,25 @@ class Dataset:
     def cases(self, split: Literal["Tr", "Ts"] = "Tr") -> list[Case]:
         """Cases of ``imagesTr`` or ``imagesTs``, ordered by name; files of missing channels are named too.
 
+        Hidden files, such as those that macOS leaves beside others, are none of them.
+
         Raises:
-            DataError: no images named like ``CASE_0000.nii.gz`` in ``imagesTr``.
+            DataError: no images named like ``CASE_0000.nii.gz`` in ``imagesTr``, or one of a channel that
+                dataset.json does not name.
         """
         folder = self.path / f"images{split}"
-        pattern = re.compile(rf"(.+)_\d{{4}}{re.escape(self.file_ending)}")
+        pattern = re.compile(rf"([^.].*)_(\d{{4}}){re.escape(self.file_ending)}")
         files = sorted(folder.iterdir()) if folder.is_dir() else []
-        names = {match[1] for file in files if (match := pattern.fullmatch(file.name))}
+        names = set()
+        for file in files:
+            match = pattern.fullmatch(file.name)
+            if match and int(match[2]) >= len(self.channel_names):
+                raise DataError(
+                    f"{file} is of channel {int(match[2])}, and dataset.json names {len(self.channel_names)} "
+                    "under 'channel_names': name the channel there, or take the file away."
+                )
+            if match:
+                names.add(match[1])
         if not names and split == "Tr":
             raise DataError(f"{folder} holds no image; name images CASE_0000{self.file_ending}.")
         return [self._case(name, split) for name in sorted(names)]
@@ -212,6 +224,8 @@ def _parse_labels(labels: dict[str, Any], path: Path) -> tuple[dict[int, str], i
     """Label values to names, and the value to ignore."""
     if all(str(key).isdigit() and isinstance(value, str) for key, value in labels.items()):
         labels = {value: int(key) for key, value in labels.items()}
+    if "all" in labels:
+        raise DataError(f"{path} calls a label 'all', which is the name of the mean over labels: rename it.")
     for name, value in labels.items():
         if isinstance(value, list):
             raise DataError(

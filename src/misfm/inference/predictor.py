@@ -23,6 +23,10 @@ _MAX_VALUES = 2**24
 """Probabilities interpolated at a time (64 MiB)."""
 
 
+MAX_CLASSES = 256
+"""Label maps are written with one byte a voxel."""
+
+
 class PredictionSpec(Settings):
     """What a network expects of a scan, as its weights describe it."""
 
@@ -34,7 +38,9 @@ class PredictionSpec(Settings):
     in_channels: Annotated[int, Field(gt=0)] = Field(
         default=1, description="Channels of the scan. Default 1."
     )
-    num_classes: Annotated[int, Field(gt=1, le=256)] = Field(description="Classes, background included.")
+    num_classes: Annotated[int, Field(gt=1, le=MAX_CLASSES)] = Field(
+        description="Classes, background included."
+    )
 
 
 class Predictor:

@@ -14,16 +14,18 @@ import numpy as np
 import torch
 
 from misfm.config import FinetuneSettings, SettledSettings
-from misfm.data.dataset import Dataset
+from misfm.data.dataset import Case, Dataset
 from misfm.data.ingest import ingest_dataset
 from misfm.data.patches import LabelledPatches, padding_notice
 from misfm.data.record import IngestSettings, Record, fingerprint_of
 from misfm.data.store import Store
+from misfm.errors import DataError
 from misfm.files import write_json, write_text
+from misfm.inference.predictor import MAX_CLASSES
 from misfm.models import SegmentationModel, create
 from misfm.recipes import leakage
 from misfm.recipes.settle import intensity_rule, recall, settle
-from misfm.recipes.splits import choose_cases
+from misfm.recipes.splits import SPLIT, Split, begun_with, choose_cases, split_of
 from misfm.recipes.unlabelled import unlabelled_patches, with_unlabelled
 from misfm.recipes.validation import DiceValidation, score_cases
 from misfm.seeding import derive_seed
@@ -31,7 +33,6 @@ from misfm.training.logging import logger
 from misfm.training.loop import Validation, best_device, fit
 from misfm.training.objectives import SegmentationObjective
 from misfm.training.run import RunFolder
-from misfm.volume import Triple
 from misfm.weights import DataInfo, NetworkInfo, TransferReport, WeightsInfo, describe, load, save
 from misfm.weights.published import notices
 
@@ -40,15 +41,21 @@ ROTATION_MARGIN = 0.1
 
 
 def finetune(
-    settings: FinetuneSettings, out: Path, *, resume: bool = False, reasons: Sequence[str] = ()
+    settings: FinetuneSettings,
+    out: Path,
+    *,
+    resume: bool = False,
+    reasons: Sequence[str] = (),
+    split: Split | None = None,
 ) -> dict[str, Any]:
     """Train a segmentation network and write weights and validation scores into the run folder.
 
     Args:
         settings: everything about the run; what is null is settled here (see :func:`settle`).
         out: the run folder.
-        resume: go on with the run in ``out``.
+        resume: go on with the run in ``out``, on the cases it was begun with.
         reasons: for what was planned before, to be kept in the run folder with those of what is planned here.
+        split: cases to use, where they were chosen before; by default they are chosen here.
 
     Returns:
         What ``validation.json`` holds: scores of the validation cases on their own grids.
@@ -60,29 +67,23 @@ def finetune(
         Interrupted: stopped by the user; the state is saved.
     """
     dataset = Dataset.open(settings.dataset)
-    training, held_out = choose_cases(dataset, settings)
+    begun = begun_with(dataset, settings, out) if resume else None
+    training, held_out = choose_cases(dataset, settings, begun or split)
     run = RunFolder(out)
     settled, planned = settle(recall(settings, run) if resume else settings, dataset, len(training))
     # Before the run folder is made: what cannot be built, filled or judged leaves nothing behind.
     model = build_model(settled, dataset)
     unlabelled = unlabelled_patches(settled, dataset)
     checked = leakage.check_leaks(settled, dataset, (training, held_out), out, unlabelled)
-    report, warnings = None, list[str]()
-    if settled.weights is not None and not run.last.exists():
-        report = load(model, settled.weights, transfer=settled.transfer)
-        warnings = notices(settled.weights, describe(settled.weights))
+    transferred = None if run.last.exists() else start_from_weights(model, settled)
     run.begin(settled, resume=resume)
     keep_reasons(out, [*reasons, *planned])
-    tell_transfer(out, report, warnings)
-    names = {"train": [case.name for case in training], "val": [case.name for case in held_out]}
-    write_json(out / "split.json", names)
+    tell_transfer(out, transferred)
+    write_json(out / SPLIT, split_of(training, held_out))
     write_json(out / leakage.FILE, checked.files)
-    ingest_settings = IngestSettings(spacing=settled.spacing, intensity=settled.intensity)
-    store = ingest_dataset(dataset, [*training, *held_out], out / "cases", ingest_settings)
-    by_case = {record.case: record for record in store.records()}
-    records = [by_case[name] for name in names["train"]]
-    tell_padding(records, settled.patch_size)
-    validation = DiceValidation(store, [by_case[name] for name in names["val"]], dataset, settled.patch_size)
+    store, records = stored_cases(settled, dataset, [*training, *held_out], out)
+    records, judged = records[: len(training)], records[len(training) :]
+    validation = DiceValidation(store, judged, dataset, settled.patch_size)
     objective = SegmentationObjective(
         settled.augmentation, settled.patch_size, records[0].spacing, settled.class_balance
     )
@@ -101,30 +102,53 @@ def finetune(
     return scores
 
 
+def stored_cases(
+    settings: SettledSettings, dataset: Dataset, cases: Sequence[Case], out: Path
+) -> tuple[Store, list[Record]]:
+    """Preprocess cases into a store in the run folder; returns it, and the records in the order of cases."""
+    ingest_settings = IngestSettings(spacing=settings.spacing, intensity=settings.intensity)
+    store = ingest_dataset(dataset, cases, out / "cases", ingest_settings)
+    by_case = {record.case: record for record in store.records()}
+    return store, [by_case[case.name] for case in cases]
+
+
 def keep_reasons(out: Path, reasons: Sequence[str]) -> None:
     """Keep why what was planned is as it is in ``plan.txt``; a run that goes on plans nothing again."""
     if reasons:
         write_text(out / "plan.txt", "\n".join([*reasons, ""]))
 
 
-def tell_padding(records: Sequence[Record], patch_size: Triple) -> None:
-    """Warn of volumes that are smaller than a patch."""
-    notice = padding_notice(records, patch_size)
-    if notice is not None:
-        logger.warning("%s", notice)
+def start_from_weights(
+    model: SegmentationModel, settings: SettledSettings
+) -> tuple[TransferReport, list[str]] | None:
+    """Load the weights to start from, if any; returns what was transferred, and what to know of them."""
+    if settings.weights is None:
+        return None
+    report = load(model, settings.weights, transfer=settings.transfer)
+    return report, notices(settings.weights, describe(settings.weights))
 
 
-def tell_transfer(out: Path, report: TransferReport | None, warnings: Sequence[str]) -> None:
+def tell_transfer(out: Path, transferred: tuple[TransferReport, list[str]] | None) -> None:
     """Log what was transferred, and keep it in the run folder."""
-    if report is not None:
+    if transferred is not None:
+        report, warnings = transferred
         write_text(out / "transfer.txt", "\n".join([str(report), *warnings, ""]))
         logger.info("%s", report)
-    for warning in warnings:
-        logger.warning("%s", warning)
+        for warning in warnings:
+            logger.warning("%s", warning)
 
 
 def build_model(settings: SettledSettings, dataset: Dataset) -> SegmentationModel:
-    """Build the network with weights drawn by the seed."""
+    """Build the network with weights drawn by the seed.
+
+    Raises:
+        DataError: more classes than label maps can hold.
+    """
+    if len(dataset.label_names) > MAX_CLASSES:
+        raise DataError(
+            f"{dataset.path} names {len(dataset.label_names)} labels, and a network can tell {MAX_CLASSES} "
+            "apart: join some."
+        )
     torch.manual_seed(derive_seed(settings.seed, "initial weights"))
     return create(
         settings.network.name,
@@ -139,7 +163,10 @@ def build_model(settings: SettledSettings, dataset: Dataset) -> SegmentationMode
 def labelled_patches(
     settings: SettledSettings, dataset: Dataset, store: Store, records: Sequence[Record]
 ) -> LabelledPatches:
-    """Return the source of training batches."""
+    """Return the source of training batches; warn of volumes that are smaller than a patch."""
+    notice = padding_notice(records, settings.patch_size)
+    if notice is not None:
+        logger.warning("%s", notice)
     d, h, w = (int(np.ceil(side * ROTATION_MARGIN)) for side in settings.patch_size)
     return LabelledPatches(
         store=store,

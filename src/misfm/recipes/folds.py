@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from misfm.config import FinetuneSettings, SettledSettings
 from misfm.data.dataset import Dataset
@@ -19,10 +19,21 @@ from misfm.evaluation.case import LabelScores
 from misfm.evaluation.summary import as_result
 from misfm.files import write_json
 from misfm.recipes.finetune import finetune
+from misfm.recipes.leakage import check_leaks
+from misfm.recipes.members import FOLDS
 from misfm.recipes.settle import recall, settle
-from misfm.recipes.splits import Split, choose_cases, folds_of
+from misfm.recipes.splits import Split, choose_cases, find_cases, folds_of, read_split, split_of
+from misfm.recipes.unlabelled import unlabelled_patches
 from misfm.training.logging import logger
 from misfm.training.run import RunFolder
+
+
+class Fold(NamedTuple):
+    """One of the fine-tunings: its settings and cases, and why what was planned is as it is."""
+
+    settings: SettledSettings
+    split: Split
+    reasons: tuple[str, ...]
 
 
 def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -30,19 +41,21 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
 
     All folds have the same settings, spacing and intensity rule, planned for the first of them; a number of
     ``cases`` is that of each fold.
-    Writes ``out/cross_validation.json``.
+    Writes ``out/folds.json``, what each fold trains and validates on, before the first of them is trained,
+    and ``out/cross_validation.json`` at the end.
 
     Args:
         settings: of the fine-tunings; ``fold`` plays no part.
         out: the folder of all folds.
-        resume: go on with the folds in ``out``; those that are finished are left as they are.
+        resume: go on with the folds in ``out``, as they were dealt out; those that are finished stay.
 
     Returns:
         What ``cross_validation.json`` holds: scores of all validated cases in the form of ``misfm evaluate``,
         and under ``folds`` the mean Dice and the cases of each.
 
     Raises:
-        ConfigError: cases given by name, a case that several folds validate, or no case that any does.
+        ConfigError: cases given by name, a case that several folds validate, no case that any does, or a
+            fold that leaks (:mod:`.leakage`).
         MisfmError: as :func:`misfm.recipes.finetune.finetune`.
     """
     if isinstance(settings.cases, tuple):
@@ -50,19 +63,25 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     if RunFolder(out).config.exists():
         raise ConfigError(f"{out} holds a single run: choose another --out for the folds.")
     dataset = Dataset.open(settings.dataset)
-    folds = folds_of(dataset, settings)
-    refuse_repeats(folds)
-    for number in range(len(folds)):  # a fold with too few cases is found before the first is trained
-        choose_cases(dataset, settings.model_copy(update={"fold": number}))
-    num_cases = settings.cases or len(folds[0]["train"])
+    if (out / FOLDS).exists() and not resume:
+        raise ConfigError(
+            f"{out} already holds a run: add --resume to go on with it, or choose another --out."
+        )
+    folds = read_split(out / FOLDS) if (out / FOLDS).exists() else deal(dataset, settings)
     if resume:
         settings = recall(settings, RunFolder(out / "fold_0"))
-    settled, reasons = settle(settings, dataset, num_cases)
+    settled, reasons = settle(settings, dataset, len(folds[0]["train"]))
+    if not (out / FOLDS).exists():
+        # What is wrong with any fold is found before the first is trained.
+        unlabelled = unlabelled_patches(settled, dataset)
+        for split in folds:
+            check_leaks(settled, dataset, find_cases(dataset, split), out, unlabelled)
+        write_json(out / FOLDS, folds)
     results = []
-    for number in range(len(folds)):
+    for number, split in enumerate(folds):
         logger.info("fold %d of %d", number, len(folds))
-        fold = settled.model_copy(update={"fold": number})
-        results.append(train_fold(fold, out / f"fold_{number}", reasons, resume=resume))
+        fold = Fold(settled.model_copy(update={"fold": number}), split, tuple(reasons))
+        results.append(train_fold(fold, out / f"fold_{number}", resume=resume))
     pooled = pool(dataset, results)
     pooled["folds"] = [
         {"fold": number, "dice": result["mean"][ALL]["dice"], "cases": sorted(result["cases"])}
@@ -70,6 +89,18 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     ]
     write_json(out / "cross_validation.json", pooled)
     return pooled
+
+
+def deal(dataset: Dataset, settings: FinetuneSettings) -> list[Split]:
+    """Return what each fold trains and validates on.
+
+    Raises:
+        ConfigError: a fold with too few cases, or folds that do not validate each case once.
+    """
+    drawn = folds_of(dataset, settings)
+    refuse_repeats(drawn)
+    numbered = (settings.model_copy(update={"fold": number}) for number in range(len(drawn)))
+    return [split_of(*choose_cases(dataset, fold)) for fold in numbered]
 
 
 def refuse_repeats(folds: Sequence[Split]) -> None:
@@ -87,14 +118,12 @@ def refuse_repeats(folds: Sequence[Split]) -> None:
         )
 
 
-def train_fold(
-    settings: SettledSettings, out: Path, reasons: Sequence[str], *, resume: bool
-) -> dict[str, Any]:
+def train_fold(fold: Fold, out: Path, *, resume: bool) -> dict[str, Any]:
     """Fine-tune on one fold, or return the scores of a fold that was finished with these settings."""
     scores = out / "validation.json"
     if not (resume and scores.exists()):
-        return finetune(settings, out, resume=resume, reasons=reasons)
-    RunFolder(out).begin(settings, resume=True)
+        return finetune(fold.settings, out, resume=resume, reasons=fold.reasons, split=fold.split)
+    RunFolder(out).begin(fold.settings, resume=True)
     return dict(json.loads(scores.read_text(encoding="utf-8")))
 
 

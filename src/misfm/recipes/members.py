@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from misfm.errors import ConfigError, WeightsError
+from misfm.recipes.splits import read_split
 from misfm.weights import WeightsInfo
 from misfm.weights.file import FILE_NAME
 from misfm.weights.source import Source
 
-FOLDS = "fold_*"
-"""Run folders in the folder of a cross-validation."""
+FOLDS = "folds.json"
+"""In the folder of a cross-validation: what each fold trains and validates on, in the form of a split."""
 SHARED = {
     "patch_size": "patch",
     "spacing": "spacing",
@@ -40,17 +41,22 @@ def members_of(weights_or_runs: Source | Sequence[Source]) -> list[Source]:
 
 
 def expand(source: Source) -> list[Source]:
-    """Return the folds of a cross-validation, or what else the source is as it is."""
+    """Return the folds of a cross-validation, or what else the source is as it is.
+
+    Folds may also have been trained one by one, into a folder of their own (``fold_0``, ``fold_1``, …).
+    """
     if isinstance(source, Mapping) or (Path(source) / FILE_NAME).exists():
         return [source]
-    folds = sorted(Path(source).glob(FOLDS), key=lambda fold: (len(fold.name), fold.name))
-    for fold in folds:
+    dealt = read_split(Path(source) / FOLDS) if (Path(source) / FOLDS).exists() else []
+    folds = {*Path(source).glob("fold_*"), *(Path(source) / f"fold_{number}" for number in range(len(dealt)))}
+    in_order = sorted(folds, key=lambda fold: (len(fold.name), fold.name))
+    for fold in in_order:
         if not (fold / FILE_NAME).exists():
             raise WeightsError(
                 f"{fold} holds no {FILE_NAME} yet: finish the cross-validation with --resume, or name the "
                 "folds to use with --run, one by one."
             )
-    return list(folds) or [source]
+    return list(in_order) or [source]
 
 
 def refuse_strangers(sources: Sequence[Source], infos: Sequence[WeightsInfo]) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from misfm.data.dataset import check_grid
 from misfm.data.preprocess import canonical
+from misfm.data.readers import stem
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.writers import write_label_map
 from misfm.errors import ConfigError, DataError, WeightsError
@@ -187,6 +189,8 @@ def group_channels(scans: Sequence[ScanSource], in_channels: int) -> dict[str, l
     groups: dict[tuple[Path, str], list[ScanSource]] = {}
     for scan in sorted(scans, key=lambda scan: scan.path):
         match = re.fullmatch(r"(.+)_(\d{4})", scan.case)
+        if scan.case + "_0000" == stem(scan.path):  # a dataset has told the case from the channel
+            match = None
         is_channel = match is not None and int(match[2]) < in_channels
         name = match[1] if match is not None and is_channel else scan.case
         groups.setdefault((scan.path.parent, name), []).append(scan)
@@ -211,7 +215,6 @@ def read_channels(case: str, channels: Sequence[ScanSource], in_channels: int) -
             f"name its files {case}_0000, {case}_0001, … and give all of them."
         )
     volumes = [channel.read() for channel in channels]
-    for channel, volume in zip(channels, volumes, strict=True):
-        if volume.shape != volumes[0].shape or not np.allclose(volume.affine, volumes[0].affine, atol=1e-3):
-            raise DataError(f"{channel.path} has another grid than the first channel of {case}; resample it.")
+    for channel, volume in zip(channels[1:], volumes[1:], strict=True):
+        check_grid(channel.path, volume, channels[0].path, volumes[0])
     return Volume(np.concatenate([volume.data for volume in volumes]), volumes[0].affine)

@@ -134,11 +134,13 @@ def nothing_is_open(settings: FinetuneSettings) -> bool:
 
 
 def recall(settings: FinetuneSettings, run: RunFolder) -> FinetuneSettings:
-    """Take over what the run that goes on has planned: with other memory free, the plan would be another."""
+    """Take over what the run that goes on has planned: with other memory free or with scans added to the
+    dataset, the plan would be another."""
     if not run.config.exists():
         return settings
     saved = run.read_settings()
-    names = [name for name in ("patch_size", "batch_size", "network") if getattr(settings, name) is None]
+    planned = ("patch_size", "batch_size", "network", "spacing", "intensity")
+    names = [name for name in planned if getattr(settings, name) is None]
     update = {name: saved.get(name) for name in names}
     steps = settings.training.steps or saved.get("training", {}).get("steps")
     training = settings.training.model_copy(update={"steps": steps})

@@ -10,25 +10,32 @@ import torch
 
 from misfm.config import FinetuneSettings
 from misfm.data.dataset import Case, Dataset
-from misfm.errors import ConfigError, DataError
+from misfm.errors import ConfigError, DataError, MisfmError
 from misfm.registry import closest
 from misfm.seeding import generator_for
+from misfm.training.logging import logger
 
 Split = dict[str, list[str]]
+"""Names of the cases to train on (``train``) and to validate on (``val``)."""
+SPLIT = "split.json"
+"""In a run folder: the split it was begun with."""
 
 
-def choose_cases(dataset: Dataset, settings: FinetuneSettings) -> tuple[list[Case], list[Case]]:
+def choose_cases(
+    dataset: Dataset, settings: FinetuneSettings, split: Split | None = None
+) -> tuple[list[Case], list[Case]]:
     """Return the training and the validation cases, which never overlap.
 
     They are those of the fold ``settings.fold`` of :func:`folds_of`. A number of cases takes the first of one
     fixed shuffled order: fewer cases are always a subset of more. Cases chosen by name leave the validation
-    set, with all others of their subjects.
+    set, with all others of their subjects. A ``split`` was chosen before, and is looked up only.
 
     Raises:
         ConfigError: unknown case names, a fold that does not exist, or a case on both sides.
         DataError: no labelled case to train on.
     """
-    cases = {case.name: case for case in dataset.cases() if case.label_path is not None}
+    if split is not None:
+        return find_cases(dataset, split)
     folds = folds_of(dataset, settings)
     if settings.fold >= len(folds):
         raise ConfigError(f"There is no fold {settings.fold}: the split has {len(folds)}.")
@@ -39,6 +46,18 @@ def choose_cases(dataset: Dataset, settings: FinetuneSettings) -> tuple[list[Cas
         held_out = [name for name in held_out if dataset.subject(name) not in subjects]
     elif settings.cases is not None:
         names = nested_subset(names, settings.cases)
+    return find_cases(dataset, {"train": names, "val": held_out})
+
+
+def find_cases(dataset: Dataset, split: Split) -> tuple[list[Case], list[Case]]:
+    """Return the training and the validation cases that a split names.
+
+    Raises:
+        ConfigError: unknown case names, or a case on both sides.
+        DataError: no case to train on.
+    """
+    cases = {case.name: case for case in dataset.cases() if case.label_path is not None}
+    names, held_out = split["train"], split["val"]
     for name in (*names, *held_out):
         if name not in cases:
             raise ConfigError(f"{dataset.path} has no labelled case '{name}'; {closest(name, sorted(cases))}")
@@ -48,6 +67,33 @@ def choose_cases(dataset: Dataset, settings: FinetuneSettings) -> tuple[list[Cas
     if not names:
         raise DataError(f"{dataset.path} has no labelled case to train on.")
     return [cases[name] for name in names], [cases[name] for name in held_out]
+
+
+def begun_with(dataset: Dataset, settings: FinetuneSettings, out: Path) -> Split | None:
+    """Return the split that the run in ``out`` was begun with, None where there is no such run.
+
+    A resumed run keeps it: chosen again after cases were added, it might judge the network on cases that it
+    has trained on.
+    """
+    if not (out / SPLIT).exists():
+        return None
+    begun = read_split(out / SPLIT)[0]
+    try:
+        now = split_of(*choose_cases(dataset, settings))
+    except MisfmError:
+        now = None
+    if now != begun:
+        logger.warning(
+            "%s: the cases of the dataset or the split have changed since the run began; it goes on with "
+            "those it began with.",
+            out / SPLIT,
+        )
+    return begun
+
+
+def split_of(training: Sequence[Case], held_out: Sequence[Case]) -> Split:
+    """Return the names of cases."""
+    return {"train": [case.name for case in training], "val": [case.name for case in held_out]}
 
 
 def folds_of(dataset: Dataset, settings: FinetuneSettings) -> list[Split]:

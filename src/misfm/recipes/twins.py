@@ -12,6 +12,7 @@ from misfm.errors import ConfigError
 from misfm.evaluation.arms import ALL, Arm, Comparison, compare_arms
 from misfm.files import write_json
 from misfm.recipes.finetune import finetune
+from misfm.recipes.splits import SPLIT, read_split
 from misfm.report.html import render_report
 from misfm.report.twins import twin_report
 from misfm.training.run import RunFolder
@@ -39,7 +40,8 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     pretrained = finetune(settings, out, resume=resume)
     settled = RunFolder(out).read_settings()
     alike = FinetuneSettings.model_validate({**settled, "weights": None})
-    scratch = finetune(alike, out / TWIN_FOLDER, resume=resume)
+    split = read_split(out / SPLIT)[0]
+    scratch = finetune(alike, out / TWIN_FOLDER, resume=resume, split=split)
     arms = [
         Arm(SCRATCH, learning_curve(out / TWIN_FOLDER), dice_by_case(scratch), settings.seed),
         Arm(PRETRAINED, learning_curve(out), dice_by_case(pretrained), settings.seed),

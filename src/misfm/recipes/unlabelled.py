@@ -41,11 +41,10 @@ def unlabelled_patches(settings: SettledSettings, dataset: Dataset) -> Unlabelle
             f"--intensity {held.intensity} does not fit the fine-tuning: make one with "
             f"`misfm ingest SCANS --store DIR {wanted}`."
         )
-    channels = {record.channels for record in records}
-    if channels != {len(dataset.channel_names)}:
+    if len(dataset.channel_names) > 1:
         raise ConfigError(
-            f"The scans of the store {store.path} have {sorted(channels)} channels and those of "
-            f"{dataset.path} {len(dataset.channel_names)}: ingest scans of the same channels."
+            f"The cases of {dataset.path} have {len(dataset.channel_names)} channels and volumes of a store "
+            "have one each: learning from unlabelled scans of several channels is not supported yet."
         )
     return UnlabelledPatches(
         store,

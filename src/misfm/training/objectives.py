@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,15 +72,21 @@ class SegmentationObjective:
     def prepare(self, batch: LabelledBatch, generator: Generator) -> SegmentationBatch:
         """Mix samples, then augment image and label together.
 
-        In a mixed sample, a class is annotated that was in both.
+        In a mixed sample, a class is annotated that was in both; samples that would be left without any are
+        not mixed.
         """
         image, label, *masks = batch
         shape = (*image.shape[:2], *self.patch_size)
         plan = sample_augmentation(shape, self.augmentation, generator, spacing=self.spacing)
         mix = sample_carvemix(len(image), self.augmentation.p_carvemix, generator)
+        annotated = None
+        if masks:
+            shared = masks[0].cpu() & masks[0].cpu()[mix.donor]
+            alone = torch.arange(len(image))
+            mix = replace(mix, donor=torch.where(shared[:, 1:].any(1), mix.donor, alone))
+            annotated = masks[0] & masks[0][mix.donor.to(image.device)]
         image, label = apply_carvemix(image, label, mix, self.spacing)
         augmented = apply_augmentation(image, label, plan)
-        annotated = masks[0] & masks[0][mix.donor.to(image.device)] if masks else None
         return SegmentationBatch(*augmented, annotated=annotated)
 
     def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
