@@ -122,9 +122,11 @@ def pretrain_settings(store):
     from misfm.config import PretrainSettings, resolve
 
     def build(*assignments):
-        options = {"store": str(store)}
+        tiny = list(TINY_PRETRAINING)
+        if any(assignment.startswith("pretext=") for assignment in assignments):  # has other options
+            tiny = [assignment for assignment in tiny if not assignment.startswith("pretext.")]
         return resolve(
-            PretrainSettings, recipe="small", options=options, assignments=[*TINY_PRETRAINING, *assignments]
+            PretrainSettings, recipe="small", options={"store": str(store)}, assignments=[*tiny, *assignments]
         )
 
     return build

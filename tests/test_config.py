@@ -107,6 +107,12 @@ def test_options_of_another_method_do_not_stay():
     assert again.pretext.options["block_size"] == [[8, 24]] * 3
 
 
+def test_options_may_come_before_the_name_they_are_of():
+    assignments = ["pretext.options.mask_ratio=0.9", "pretext.name=mae"]
+    for ordered in (assignments, assignments[::-1]):
+        assert settings(assignments=ordered).pretext.options == {"mask_ratio": 0.9}
+
+
 def test_merging_leaves_its_arguments_alone():
     base = {"network": {"name": "a", "options": {"x": 1}}, "seed": 0}
     assert merge(base, {"network": {"options": {"y": 2}}})["network"]["options"] == {"x": 1, "y": 2}
@@ -127,6 +133,7 @@ def test_merging_leaves_its_arguments_alone():
         (FinetuneSettings, "network.nam=unet", "did you mean 'network.name'"),
         (FinetuneSettings, "augmentation.flip_axis=[0]", "did you mean 'augmentation.flip_axes'"),
         (FinetuneSettings, "store=x", "no setting 'store'"),
+        (PretrainSettings, "network.options.in_channels=2", "'in_channels' follows from data and settings"),
         (PretrainSettings, "seed", "--set takes KEY=VALUE, got 'seed'"),
         (PretrainSettings, "seed=[1", "is not valid YAML"),
         (PretrainSettings, "batch_size=0", "'batch_size' of the settings is wrong"),

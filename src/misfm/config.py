@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from misfm.data.augment import AugmentSettings
 from misfm.errors import ConfigError
@@ -30,6 +30,14 @@ class NetworkSettings(Settings):
     """A registered network."""
     options: dict[str, Any] = Field(default={})
     """Options of its builder; what is left out keeps the builder's default."""
+
+    @field_validator("options")
+    @classmethod
+    def _leaves_the_rest_to_the_run(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in ("in_channels", "num_classes", "patch_size", "deep_supervision"):
+            if name in options:
+                raise ValueError(f"'{name}' follows from data and settings and is no option of a network")
+        return options
 
 
 class PretextSettings(Settings):
@@ -216,12 +224,13 @@ def resolve(
     for key, value in options.items():
         if value is not None:
             tree = merge(tree, nest(key, value))
-    for assignment in assignments:
+    assigned: Tree = {}
+    for assignment in assignments:  # put together first: options may be given before the name they are of
         key, separator, text = assignment.partition("=")
         if not separator:
             raise ConfigError(f"--set takes KEY=VALUE, got '{assignment}'.")
-        tree = merge(tree, nest(key.strip(), load_yaml(text, f"--set {assignment}")))
-    return parse(kind, tree, "settings")
+        assigned = merge(assigned, nest(key.strip(), load_yaml(text, f"--set {assignment}")))
+    return parse(kind, merge(tree, assigned), "settings")
 
 
 def read_recipe(name: str, section: str) -> Tree:
@@ -255,10 +264,10 @@ def load_yaml(text: str, origin: str) -> Any:
 def merge(base: Tree, overrides: Tree) -> Tree:
     """Return ``base`` with the values of ``overrides``; mappings are merged key by key.
 
-    Where another network or pretext task is named, the ``options`` of the former one do not stay.
+    Where another network or pretext task is named than in ``base``, the ``options`` of that do not stay.
     """
     merged = dict(base)
-    if overrides.get("name", base.get("name")) != base.get("name"):
+    if overrides.get("name", base.get("name")) != base.get("name") and base.get("name") is not None:
         merged.pop("options", None)
     for key, value in overrides.items():
         old = merged.get(key)

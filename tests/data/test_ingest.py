@@ -41,6 +41,25 @@ def scans(tmp_path):
     return tmp_path / "scans"
 
 
+def test_a_background_above_the_lowest_value_makes_no_label_map(tmp_path):
+    axes = np.meshgrid(*(np.linspace(-1, 1, side) for side in (30, 32, 34)), indexing="ij")
+    distance = np.sqrt(sum(axis**2 for axis in axes))
+    noise = np.random.default_rng(0).normal(0, 1, distance.shape)
+    skull_stripped = np.where(distance < 0.5, noise, 0).astype(np.float32)
+    ct_with_corners = np.where(distance < 0.5, 40 + 20 * noise, np.where(distance < 1.2, -1000, -2048))
+    save(tmp_path / "scans" / "brain.nii.gz", skull_stripped)
+    save(tmp_path / "scans" / "rounded.nii.gz", np.rint(100 * skull_stripped).astype(np.int16))
+    save(tmp_path / "scans" / "ct.nii.gz", ct_with_corners.astype(np.int16))
+    labels = np.where(distance < 0.9, 2, np.where(distance < 1.1, 1, 0)).astype(np.uint8)
+    save(tmp_path / "scans" / "labels.nii.gz", labels)
+    save(tmp_path / "scans" / "mask.nii.gz", (labels > 0).astype(np.uint8))
+    report = ingest([tmp_path / "scans"], tmp_path / "s", NATIVE)
+    assert sorted(path.rpartition("/")[2] for path, _ in report.quarantined) == [
+        "labels.nii.gz",
+        "mask.nii.gz",
+    ]
+
+
 def test_a_scan_is_cropped_and_stays_where_it_was(tmp_path, to_grid):
     affine = np.array([[0, 0, 2.0, 10], [1.5, 0, 0, -20], [0, -1.5, 0, 30], [0, 0, 0, 1]])
     source = read_volume(save(tmp_path / "scan.nii.gz", ct(shape=(60, 62, 64)), affine))
@@ -121,8 +140,8 @@ def test_a_source_that_changes_into_a_copy_or_a_ruin_takes_its_volume_along(tmp_
     assert len(list((store.path / "volumes").iterdir())) == 1
     # The original goes, its copy stays: the copy becomes the volume.
     (scans / "case0.nii.gz").write_bytes(b"nothing")
-    ingest([scans], tmp_path / "s", NATIVE)
-    assert ingest([scans], tmp_path / "s", NATIVE).added == 1
+    report = ingest([scans], tmp_path / "s", NATIVE)
+    assert (report.added, report.skipped) == (1, 0)
     assert [record.case for record in store.records()] == ["case1"]
 
 

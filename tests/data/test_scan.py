@@ -79,6 +79,48 @@ def test_a_dataset_gives_its_images_but_not_its_labels(tmp_path):
         assert {one.kind for one in found} == {"ct"}
 
 
+def test_labels_of_any_kind_are_no_reason_to_leave_out_the_images(tmp_path):
+    folder = dataset(tmp_path / "Dataset001_Organ")
+    description = json.loads((folder / "dataset.json").read_text())
+    description["labels"] = {"background": 0, "whole": [1, 2], "core": [2]}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    assert [found.case for found in find_scans([folder])] == ["a", "b"]
+
+
+def test_images_without_channel_numbers_are_scans(tmp_path):
+    folder = tmp_path / "Task04_Hippocampus"
+    for name in ("hippocampus_001", "._hippocampus_001", "hippocampus_367"):
+        scan(folder / "imagesTr" / f"{name}.nii.gz")
+    scan(folder / "labelsTr" / "hippocampus_001.nii.gz")
+    (folder / "dataset.json").write_text(
+        json.dumps({"modality": {"0": "MRI"}, "labels": {"0": "background"}})
+    )
+    found = find_scans([tmp_path])
+    assert [(one.case, one.kind) for one in found] == [("hippocampus_001", "mr"), ("hippocampus_367", "mr")]
+
+
+def test_a_damaged_dataset_in_a_tree_does_not_hide_the_rest(tmp_path):
+    scan(tmp_path / "good.nii.gz")
+    folder = dataset(tmp_path / "damaged")
+    (folder / "dataset.json").write_text("{")
+    damaged, good = find_scans([tmp_path])
+    assert good.read().shape == (4, 5, 6)
+    with pytest.raises(DataError, match=r"dataset\.json cannot be read as JSON"):
+        damaged.read()
+    with pytest.raises(DataError, match=r"dataset\.json cannot be read as JSON"):
+        find_scans([folder])
+
+
+@pytest.mark.parametrize("ending", ["mhd", "nhdr"])
+def test_voxels_beside_a_header_count_in_its_stamp(tmp_path, ending):
+    (source,) = find_scans([scan(tmp_path / f"a.{ending}")])
+    before = source.stamp
+    (voxels,) = (path for path in tmp_path.iterdir() if path != source.path)
+    os.utime(voxels, ns=(0, 0))
+    voxels.write_bytes(voxels.read_bytes()[::-1])
+    assert source.stamp != before
+
+
 def test_channels_of_a_dataset_are_scans_of_their_own(tmp_path):
     found = find_scans([dataset(tmp_path / "d", ("CT", "PET"))])
     assert [(one.case, one.kind) for one in found][:2] == [("a_0000", "ct"), ("a_0001", "mr")]

@@ -92,6 +92,14 @@ def test_strides_may_be_given_and_are_recorded():
             tiny((16, 16, 16), strides=strides)
 
 
+def test_weights_that_learnt_with_other_strides_are_told_of():
+    cube = tiny((64, 64, 64))
+    theirs = {"strides": [[2, 2, 2]] * 3}
+    assert cube.backbone.adopt(cube.backbone.options) == cube.backbone.adopt({}) == []
+    (note,) = tiny((8, 64, 64)).backbone.adopt(theirs)
+    assert "with the strides [[2, 2, 2], [2, 2, 2], [2, 2, 2]] and this one has [[2, 2, 2], [1" in note
+
+
 @pytest.mark.parametrize(
     ("patch_size", "options"), [((1, 1, 1), {}), ((8, 5, 8), {"strides": [[2, 2, 2]] * 3})], ids=str
 )

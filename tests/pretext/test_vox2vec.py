@@ -8,7 +8,8 @@ import torch
 from misfm.models import create
 from misfm.models.unet import build_unet
 from misfm.pretext.base import Placement
-from misfm.pretext.vox2vec import Vox2Vec, gather
+from misfm.pretext.crops import sample_start
+from misfm.pretext.vox2vec import Vox2Vec, common_box, gather
 from misfm.seeding import generator_for
 
 PATCH_SIZE = (8, 12, 10)
@@ -43,6 +44,19 @@ def test_partners_are_the_same_voxel_of_the_same_volume():
     assert set(crops.tolist()) == {0, 1, 2, 3}
     assert 80 < half <= 100
     assert not torch.equal(batch.inputs[:2], batch.inputs[2:])
+
+
+def test_crops_of_the_largest_source_still_share_a_voxel():
+    task = Vox2Vec(intensities=PLAIN, source_scale=2, num_voxels=8)
+    size = task.source_size((3, 3, 3))
+    patches = torch.randn(1, 1, 1, *size, generator=generator_for(0))
+    valid = torch.tensor([[0, 0, 0], size]).expand(1, 1, 2, 3)
+    placement = Placement(valid, torch.zeros(1, 1, 3), torch.ones(1, 1, 3))
+    for seed in range(40):
+        starts = [sample_start((3, 3, 3), size, valid[0, 0].tolist(), generator_for(seed, i)) for i in (0, 1)]
+        low, high = common_box(starts, (3, 3, 3), valid[0, 0].tolist())
+        assert all(a < b for a, b in zip(low, high, strict=True))
+    assert patches.shape[-3:] == placement.real(size).shape[-3:] == (5, 5, 5)
 
 
 def test_padding_and_clipped_air_are_not_drawn():

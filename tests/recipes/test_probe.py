@@ -41,7 +41,8 @@ def test_every_validation_probes_and_the_best_weights_are_kept(settings, tmp_pat
     assert probes(run) == [(2, 0.2), (4, 0.5), (6, 0.3)]
     assert result.keys() >= {"validation_loss", "probe_dice"}
     assert load_checkpoint(run.best).step == 4
-    kept, _ = read(run.weights)
+    kept, info = read(run.weights)
+    assert info.steps == 4
     best = load_checkpoint(run.best).model
     assert all(torch.equal(kept[name], best[name]) for name in kept)
     assert {path.name for path in (run.path / "probe" / "step-4").iterdir()} >= {"validation.json", "log.txt"}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,33 @@ def test_ctrl_c_saves_and_says_how_to_go_on(run_command, store, tmp_path, tiny_p
     assert done.error.startswith("Error: Stopped after step ")
     assert "run the same command with --resume to go on" in done.error
     assert not (out / "weights.safetensors").exists()
+
+
+def test_scans_ingested_later_do_not_change_what_a_pretraining_learns_from(
+    run_command, scans, store, tmp_path, tiny_pretraining
+):
+    growing = tmp_path / "store"
+    ingest = ("ingest", "--store", growing, "--spacing", "14,14,14", "--intensity", "ct:-200,600")
+    first = sorted(scans.iterdir())
+    assert run_command(*ingest, *first[:3]).status == 0
+    before = tmp_path / "before"
+    shutil.copytree(growing, before)
+    whole = ("pretrain", "--store", growing, "--out", tmp_path / "run", *tiny_pretraining)
+    assert run_command(*whole).status == 0
+    expected = tensors(tmp_path / "run")
+    (tmp_path / "run" / "weights.safetensors").unlink()  # as if it had been stopped at the end
+    assert run_command(*ingest, first[3]).status == 0
+    resumed = run_command(*whole, "--resume")
+    assert resumed.status == 0
+    assert "has 1 volumes that it had not when the run began" in resumed.err
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(tmp_path / "run").items())
+    info = json.loads(run_command("info", tmp_path / "run" / "weights.safetensors", "--json").out)
+    assert info["data"]["count"] == 2
+    shutil.rmtree(growing)
+    assert run_command(*ingest, *first[2:]).status == 0
+    gone = run_command(*whole, "--resume")
+    assert gone.status == 2
+    assert "2 of the volumes that the run in" in gone.error
 
 
 def test_a_run_resumes_with_its_own_settings_only(run_command, pretrained, store, tiny_pretraining):

@@ -17,6 +17,8 @@ class RunOf(Settings):
     """What a run is started with, in these tests."""
 
     seed: int = 0
+    split: str | None = None
+    spacing: tuple[float, float, float] | None = (1, 1, 1)
     patch_size: tuple[int, int, int] = (8, 8, 8)
     training: TrainingSettings = TrainingSettings(steps=4, optimizer=OptimizerSettings(lr=1e-05))
 
@@ -50,6 +52,13 @@ def test_a_run_goes_on_with_its_own_settings_only(run):
     with pytest.raises(ConfigError, match=r"other settings \(training\.steps was 4, now 5\)"):
         run.begin(other, resume=True)
     assert run.read_settings() == SETTINGS.model_dump(mode="json")
+
+
+def test_null_stands_for_anything_only_where_something_is_planned(run):
+    run.begin(RunOf(split="a.json"), resume=False)
+    run.require(RunOf(split="a.json", spacing=None))
+    with pytest.raises(ConfigError, match=r"other settings \(split was a\.json, now None\)"):
+        run.require(RunOf(spacing=None))
 
 
 def test_a_run_goes_on_after_misfm_got_more_settings(run):

@@ -1,7 +1,9 @@
 """What lies around the tensors of a checkpoint."""
 
+import pytest
 import torch
 
+from misfm.errors import WeightsError
 from misfm.weights.containers import Origin, network_tensors, origin_of
 
 
@@ -52,3 +54,11 @@ def test_nnunet_names_its_configuration_and_lets_it_inherit():
     origin = origin_of(content)
     assert (origin.project, origin.pretext, origin.steps) == ("nnU-Net", None, 1000)
     assert (origin.patch_size, origin.spacing, origin.z_scored) == ((8, 8, 8), (1.0, 1.0, 1.0), True)
+    content["init_args"]["plans"]["transpose_forward"] = [0, 1, 2]
+    assert origin_of(content) == origin
+
+
+def test_transposed_axes_are_refused():
+    content = {"network_weights": {}, "init_args": {"plans": {"transpose_forward": [2, 0, 1]}}}
+    with pytest.raises(WeightsError, match=r"trained with transposed axes \(\[2, 0, 1\]\)"):
+        origin_of(content)

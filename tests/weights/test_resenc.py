@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import misfm.models
 from misfm import weights
 from misfm.errors import WeightsError
+from misfm.recipes.predict import load_predictor
 from misfm.weights.resenc import reference_names
 
 GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
@@ -321,6 +322,15 @@ def test_incomplete_weights_and_a_stride_in_the_first_level_are_refused():
         del state[name]
     with pytest.raises(WeightsError, match=r"lack 'encoder\.stages\.1\.blocks\.0\.conv1\."):
         weights.describe(state)
+
+
+def test_weights_that_do_not_say_how_scans_are_prepared_cannot_label(tmp_path):
+    checkpoint = supervised(published())
+    configuration = checkpoint["init_args"]["plans"]["configurations"]["3d_fullres"]
+    configuration["normalization_schemes"] = ["CTNormalization"]
+    torch.save(checkpoint, tmp_path / "ct.pth")
+    with pytest.raises(WeightsError, match=r"ct\.pth does not say how scans are prepared"):
+        load_predictor(tmp_path / "ct.pth")
 
 
 @pytest.mark.parametrize("name", ["PlainConvUNet", "ResidualUNet"])

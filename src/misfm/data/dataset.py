@@ -69,14 +69,11 @@ class Dataset:
         """
         path = Path(path)
         content = _read_json(path / "dataset.json")
+        names = _parse_channels(content, path)
         try:
-            channels = content.get("channel_names", content.get("modality"))
-            names = tuple(str(channels[key]) for key in sorted(channels, key=int))
             labels = dict(content["labels"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"{path / 'dataset.json'} must hold 'channel_names' and 'labels' as nnU-Net wants them."
-            ) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path / 'dataset.json'} must hold 'labels' as nnU-Net wants them.") from error
         values, ignore = _parse_labels(labels, path / "dataset.json")
         file = path / "dataset.json"
         annotated = parse_annotated(content, {name: value for value, name in values.items()}, file)
@@ -86,6 +83,17 @@ class Dataset:
             known = (case.name for case in (*dataset.cases("Tr"), *dataset.cases("Ts")))
             check_cases((*annotated, *subjects), known, file)
         return dataset
+
+    @classmethod
+    def images_only(cls, path: str | Path) -> Dataset:
+        """Read what ``dataset.json`` says of the images; labels of any kind, regions too, are passed over.
+
+        Raises:
+            DataError: no such file, or one that does not name the channels.
+        """
+        path = Path(path)
+        content = _read_json(path / "dataset.json")
+        return cls(path, _parse_channels(content, path), {}, None, str(content.get("file_ending", ".nii.gz")))
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -218,6 +226,17 @@ def _read_json(path: Path, kind: type = dict) -> Any:
     if not isinstance(content, kind):
         raise DataError(f"{path} must hold a JSON {'list' if kind is list else 'object'}; correct it.")
     return content
+
+
+def _parse_channels(content: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """Names of the channels in their order."""
+    try:
+        channels = content["channel_names"] if "channel_names" in content else content["modality"]
+        return tuple(str(channels[key]) for key in sorted(channels, key=int))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path / 'dataset.json'} must hold 'channel_names' as nnU-Net wants them."
+        ) from error
 
 
 def _parse_labels(labels: dict[str, Any], path: Path) -> tuple[dict[int, str], int | None]:

@@ -87,34 +87,43 @@ def ingest(
 
     def finish(scan: ScanSource, outcome: Outcome, reason: str = "") -> None:
         counts[outcome] += 1
+        if outcome == "quarantined":
+            quarantined.append((str(scan.path), reason))
         if progress:
             progress(IngestEvent(str(scan.path), outcome, reason, counts.total(), len(scans)))
 
-    pending = []
-    for scan in scans:
-        if store.is_known(str(scan.path), scan.stamp):
-            finish(scan, "skipped")
-        else:
-            pending.append(scan)
+    known = [scan for scan in scans if store.is_known(str(scan.path), scan.stamp)]
+    for scan in known:
+        finish(scan, "skipped")
+    paths = {scan.path for scan in known}
+    pending = [scan for scan in scans if scan.path not in paths]
+    prepared = partial(_prepare_scan, settings=settings)
     with pool(workers, scheduler) as workplace:
-        for scan, result in workplace.map(partial(_prepare_scan, settings=settings), pending, _lost):
-            if isinstance(result, str):
-                store.quarantine(str(scan.path), result)
-                quarantined.append((str(scan.path), result))
-                finish(scan, "quarantined", result)
-                continue
-            twin = store.find(result.record.fingerprint)
-            unmasked = twin is not None and result.record.anonymised and not twin.anonymised
-            if twin is None or unmasked or (twin.source == str(scan.path) and twin.id != result.record.id):
-                record = store.add(result, scan.stamp)
-                if twin is not None and unmasked:  # the mask counts, whichever copy of a scan it came with
-                    store.add_duplicate(twin.source, "", record)
-                finish(scan, "added")
-            else:
-                store.add_duplicate(str(scan.path), scan.stamp, twin)
-                same = twin.source == str(scan.path)
-                finish(scan, "skipped" if same else "duplicate", "" if same else twin.source)
+        for scan, result in workplace.map(prepared, pending, _lost):
+            finish(scan, *_put(store, scan, result))
+        # Copies of a volume that went, for its own file holds something else now: they were the known ones.
+        orphans = [scan for scan in known if pending and not store.is_known(str(scan.path), scan.stamp)]
+        counts["skipped"] -= len(orphans)
+        for scan, result in workplace.map(prepared, orphans, _lost):
+            finish(scan, *_put(store, scan, result))
     return IngestReport(counts["added"], counts["skipped"], counts["duplicate"], tuple(quarantined))
+
+
+def _put(store: Store, scan: ScanSource, result: Entry | str) -> tuple[Outcome, str]:
+    """Bring a prepared scan into the store, or quarantine it; returns what became of it, and why."""
+    source = str(scan.path)
+    if isinstance(result, str):
+        store.quarantine(source, result)
+        return "quarantined", result
+    twin = store.find(result.record.fingerprint)
+    unmasked = twin is not None and result.record.anonymised and not twin.anonymised
+    if twin is None or unmasked or (twin.source == source and twin.id != result.record.id):
+        record = store.add(result, scan.stamp)
+        if twin is not None and unmasked:  # the mask counts, whichever copy of a scan it came with
+            store.add_duplicate(twin.source, "", record)
+        return "added", ""
+    store.add_duplicate(source, scan.stamp, twin)
+    return ("skipped", "") if twin.source == source else ("duplicate", twin.source)
 
 
 def ingest_dataset(
@@ -226,12 +235,18 @@ def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | str:
 def _check_scan(volume: Volume, path: Path) -> None:
     """Refuse what would only mislead pretraining: nothing to see, or a label map lying beside its image."""
     data = volume.data[0]
-    lowest = data.min()
-    if lowest == data.max():
+    lowest, highest = data.min(), data.max()
+    if lowest == highest:
         raise DataError(f"{path} shows nothing: all its voxels are {lowest:g}; export the scan again.")
+    some = data[tuple(slice(None, None, max(1, side // 64)) for side in data.shape)]
+    if not np.array_equal(some, np.rint(some)):
+        return
+    # In label maps nearly all neighbours are equal, in scans hardly any outside of their background. That
+    # need not be the lowest value: around brains without skulls, within the corners of a CT.
+    values, counts = np.unique(some, return_counts=True)
+    background = {lowest} if len(values) == 2 else {lowest, values[counts.argmax()]}
     before, after = data[..., :-1], data[..., 1:]
-    inside = (before != lowest) & (after != lowest)
-    # In label maps nearly all neighbours are equal, in scans hardly any outside of their background.
+    inside = ~(np.isin(before, list(background)) | np.isin(after, list(background)))
     if inside.any() and (before[inside] == after[inside]).mean() > 0.7:
         raise DataError(f"{path} looks like a label map; leave it out, or give a dataset in nnU-Net format.")
 

@@ -109,9 +109,20 @@ class Origin:
 
 
 def fingerprint(volume: Volume) -> str:
-    """Hash of voxels, their type and shape; equal for one scan under two names."""
-    digest = hashlib.sha256(f"{volume.data.dtype.str}{volume.data.shape}".encode())
-    digest.update(np.ascontiguousarray(volume.data).data)
+    """Hash of the voxels that stays the same however a scan is stored.
+
+    That is, under another name, with axes in another order or direction, with another header or type of
+    voxels: DICOM, and the NIfTI file that was made from it.
+
+    What is hashed are the sums of the voxels' bits over each slice, along all axes: exact, and of one order
+    whichever way the axes run.
+    """
+    digest = hashlib.sha256()
+    for channel in volume.data:
+        # 0 is added to make one of the two zeros of floats.
+        bits = (np.ascontiguousarray(channel, dtype=np.float32) + np.float32(0)).view(np.uint32)
+        sums = [bits.sum(axis=axes, dtype=np.uint64).tolist() for axes in ((1, 2), (0, 2), (0, 1))]
+        digest.update(repr(sorted(min(along, along[::-1]) for along in sums)).encode())
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class ScanSource:
         kind: "ct" or "mr" where a dataset says so, which is trusted.
         series: the files of a DICOM series, None for other formats.
         anonymised_path: the mask of what was removed to make the patient unknown, such as the face.
+        fault: why a list of scans cannot be read that was found instead of a scan.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class ScanSource:
     kind: Kind | None = None
     series: Series | None = None
     anonymised_path: Path | None = None
+    fault: str = ""
 
     @property
     def modality(self) -> str | None:
@@ -47,7 +50,7 @@ class ScanSource:
     @property
     def stamp(self) -> str:
         """Size and time of last change: a source with the same stamp has not changed."""
-        files = self.series.files if self.series else (self.path,)
+        files = self.series.files if self.series else (self.path, *detached_data(self.path))
         states = []
         for file in (*files, self.anonymised_path) if self.anonymised_path else files:
             with suppress(OSError):
@@ -57,6 +60,8 @@ class ScanSource:
 
     def read(self) -> Volume:
         """Read the scan; see ``read_volume``."""
+        if self.fault:
+            raise DataError(self.fault)
         with readable(self.path):
             return read_series(self.series) if self.series else read_volume(self.path)
 
@@ -86,11 +91,11 @@ def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
     must not have seen what they are tested on: to get those, name that folder as a source. A scan that is
     both listed with a mask of what was removed from it and found elsewhere keeps the mask. Links to folders
     are followed, each folder once; hidden files and folders are passed over. A damaged DICOM file, a listed
-    file that is missing or a folder that cannot be read is returned as well, so that reading it tells what
-    is wrong.
+    file that is missing, a folder that cannot be read and a damaged list or dataset below a source are
+    returned as well, so that reading them tells what is wrong.
 
     Raises:
-        DataError: a source that does not exist or holds no scan.
+        DataError: a source that does not exist, holds no scan or is a damaged list.
     """
     found: dict[Path, ScanSource] = {}
     for source in sources:
@@ -108,6 +113,24 @@ def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
     return list(found.values())
 
 
+def detached_data(path: Path) -> list[Path]:
+    """Files that hold the voxels of a header: of MetaImage, NRRD and NIfTI pairs."""
+    name = path.name.lower()
+    if name.endswith(".hdr"):
+        return [path.with_suffix(ending) for ending in (".img", ".img.gz")]
+    if not name.endswith((".mhd", ".nhdr")):
+        return []
+    try:
+        with path.open("rb") as file:
+            header = file.read(1 << 16).decode("latin-1")
+    except OSError:
+        return []
+    found = re.search(
+        r"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", header, re.MULTILINE | re.IGNORECASE
+    )
+    return [path.parent / found[1]] if found else []
+
+
 def _in_file(path: Path) -> list[ScanSource]:
     if path.name == "dataset.json":
         return _in_dataset(path.parent)
@@ -123,10 +146,14 @@ def _in_tree(root: Path) -> list[ScanSource]:
     dicom_files: list[Path] = []
     unreadable: list[Path] = []
     for folder, names, is_dataset in _walk(root, unreadable):
-        if is_dataset:
-            scans += _in_dataset(folder)
-        elif "pretrain_data.json" in names:
-            scans += _in_nnssl(folder / "pretrain_data.json")
+        if is_dataset or "pretrain_data.json" in names:
+            file = folder / ("dataset.json" if is_dataset else "pretrain_data.json")
+            try:
+                scans += _in_dataset(folder) if is_dataset else _in_nnssl(file)
+            except DataError as error:
+                if folder == root:
+                    raise
+                scans.append(ScanSource(file, file.name, fault=str(error)))
         else:
             for name in names:
                 path = folder / name
@@ -172,7 +199,13 @@ def _from_series(series: Iterable[Series]) -> list[ScanSource]:
 
 
 def _in_dataset(folder: Path) -> list[ScanSource]:
-    dataset = Dataset.open(folder)
+    dataset = Dataset.images_only(folder)
+    images = sorted(path for path in (folder / "imagesTr").iterdir() if has_suffix(path, FILE_SUFFIXES))
+    images = [path for path in images if not path.name.startswith(".")]
+    if images and not any(re.search(r"_\d{4}$", stem(path)) for path in images):
+        # Without channel numbers, as the Medical Segmentation Decathlon names them.
+        kind = dataset.kinds[0] if len(dataset.kinds) == 1 else None
+        return [ScanSource(path, stem(path), kind) for path in images]
     scans = []
     for case in dataset.cases("Tr"):
         for path, kind in zip(case.image_paths, dataset.kinds, strict=True):

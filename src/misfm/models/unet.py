@@ -7,10 +7,10 @@ instead of concatenated (as in SegResNet, arXiv 1810.11654), which halves the wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
 from operator import index
-from typing import cast
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -97,6 +97,18 @@ class UNet(Backbone):
             steps.append(cast(Shape, tuple(a * b for a, b in zip(steps[-1], stride, strict=True))))
         self.strides = tuple(steps[:-1])
         self.min_divisor = steps[-1]
+
+    def adopt(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Tell where the weights learnt with other strides, which their shapes do not show."""
+        own, theirs = (
+            [list(step) for step in options.get("strides", [])] for options in (self.options, recorded)
+        )
+        if not theirs or own == theirs:
+            return []
+        return [
+            f"Warning: the weights are of a network with the strides {theirs} and this one has {own}, so it "
+            "does not compute what they learnt; create it with theirs."
+        ]
 
     def build_head(self, num_classes: int, *, num_outputs: int) -> SegmentationHead:
         """Norm, activation and a 1x1x1 convolution a level: features leave the decoder before activation."""

@@ -65,8 +65,8 @@ class Vox2Vec(PretextTask):
     """How the intensities of each crop are varied."""
 
     def source_size(self, patch_size: Shape) -> Shape:
-        """Room for two crops that lie apart."""
-        d, h, w = (math.ceil(self.source_scale * side) for side in patch_size)
+        """Room for two crops that lie apart, yet share a voxel."""
+        d, h, w = (min(math.ceil(self.source_scale * side), 2 * side - 1) for side in patch_size)
         return d, h, w
 
     def prepare(

@@ -140,7 +140,7 @@ def prediction_info(source: Source) -> WeightsInfo:
         WeightsError: they do not say how scans are prepared, or were pretrained only.
     """
     known = describe(source)
-    if "intensity" not in known or known.get("patch_size") is None:
+    if not known.get("intensity") or known.get("patch_size") is None:
         raise WeightsError(f"{source} does not say how scans are prepared; fine-tune it with misfm first.")
     if known.get("pretext"):
         raise WeightsError(

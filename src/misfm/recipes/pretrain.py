@@ -16,10 +16,12 @@ from misfm.data.patches import MixedPatches, UnlabelledPatches, padding_notice
 from misfm.data.record import Record, fingerprint_of, short_fingerprint
 from misfm.data.store import Store
 from misfm.errors import ConfigError, DataError
+from misfm.files import write_json
 from misfm.models import Backbone, SegmentationModel, create
 from misfm.pretext.base import PretextTask
 from misfm.recipes.phantoms import generate_beside, is_generated, open_store
 from misfm.recipes.probe import probed
+from misfm.recipes.splits import SPLIT, read_split
 from misfm.seeding import derive_seed, generator_for
 from misfm.training.checkpoint import load_checkpoint
 from misfm.training.logging import logger
@@ -35,21 +37,21 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     Args:
         settings: everything about the run.
         out: the run folder.
-        resume: go on with the run in ``out``.
+        resume: go on with the run in ``out``, on the volumes it was begun with.
 
     Returns:
         The numbers of the last validation, such as ``pretext_dice``.
 
     Raises:
         DataError: no store, or too few volumes in it.
-        ConfigError: the folder holds another run.
+        ConfigError: the folder holds another run, or one begun with volumes that the store has no more.
         Interrupted: stopped by the user; the state is saved.
     """
     task = settings.pretext.build()
     if task.needs_labels and not is_generated(settings.store):
         raise ConfigError(f"'{settings.pretext.name}' learns from generated anatomy: give --store phantom.")
     store = open_store(settings.store, out)
-    training, held_out = split_records(store.records(), settings)
+    training, held_out = kept_split(store, settings, out)
     source = PatchSource(task, settings, store, generated_store(task, settings, store, out))
     model = task.build_model(fresh_backbone(settings, training[0].channels))
     objective = PretextObjective(task, settings.patch_size)
@@ -68,6 +70,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     if settings.probe is not None:
         validation = probed(validation, settings.probe, settings, info, run)
     run.begin(settings, resume=resume)
+    write_json(out / SPLIT, {"train": [one.id for one in training], "val": [one.id for one in held_out]})
     fit(
         model,
         objective,
@@ -78,7 +81,9 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         validation=validation,
     )
     if settings.probe is not None:
-        model.load_state_dict(load_checkpoint(run.best).model)
+        best = load_checkpoint(run.best)
+        model.load_state_dict(best.model)
+        info = info.model_copy(update={"steps": best.step})
     save(run.weights, model, info)
     return {
         name: value
@@ -193,6 +198,34 @@ def scans_of(settings: PretrainSettings) -> set[str]:
         return set()
     training, _ = split_records(Store.open(settings.store).records(), settings)
     return {short_fingerprint(record.fingerprint) for record in training}
+
+
+def kept_split(store: Store, settings: PretrainSettings, out: Path) -> tuple[list[Record], list[Record]]:
+    """Return the volumes that the run in ``out`` was begun with; those of the store where there is none.
+
+    Split again after more were ingested, volumes that it has learnt from would be held out, and its weights
+    would not tell of all that they have seen.
+
+    Raises:
+        ConfigError: the store no longer holds them all.
+        DataError: too few volumes.
+    """
+    records = store.records()
+    if not (out / SPLIT).exists():
+        return split_records(records, settings)
+    begun, by_id = read_split(out / SPLIT)[0], {record.id: record for record in records}
+    gone = {identity for part in begun.values() for identity in part} - by_id.keys()
+    if gone:
+        raise ConfigError(
+            f"{len(gone)} of the volumes that the run in {out} was begun with are no longer in the store "
+            f"{store.path}: ingest them again, or choose another --out."
+        )
+    training, held_out = ([by_id[identity] for identity in begun[part]] for part in ("train", "val"))
+    if more := len(records) - len(training) - len(held_out):
+        logger.warning(
+            "%s has %d volumes that it had not when the run began; it goes on without them.", store.path, more
+        )
+    return training, held_out
 
 
 def split_records(records: Sequence[Record], settings: PretrainSettings) -> tuple[list[Record], list[Record]]:

@@ -19,6 +19,8 @@ from misfm.errors import ConfigError, DataError
 from misfm.files import write_json, write_text
 from misfm.settings import Settings
 
+PLANNED = ("patch_size", "batch_size", "network", "spacing", "intensity", "steps")
+"""Settings that are filled in where they are null; null says something of all others."""
 VERSIONED = ("misfm", "torch", "numpy", "lightning-fabric", "blosc2", "nibabel", "SimpleITK")
 
 
@@ -96,12 +98,12 @@ class RunFolder:
             raise DataError(f"{self.config} does not hold the settings of a run; it is damaged.") from error
 
     def require(self, settings: Settings) -> None:
-        """Check that a run was trained with these settings; those left open may have become anything.
+        """Check that a run was trained with these settings; what was left open to be planned may be anything.
 
         Raises:
             ConfigError: it was not; names the first setting that differs.
         """
-        given = settings.model_dump(mode="json", exclude_none=True)
+        given = without_open(settings.model_dump(mode="json"))
         changed = first_difference(shared_part(self.completed(type(settings)), given), given)
         if changed:
             raise ConfigError(
@@ -140,6 +142,17 @@ def first_difference(saved: Any, given: Any, key: str = "") -> str:
                 return found
         return ""
     return "" if saved == given else f"{key} was {saved}, now {given}"
+
+
+def without_open(settings: Any) -> Any:
+    """Leave out what a fine-tuning plans where it is null."""
+    if not isinstance(settings, dict):
+        return settings
+    return {
+        name: without_open(value)
+        for name, value in settings.items()
+        if value is not None or name not in PLANNED
+    }
 
 
 def shared_part(saved: Any, given: Any) -> Any:

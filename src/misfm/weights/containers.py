@@ -77,7 +77,11 @@ def network_tensors(content: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def origin_of(content: Mapping[str, object]) -> Origin:
-    """Read what the container records; a mapping of tensors records nothing."""
+    """Read what the container records; a mapping of tensors records nothing.
+
+    Raises:
+        WeightsError: a network of transposed axes.
+    """
     if "network_weights" not in content:
         return Origin()
     trainer = content.get("trainer_name")
@@ -88,6 +92,12 @@ def origin_of(content: Mapping[str, object]) -> Origin:
     configuration = _configuration(plan, arguments.get("configuration") if supervised else None)
     architecture = _mapping(adaptation.get("architecture_plans") or configuration.get("architecture"))
     epochs = content.get("current_epoch")
+    order = plan.get("transpose_forward")
+    if order is not None and list(order) != [0, 1, 2]:
+        raise WeightsError(
+            f"The checkpoint was trained with transposed axes ({order}), which misfm cannot undo yet: its "
+            "kernels would lie along other axes than they learnt. Use weights trained without."
+        )
     return Origin(
         project="nnU-Net" if supervised else "nnssl",
         trainer=str(trainer) if trainer else None,
