@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The few-label study with other labelled cases in each replicate: five labels from scratch and pretrained, trained
-# to the plateau and for a third of that; ten labels from scratch. One pretraining on generated anatomy, the one whose
-# weights ship as `builtin`.
+# to the plateau and for a third of that, with the weights of one pretraining on generated anatomy; then other
+# numbers of labels with `builtin`, the half-precision copy of such weights.
 # usage: bash benchmarks/few_labels_draws.sh DATA RUNS
 # DATA holds Dataset001_Hippocampus and Dataset002_HeadNeckCT. Stopped, it goes on where it was, as long as misfm is
 # the same: RUNS of another version belong in a folder of their own. With KNOWN=1, runs from scratch that are in the
@@ -19,13 +19,22 @@ arms() {  # DATASET FOLDER NAME OPTIONS
   local dataset=$1 folder=$2 name=$3
   shift 3
   python "$here/arms.py" --dataset "$data/$dataset" --out "$runs/$folder" --name "few_labels_draws_$name" \
-    ${KNOWN:+--known "few_labels_trunks_$name"} --draws --test --set 'patch_size=[40,40,40]' --set batch_size=2 \
+    ${KNOWN:+--known "few_labels_trunks_$folder"} --draws --test --set 'patch_size=[40,40,40]' --set batch_size=2 \
     --set overlap=0.25 "$@"
 }
 
-head_neck() {
+head_neck() {  # NAME OPTIONS
   arms Dataset002_HeadNeckCT head_neck "$@" --steps 5000 --validate-every 500 --set 'spacing=[2.5,3.9,3.9]' \
     --set intensity=ct:-200,600
+}
+
+hippocampus() {
+  arms Dataset001_Hippocampus hippocampus "$@" --steps 2000 --validate-every 250 --set 'spacing=[1,1,1]' \
+    --set intensity=mr
+}
+
+count() {  # DATASET LABELS SEEDS, which choose the cases: a multiple of LABELS / 5 where that is above 1
+  "$1" "$1_$2" --seeds "$3" --arm "scratch, $2 labels=,labels=$2" --arm "pretrained, $2 labels=builtin,labels=$2"
 }
 
 # Against the earlier weights, on validation cases: few_labels_weights.
@@ -35,9 +44,16 @@ python "$here/arms.py" --dataset "$data/Dataset002_HeadNeckCT" --out "$runs/weig
   --arm "a third of the rate=$weights,training.optimizer.lr=0.002"
 
 third="pretrained, a third of the steps=$weights,training.steps"
-arms Dataset001_Hippocampus hippocampus hippocampus --seeds 0,1,2,3,4,5 --steps 2000 --validate-every 250 \
-  --set 'spacing=[1,1,1]' --set intensity=mr --arm scratch= --arm "pretrained=$weights" --arm "$third=667" \
+hippocampus hippocampus --seeds 0,1,2,3,4,5 --arm scratch= --arm "pretrained=$weights" --arm "$third=667" \
   --arm "scratch, 10 labels=,labels=10"
 # Seeds 4 to 7 have the cases of 0 to 3 again.
-head_neck head_neck --seeds 0,1,2,3,4,5,6,7 --arm scratch= --arm "pretrained=$weights" --arm "$third=1667" \
-  --arm "scratch, 10 labels=,labels=10"
+head_neck head_neck --seeds 0,1,2,3,4,5,6,7 --arm scratch= --arm "pretrained=$weights"
+head_neck head_neck_third --seeds 0,1,2,3 --arm scratch= \
+  --arm "pretrained, a third of the steps=builtin,training.steps=1667"
+
+count hippocampus 10 0,2,4
+count hippocampus 40 0,8
+count head_neck 1 0,1,2,3
+count head_neck 10 0,2
+count head_neck 20 0,4
+python "$here/few_labels_table.py"
