@@ -99,6 +99,20 @@ def test_images_without_channel_numbers_are_scans(tmp_path):
     assert [(one.case, one.kind) for one in found] == [("hippocampus_001", "mr"), ("hippocampus_367", "mr")]
 
 
+def test_numbers_of_cases_are_no_channels(tmp_path):
+    folder = tmp_path / "AMOS"
+    for name in ("amos_0004", "amos_0600", "atlas"):
+        scan(folder / "imagesTr" / f"{name}.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps({"modality": {"0": "CT"}}))
+    assert [found.case for found in find_scans([folder])] == ["amos_0004", "amos_0600", "atlas"]
+
+
+def test_a_dataset_without_images_is_a_sentence(tmp_path):
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "CT"}}))
+    with pytest.raises(DataError, match="imagesTr holds no image"):
+        find_scans([tmp_path / "dataset.json"])
+
+
 def test_a_damaged_dataset_in_a_tree_does_not_hide_the_rest(tmp_path):
     scan(tmp_path / "good.nii.gz")
     folder = dataset(tmp_path / "damaged")

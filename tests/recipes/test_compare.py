@@ -1,6 +1,7 @@
 """Comparisons: every arm gets the same, runs are resumed, failures are reported, p-values corrected."""
 
 import json
+import shutil
 
 import pytest
 
@@ -97,6 +98,31 @@ def test_a_setting_can_be_for_one_recipe(settings_for):
 def test_a_setting_for_a_recipe_that_is_not_compared_is_refused(settings_for, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'misfm'"):
         compare(settings_for(pretrain=("misfn:training.steps=7",)), tmp_path)
+
+
+def test_an_arm_that_comes_later_has_the_cases_and_volumes_of_the_first(
+    settings_for, dataset, phantom_dir, tmp_path
+):
+    grown, store = tmp_path / "dataset", tmp_path / "store"
+    shutil.copytree(dataset, grown)
+    shape = IngestSettings(spacing=(14.0, 14.0, 14.0), intensity="ct:-200,600")
+    scans = sorted((phantom_dir / "scans").iterdir())
+    ingest(scans[:3], store, shape)
+    first = settings_for(dataset=str(grown), store=str(store), recipes=("volume-fusion-v1",), cases=(2,))
+    compare(first, tmp_path / "out")
+    ingest(scans[3:], store, shape)
+    for part, ending in (("images", "_0000"), ("labels", "")):
+        added = f"{part}Tr/another{ending}.nii.gz"
+        shutil.copy(grown / f"{part}Ts" / f"phantom_ts_000{ending}.nii.gz", grown / added)
+        (grown / f"{part}Ts" / f"phantom_ts_000{ending}.nii.gz").unlink()
+    more = first.model_copy(update={"recipes": ("volume-fusion-v1", "patch-swapping")})
+    assert compare(more, tmp_path / "out")["failed"] == {}
+    splits = {
+        path.parent.name: path.read_text() for path in (tmp_path / "out" / "finetune").glob("*/split.json")
+    }
+    assert len(splits) == 3
+    assert len(set(splits.values())) == 1
+    assert len({path.read_text() for path in (tmp_path / "out").glob("unet-*/split.json")}) == 1
 
 
 def test_a_comparison_from_start_to_table(settings_for, tmp_path):

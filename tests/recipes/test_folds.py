@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from misfm.data.dataset import Dataset
-from misfm.errors import ConfigError, WeightsError
+from misfm.errors import ConfigError, MisfmError, WeightsError
 from misfm.evaluation.statistics import bootstrap_interval
 from misfm.recipes import folds as recipe
 from misfm.recipes import plan
@@ -162,6 +162,20 @@ def test_a_fold_with_too_few_cases_is_found_before_the_first_is_trained(tmp_path
     with pytest.raises(ConfigError, match="--cases 2: the split has 1 training cases"):
         cross_validate(finetune_settings(f"split={tmp_path / 'split.json'}", "cases=2"), tmp_path / "cv")
     assert not (tmp_path / "cv").exists()
+
+
+def test_what_cannot_be_trained_leaves_nothing_behind(tmp_path, finetune_settings):
+    for wrong in ("network={name: unet, options: {foo: 1}}", "weights=nowhere.safetensors"):
+        with pytest.raises(MisfmError):
+            cross_validate(finetune_settings("folds=2", wrong), tmp_path / "cv")
+        assert not (tmp_path / "cv").exists()
+
+
+def test_folds_of_which_none_was_begun_are_dealt_out_again(tmp_path, finetune_settings):
+    (tmp_path / "cv").mkdir()
+    (tmp_path / "cv" / "folds.json").write_text(json.dumps([{"train": NAMES[:1], "val": NAMES[1:]}]))
+    pooled = cross_validate(finetune_settings("folds=2", "training.steps=1"), tmp_path / "cv")
+    assert len(json.loads((tmp_path / "cv" / "folds.json").read_text())) == len(pooled["folds"]) == 2
 
 
 def test_what_does_not_go_together_is_refused(

@@ -102,6 +102,14 @@ def test_cases_the_weights_have_seen_are_refused(check, folder, weights, what, c
         check(f"weights={start}")
 
 
+def test_fingerprints_of_an_earlier_kind_are_taken_anew(check, folder, tmp_path):
+    known = check().files
+    old = {path: {**entry, "fingerprint": "0" * 16} for path, entry in known.items()}
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "fingerprints.json").write_text(json.dumps(old))
+    assert check().files == known
+
+
 def test_weights_may_have_seen_the_training_cases(check, folder, weights, caplog):
     scans = {"0" * 16, scan_of(folder, TRAIN)}
     with caplog.at_level("INFO", logger="misfm"):

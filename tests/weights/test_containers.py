@@ -1,9 +1,7 @@
 """What lies around the tensors of a checkpoint."""
 
-import pytest
 import torch
 
-from misfm.errors import WeightsError
 from misfm.weights.containers import Origin, network_tensors, origin_of
 
 
@@ -58,7 +56,6 @@ def test_nnunet_names_its_configuration_and_lets_it_inherit():
     assert origin_of(content) == origin
 
 
-def test_transposed_axes_are_refused():
+def test_transposed_axes_are_noticed():
     content = {"network_weights": {}, "init_args": {"plans": {"transpose_forward": [2, 0, 1]}}}
-    with pytest.raises(WeightsError, match=r"trained with transposed axes \(\[2, 0, 1\]\)"):
-        origin_of(content)
+    assert origin_of(content).transposed

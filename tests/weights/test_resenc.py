@@ -324,6 +324,15 @@ def test_incomplete_weights_and_a_stride_in_the_first_level_are_refused():
         weights.describe(state)
 
 
+def test_weights_of_transposed_axes_are_described_and_not_loaded(tmp_path):
+    checkpoint = supervised(published())
+    checkpoint["init_args"]["plans"]["transpose_forward"] = [2, 0, 1]
+    torch.save(checkpoint, tmp_path / "turned.pth")
+    assert weights.describe(tmp_path / "turned.pth")["transposed"] is True
+    with pytest.raises(WeightsError, match=r"turned\.pth was trained with transposed axes"):
+        weights.from_pretrained(tmp_path / "turned.pth")
+
+
 def test_weights_that_do_not_say_how_scans_are_prepared_cannot_label(tmp_path):
     checkpoint = supervised(published())
     configuration = checkpoint["init_args"]["plans"]["configurations"]["3d_fullres"]

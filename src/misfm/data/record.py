@@ -16,6 +16,8 @@ from misfm.errors import DataError
 from misfm.settings import Settings, Spacing
 from misfm.volume import Affine, FloatTriple, Triple, Volume
 
+SCHEME = "v2:"
+"""What fingerprints begin with, to be told from earlier ones, which depended on type and axes."""
 MAX_ANCHORS = 4096
 MAX_LABEL_ANCHORS = 1024
 
@@ -112,7 +114,7 @@ def fingerprint(volume: Volume) -> str:
     """Hash of the voxels that stays the same however a scan is stored.
 
     That is, under another name, with axes in another order or direction, with another header or type of
-    voxels: DICOM, and the NIfTI file that was made from it.
+    voxels, as long as their values are equal: DICOM, and the NIfTI file that was made from it.
 
     What is hashed are the sums of the voxels' bits over each slice, along all axes: exact, and of one order
     whichever way the axes run.
@@ -123,11 +125,11 @@ def fingerprint(volume: Volume) -> str:
         bits = (np.ascontiguousarray(channel, dtype=np.float32) + np.float32(0)).view(np.uint32)
         sums = [bits.sum(axis=axes, dtype=np.uint64).tolist() for axes in ((1, 2), (0, 2), (0, 1))]
         digest.update(repr(sorted(min(along, along[::-1]) for along in sums)).encode())
-    return digest.hexdigest()
+    return SCHEME + digest.hexdigest()
 
 
 def short_fingerprint(text: str) -> str:
-    """The first 16 hexadecimal digits of a fingerprint: enough to tell the scans of the world apart."""
+    """The first 16 characters of a fingerprint, 52 bits: enough to tell the scans of a project apart."""
     return text[:16]
 
 

@@ -114,15 +114,13 @@ def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
 
 
 def detached_data(path: Path) -> list[Path]:
-    """Files that hold the voxels of a header: of MetaImage, NRRD and NIfTI pairs."""
+    """The file that holds the voxels of a header, of MetaImage or NRRD, if it is one."""
     name = path.name.lower()
-    if name.endswith(".hdr"):
-        return [path.with_suffix(ending) for ending in (".img", ".img.gz")]
     if not name.endswith((".mhd", ".nhdr")):
         return []
     try:
         with path.open("rb") as file:
-            header = file.read(1 << 16).decode("latin-1")
+            header = os.fsdecode(file.read(1 << 16))
     except OSError:
         return []
     found = re.search(
@@ -199,18 +197,22 @@ def _from_series(series: Iterable[Series]) -> list[ScanSource]:
 
 
 def _in_dataset(folder: Path) -> list[ScanSource]:
+    """Images of ``imagesTr``: each channel a scan, and files without a channel's number, as the Medical
+    Segmentation Decathlon has them."""
     dataset = Dataset.images_only(folder)
-    images = sorted(path for path in (folder / "imagesTr").iterdir() if has_suffix(path, FILE_SUFFIXES))
-    images = [path for path in images if not path.name.startswith(".")]
-    if images and not any(re.search(r"_\d{4}$", stem(path)) for path in images):
-        # Without channel numbers, as the Medical Segmentation Decathlon names them.
-        kind = dataset.kinds[0] if len(dataset.kinds) == 1 else None
-        return [ScanSource(path, stem(path), kind) for path in images]
+    images = folder / "imagesTr"
+    files = [path for path in images.iterdir() if has_suffix(path, FILE_SUFFIXES)] if images.is_dir() else []
+    only = dataset.kinds[0] if len(dataset.kinds) == 1 else None
     scans = []
-    for case in dataset.cases("Tr"):
-        for path, kind in zip(case.image_paths, dataset.kinds, strict=True):
-            name = case.name if len(dataset.kinds) == 1 else stem(path)
-            scans.append(ScanSource(path, name, kind))
+    for path in sorted(path for path in files if not path.name.startswith(".")):
+        match = re.fullmatch(r"(.+)_(\d{4})", stem(path))
+        if match and int(match[2]) < len(dataset.kinds):
+            kind, name = dataset.kinds[int(match[2])], stem(path)
+            scans.append(ScanSource(path, match[1] if only else name, kind))
+        else:
+            scans.append(ScanSource(path, stem(path), only))
+    if not scans:
+        raise DataError(f"{images} holds no image; name images CASE_0000{dataset.file_ending}.")
     return scans
 
 

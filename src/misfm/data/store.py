@@ -25,7 +25,7 @@ from misfm.errors import ConfigError, DataError
 from misfm.files import write_bytes, write_json
 from misfm.volume import Box, Triple, Volume
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 IMAGE, LABEL, ANONYMISED = "", ".label", ".anon"
 """What tells the files of a volume apart."""
 _SCHEMA = """

@@ -6,6 +6,7 @@ Every run is a folder of its own below ``out`` and is resumed where it stopped; 
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -30,9 +31,9 @@ from misfm.recipes.phantoms import PREFIX as GENERATED
 from misfm.recipes.phantoms import SETTINGS as GENERATED_SETTINGS
 from misfm.recipes.phantoms import is_generated
 from misfm.recipes.predict import predict_files
-from misfm.recipes.pretrain import pretrain, scans_of
+from misfm.recipes.pretrain import pretrain, scans_of, volumes_of
 from misfm.recipes.settle import common_grid, settle_flips, settle_network
-from misfm.recipes.splits import choose_cases
+from misfm.recipes.splits import SPLIT, Split, agreed, choose_cases, read_split, split_of
 from misfm.recipes.twins import SCRATCH, dice_by_case, learning_curve
 from misfm.registry import closest
 from misfm.report.html import render_report
@@ -181,13 +182,18 @@ def lost(trial: Trial) -> Outcome:
 
 
 def pretrain_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
-    """Pretrain unless that is done, and was done with these settings."""
+    """Pretrain unless that is done, and was done with these settings, on the volumes of all pretrainings."""
     run = RunFolder(trial.folder(out))
     wanted = pretrain_settings(settings, trial)
+    volumes = None
+    if not is_generated(wanted.store):
+        path = shared_file(out, "volumes", wanted.store, wanted.seed, wanted.validation_share)
+        volumes = agreed(path, lambda: volumes_of(Store.open(wanted.store), wanted))
     if run.weights.exists():
         run.require(wanted)
+        require_split(run, volumes)
     else:
-        pretrain(wanted, run.path, resume=True)
+        pretrain(wanted, run.path, resume=True, volumes=volumes)
 
 
 def finetune_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
@@ -200,18 +206,40 @@ def finetune_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
         if start.exists():
             RunFolder(pretraining.folder(out)).require(pretrain_settings(settings, pretraining))
     fine = finetune_settings(settings, trial, start)
+    dataset = Dataset.open(settings.dataset)
+    path = shared_file(out, "split", fine.dataset, fine.split, fine.fold, fine.folds, fine.cases)
+    split = agreed(path, lambda: split_of(*choose_cases(dataset, fine)))
     if (run.path / "test.json").exists():
-        augmentation = settle_flips(fine.augmentation, Dataset.open(settings.dataset))
+        augmentation = settle_flips(fine.augmentation, dataset)
         run.require(fine.model_copy(update={"augmentation": augmentation}))
+        require_split(run, split)
         return
-    scores = finetune(fine, run.path, resume=True)
-    dataset = Path(settings.dataset)
-    if (dataset / "labelsTs").is_dir():
+    scores = finetune(fine, run.path, resume=True, split=split)
+    if (dataset.path / "labelsTs").is_dir():
         predictions = run.path / "predictions"
-        predict_files(str(run.path), [dataset / "imagesTs"], predictions, overlap=fine.overlap)
-        evaluate(predictions, dataset / "labelsTs", run.path / "test.json")
+        predict_files(str(run.path), [dataset.path / "imagesTs"], predictions, overlap=fine.overlap)
+        evaluate(predictions, dataset.path / "labelsTs", run.path / "test.json")
     else:
         write_json(run.path / "test.json", scores)
+
+
+def shared_file(out: Path, what: str, *asked: object) -> Path:
+    """Where that is kept which runs share that ask for the same: data may grow before the next is begun."""
+    return out / f"{what}_{zlib.crc32(repr(asked).encode()):08x}.json"
+
+
+def require_split(run: RunFolder, split: Split | None) -> None:
+    """Check that a finished run was trained on the cases or volumes that all of its kind share.
+
+    Raises:
+        ConfigError: it was not.
+    """
+    own = run.path / SPLIT
+    if split is not None and own.exists() and read_split(own)[0] != split:
+        raise ConfigError(
+            f"The run in {run.path} was trained on other cases than those that all share: choose another "
+            "--out."
+        )
 
 
 def pretrain_settings(settings: CompareSettings, trial: Trial) -> PretrainSettings:

@@ -18,7 +18,7 @@ from misfm.evaluation.arms import ALL
 from misfm.evaluation.case import LabelScores
 from misfm.evaluation.summary import as_result
 from misfm.files import write_json
-from misfm.recipes.finetune import finetune
+from misfm.recipes.finetune import build_model, finetune, start_from_weights
 from misfm.recipes.leakage import check_leaks
 from misfm.recipes.members import FOLDS
 from misfm.recipes.settle import recall, settle
@@ -63,20 +63,23 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     if RunFolder(out).config.exists():
         raise ConfigError(f"{out} holds a single run: choose another --out for the folds.")
     dataset = Dataset.open(settings.dataset)
-    if (out / FOLDS).exists() and not resume:
+    begun = RunFolder(out / "fold_0").config.exists()
+    if begun and not resume:
         raise ConfigError(
             f"{out} already holds a run: add --resume to go on with it, or choose another --out."
         )
-    folds = read_split(out / FOLDS) if (out / FOLDS).exists() else deal(dataset, settings)
+    folds = read_split(out / FOLDS) if begun and (out / FOLDS).exists() else deal(dataset, settings)
     if resume:
         settings = recall(settings, RunFolder(out / "fold_0"))
     settled, reasons = settle(settings, dataset, len(folds[0]["train"]))
-    if not (out / FOLDS).exists():
-        # What is wrong with any fold is found before the first is trained.
+    if (
+        not begun
+    ):  # what is wrong with any fold is found before the first is trained, and leaves nothing behind
+        start_from_weights(build_model(settled, dataset), settled)
         unlabelled = unlabelled_patches(settled, dataset)
         for split in folds:
             check_leaks(settled, dataset, find_cases(dataset, split), out, unlabelled)
-        write_json(out / FOLDS, folds)
+    write_json(out / FOLDS, folds)
     results = []
     for number, split in enumerate(folds):
         logger.info("fold %d of %d", number, len(folds))

@@ -16,7 +16,7 @@ from misfm.config import FinetuneSettings, SettledSettings
 from misfm.data.dataset import Case, Dataset
 from misfm.data.patches import UnlabelledPatches
 from misfm.data.readers import read_volume
-from misfm.data.record import fingerprint, short_fingerprint
+from misfm.data.record import SCHEME, fingerprint, short_fingerprint
 from misfm.data.scan import ScanSource
 from misfm.errors import ConfigError, DataError
 from misfm.recipes.splits import choose_cases
@@ -25,6 +25,8 @@ from misfm.weights import describe
 
 FILE = "fingerprints.json"
 """In the run folder: the fingerprints of the dataset's images, so that a resumed run need not read them."""
+ANATOMY = "phantom-anatomy"
+"""The pretext task that learns from generated anatomy alone, which is nobody's scan."""
 ADVICE = "learn from others, or set allow_overlap: true to judge on it all the same."
 
 Files = dict[str, dict[str, str]]
@@ -114,11 +116,13 @@ def check_leaks(
     parts, training = Parts.of(dataset, *cases, read_files(out), skip_damaged=True), cases[0]
     seen: Seen = {}
     if settings.weights is not None:
-        data = describe(settings.weights).get("data") or {}
-        seen = dict.fromkeys(data.get("scans", ()), f"The weights {settings.weights} have learnt from")
-        if not seen:
+        known = describe(settings.weights)
+        told = (known.get("data") or {}).get("scans", ())
+        seen = dict.fromkeys(told, f"The weights {settings.weights} have learnt from")
+        if not any(scan.startswith(SCHEME) for scan in told) and known.get("pretext") != ANATOMY:
             logger.info(
-                "%s do not tell which scans they have seen, so these are not compared.", settings.weights
+                "%s do not tell, or in a way of before, which scans they have seen: they are not compared.",
+                settings.weights,
             )
     again = [case.name for case in training if set(parts.scans(case)) & seen.keys()]
     if again:
@@ -223,6 +227,7 @@ def read_files(out: Path) -> Files:
         return {
             str(path): {key: str(entry[key]) for key in ("stamp", "fingerprint")}
             for path, entry in content.items()
+            if entry["fingerprint"] == "" or str(entry["fingerprint"]).startswith(SCHEME)
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

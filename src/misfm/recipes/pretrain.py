@@ -21,7 +21,7 @@ from misfm.models import Backbone, SegmentationModel, create
 from misfm.pretext.base import PretextTask
 from misfm.recipes.phantoms import generate_beside, is_generated, open_store
 from misfm.recipes.probe import probed
-from misfm.recipes.splits import SPLIT, read_split
+from misfm.recipes.splits import SPLIT, Split, read_split
 from misfm.seeding import derive_seed, generator_for
 from misfm.training.checkpoint import load_checkpoint
 from misfm.training.logging import logger
@@ -31,13 +31,16 @@ from misfm.training.run import RunFolder
 from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, save
 
 
-def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> dict[str, float]:
+def pretrain(
+    settings: PretrainSettings, out: Path, *, resume: bool = False, volumes: Split | None = None
+) -> dict[str, float]:
     """Pretrain a network on a store and write its weights into the run folder.
 
     Args:
         settings: everything about the run.
         out: the run folder.
         resume: go on with the run in ``out``, on the volumes it was begun with.
+        volumes: ids of those to use, where they were chosen before; by default they are chosen here.
 
     Returns:
         The numbers of the last validation, such as ``pretext_dice``.
@@ -51,15 +54,13 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     if task.needs_labels and not is_generated(settings.store):
         raise ConfigError(f"'{settings.pretext.name}' learns from generated anatomy: give --store phantom.")
     store = open_store(settings.store, out)
-    training, held_out = kept_split(store, settings, out)
+    run = RunFolder(out)
+    run.check(settings, resume=resume)
+    training, held_out = kept_split(store, settings, out, volumes)
     source = PatchSource(task, settings, store, generated_store(task, settings, store, out))
     model = task.build_model(fresh_backbone(settings, training[0].channels))
     objective = PretextObjective(task, settings.patch_size)
-    run = RunFolder(out)
-    notice = padding_notice(store.records(), task.source_size(settings.patch_size))
-    if notice is not None:
-        logger.warning("%s", notice)
-
+    source.tell_padding()
     info = weights_info(settings, store, training, model)
     seed = derive_seed(settings.seed, "validation")
     validation = Validation(
@@ -70,7 +71,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
     if settings.probe is not None:
         validation = probed(validation, settings.probe, settings, info, run)
     run.begin(settings, resume=resume)
-    write_json(out / SPLIT, {"train": [one.id for one in training], "val": [one.id for one in held_out]})
+    write_json(out / SPLIT, ids_of(training, held_out))
     fit(
         model,
         objective,
@@ -81,9 +82,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         validation=validation,
     )
     if settings.probe is not None:
-        best = load_checkpoint(run.best)
-        model.load_state_dict(best.model)
-        info = info.model_copy(update={"steps": best.step})
+        info = take_best(model, run, info)
     save(run.weights, model, info)
     return {
         name: value
@@ -91,6 +90,13 @@ def pretrain(settings: PretrainSettings, out: Path, *, resume: bool = False) -> 
         for name, value in row.items()
         if name.startswith(("validation", "probe"))
     }
+
+
+def take_best(model: nn.Module, run: RunFolder, info: WeightsInfo) -> WeightsInfo:
+    """Load what the probe judged best; returns the description of these weights."""
+    best = load_checkpoint(run.best)
+    model.load_state_dict(best.model)
+    return info.model_copy(update={"steps": best.step})
 
 
 def generated_store(task: PretextTask, settings: PretrainSettings, store: Store, out: Path) -> Store | None:
@@ -123,6 +129,12 @@ class PatchSource:
     settings: PretrainSettings
     store: Store
     generated: Store | None
+
+    def tell_padding(self) -> None:
+        """Warn of scans that are smaller than what is read for a patch."""
+        notice = padding_notice(self.store.records(), self.task.source_size(self.settings.patch_size))
+        if notice is not None:
+            logger.warning("%s", notice)
 
     def batches(
         self, records: Sequence[Record], seed: int, *, held_out: bool = False
@@ -200,8 +212,20 @@ def scans_of(settings: PretrainSettings) -> set[str]:
     return {short_fingerprint(record.fingerprint) for record in training}
 
 
-def kept_split(store: Store, settings: PretrainSettings, out: Path) -> tuple[list[Record], list[Record]]:
-    """Return the volumes that the run in ``out`` was begun with; those of the store where there is none.
+def volumes_of(store: Store, settings: PretrainSettings) -> Split:
+    """Ids of the volumes of a store to train on and to hold out."""
+    return ids_of(*split_records(store.records(), settings))
+
+
+def ids_of(training: Sequence[Record], held_out: Sequence[Record]) -> Split:
+    """Ids of volumes in the form of a split."""
+    return {"train": [record.id for record in training], "val": [record.id for record in held_out]}
+
+
+def kept_split(
+    store: Store, settings: PretrainSettings, out: Path, volumes: Split | None
+) -> tuple[list[Record], list[Record]]:
+    """Return the volumes that the run in ``out`` was begun with, or else those chosen before, or here.
 
     Split again after more were ingested, volumes that it has learnt from would be held out, and its weights
     would not tell of all that they have seen.
@@ -211,9 +235,10 @@ def kept_split(store: Store, settings: PretrainSettings, out: Path) -> tuple[lis
         DataError: too few volumes.
     """
     records = store.records()
-    if not (out / SPLIT).exists():
+    begun = read_split(out / SPLIT)[0] if (out / SPLIT).exists() else volumes
+    if begun is None:
         return split_records(records, settings)
-    begun, by_id = read_split(out / SPLIT)[0], {record.id: record for record in records}
+    by_id = {record.id: record for record in records}
     gone = {identity for part in begun.values() for identity in part} - by_id.keys()
     if gone:
         raise ConfigError(

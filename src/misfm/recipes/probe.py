@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from misfm.config import FinetuneSettings, PretrainSettings, ProbeSettings, recipe_names, resolve
+from misfm.data.dataset import Dataset
 from misfm.evaluation.arms import ALL
 from misfm.recipes.finetune import finetune
 from misfm.recipes.leakage import check_pretraining
+from misfm.recipes.splits import SPLIT, Split, agreed, choose_cases, split_of
 from misfm.training.logging import logger
 from misfm.training.loop import Validation
 from misfm.training.run import RunFolder
@@ -52,12 +54,16 @@ class Probe:
         with torch.inference_mode(mode=False), quiet():
             save(weights, model, self.info.model_copy(update={"steps": step}))
             start = self.settings.model_copy(update={"weights": str(weights)})
-            scores = finetune(start, out, resume=True)
+            scores = finetune(start, out, resume=True, split=agreed(self.folder / SPLIT, self.choose))
         for leftover in ("checkpoints", "cases", "tensorboard"):
             shutil.rmtree(out / leftover, ignore_errors=True)
         (out / "weights.safetensors").unlink(missing_ok=True)
         dice = scores["mean"].get(ALL, {}).get("dice")
         return {**numbers, KEY: float("nan") if dice is None else dice}
+
+    def choose(self) -> Split:
+        """Choose the cases of all probes."""
+        return split_of(*choose_cases(Dataset.open(self.settings.dataset), self.settings))
 
 
 def probed(

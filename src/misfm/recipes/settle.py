@@ -144,7 +144,13 @@ def recall(settings: FinetuneSettings, run: RunFolder) -> FinetuneSettings:
     update = {name: saved.get(name) for name in names}
     steps = settings.training.steps or saved.get("training", {}).get("steps")
     training = settings.training.model_copy(update={"steps": steps})
-    return FinetuneSettings.model_validate({**dict(settings), **update, "training": training})
+    augmentation = settings.augmentation
+    flips = saved.get("augmentation", {}).get("flip_axes")
+    if "flip_axes" not in augmentation.model_fields_set and flips is not None:
+        augmentation = augmentation.model_copy(update={"flip_axes": tuple(flips)})
+    return FinetuneSettings.model_validate(
+        {**dict(settings), **update, "training": training, "augmentation": augmentation}
+    )
 
 
 def settle_flips(augmentation: AugmentSettings, dataset: Dataset) -> AugmentSettings:

@@ -11,6 +11,7 @@ import torch
 from misfm.config import FinetuneSettings
 from misfm.data.dataset import Case, Dataset
 from misfm.errors import ConfigError, DataError, MisfmError
+from misfm.files import write_json
 from misfm.registry import closest
 from misfm.seeding import generator_for
 from misfm.training.logging import logger
@@ -89,6 +90,13 @@ def begun_with(dataset: Dataset, settings: FinetuneSettings, out: Path) -> Split
             out / SPLIT,
         )
     return begun
+
+
+def agreed(path: Path, choose: Callable[[], Split]) -> Split:
+    """Return the split that several runs share: chosen for the first of them, and kept in a file."""
+    if not path.exists():
+        write_json(path, [choose()])
+    return read_split(path)[0]
 
 
 def split_of(training: Sequence[Case], held_out: Sequence[Case]) -> Split:

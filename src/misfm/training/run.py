@@ -62,29 +62,38 @@ class RunFolder:
     def begin(self, settings: Settings, *, resume: bool) -> None:
         """Write settings and environment, or check that a resumed run has the same settings.
 
+        Raises:
+            ConfigError: see :meth:`check`.
+            DataError: the folder cannot be written.
+        """
+        self.check(settings, resume=resume)
+        if not self.config.exists():
+            write_text(self.config, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+        write_json(self.path / "environment.json", environment())
+
+    def check(self, settings: Settings, *, resume: bool) -> None:
+        """Check that a run can begin here, or that a resumed one has the same settings.
+
         Settings that came into misfm after the run was started count as having had their defaults.
 
         Raises:
-            ConfigError: the folder holds a run and ``resume`` is off, or its settings differ.
-            DataError: the folder cannot be written.
+            ConfigError: the folder holds a run and ``resume`` is off, its settings differ, or it holds other
+                things.
         """
-        if self.config.exists():
-            if not resume:
-                raise ConfigError(
-                    f"{self.path} already holds a run: add --resume to go on with it, or choose "
-                    "another --out."
-                )
-            changed = first_difference(self.completed(type(settings)), settings.model_dump(mode="json"))
-            if changed:
-                raise ConfigError(
-                    f"The run in {self.path} was started with other settings ({changed}): resume it with the "
-                    "options it was started with, or choose another --out."
-                )
-        else:
+        if not self.config.exists():
             if self.path.is_dir() and any(self.path.iterdir()) and not resume:
                 raise ConfigError(f"{self.path} is not empty and holds no run: choose another --out.")
-            write_text(self.config, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-        write_json(self.path / "environment.json", environment())
+            return
+        if not resume:
+            raise ConfigError(
+                f"{self.path} already holds a run: add --resume to go on with it, or choose another --out."
+            )
+        changed = first_difference(self.completed(type(settings)), settings.model_dump(mode="json"))
+        if changed:
+            raise ConfigError(
+                f"The run in {self.path} was started with other settings ({changed}): resume it with the "
+                "options it was started with, or choose another --out."
+            )
 
     def read_settings(self) -> dict[str, Any]:
         """Return the resolved settings the run was started with.

@@ -54,6 +54,7 @@ class Origin:
         spacing: mm of the training scans.
         z_scored: whether intensities were z-scored.
         steps: training steps taken.
+        transposed: whether its axes are in another order than those of files; patch and spacing are, too.
     """
 
     project: Literal["nnssl", "nnU-Net", "mapping"] = "mapping"
@@ -66,6 +67,7 @@ class Origin:
     spacing: Spacing | None = None
     z_scored: bool = False
     steps: int | None = None
+    transposed: bool = False
 
 
 def network_tensors(content: Mapping[str, object]) -> dict[str, Tensor]:
@@ -77,11 +79,7 @@ def network_tensors(content: Mapping[str, object]) -> dict[str, Tensor]:
 
 
 def origin_of(content: Mapping[str, object]) -> Origin:
-    """Read what the container records; a mapping of tensors records nothing.
-
-    Raises:
-        WeightsError: a network of transposed axes.
-    """
+    """Read what the container records; a mapping of tensors records nothing."""
     if "network_weights" not in content:
         return Origin()
     trainer = content.get("trainer_name")
@@ -93,11 +91,6 @@ def origin_of(content: Mapping[str, object]) -> Origin:
     architecture = _mapping(adaptation.get("architecture_plans") or configuration.get("architecture"))
     epochs = content.get("current_epoch")
     order = plan.get("transpose_forward")
-    if order is not None and list(order) != [0, 1, 2]:
-        raise WeightsError(
-            f"The checkpoint was trained with transposed axes ({order}), which misfm cannot undo yet: its "
-            "kernels would lie along other axes than they learnt. Use weights trained without."
-        )
     return Origin(
         project="nnU-Net" if supervised else "nnssl",
         trainer=str(trainer) if trainer else None,
@@ -111,6 +104,7 @@ def origin_of(content: Mapping[str, object]) -> Origin:
         spacing=_triple(configuration.get("spacing"), float),
         z_scored=set(configuration.get("normalization_schemes") or []) == {"ZScoreNormalization"},
         steps=250 * epochs if isinstance(epochs, int) else None,
+        transposed=order is not None and list(order) != [0, 1, 2],
     )
 
 

@@ -32,6 +32,8 @@ class ForeignInfo(WeightsInfo):
     """The description of another project's weights, with what their reader noticed, in sentences."""
 
     notes: tuple[str, ...] = ()
+    transposed: bool = False
+    """Whether its axes are in another order than those of files: such weights are described only."""
 
 
 @dataclass(frozen=True)

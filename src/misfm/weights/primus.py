@@ -77,6 +77,7 @@ class PrimusFormat:
             pretext=origin.pretext or ("mae" if _of_mae(stored) else None),
             recipe=origin.trainer,
             steps=origin.steps,
+            transposed=origin.transposed,
             data=None,
             versions={},
             notes=tuple(notes),

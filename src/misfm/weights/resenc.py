@@ -90,6 +90,7 @@ class ResEncFormat:
             pretext=origin.pretext,
             recipe=origin.trainer,
             steps=origin.steps,
+            transposed=origin.transposed,
             data=None,
             versions={},
             notes=tuple(_notes(network_tensors(content), planned, given)),

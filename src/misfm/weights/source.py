@@ -16,7 +16,7 @@ from misfm.models import Backbone
 from misfm.weights import file, hub, published
 from misfm.weights.containers import origin_of, with_plan_beside
 from misfm.weights.file import WeightsInfo
-from misfm.weights.foreign import ForeignFormat, Translation, recognise, unpickle
+from misfm.weights.foreign import ForeignFormat, ForeignInfo, Translation, recognise, unpickle
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 """A path, a name among the published weights (``"builtin"`` comes with the package), an address on the hub
@@ -41,7 +41,16 @@ class Opened:
     format: ForeignFormat | None = None
 
     def translated(self, backbone: Backbone) -> Translation:
-        """The tensors under the names of a model with this backbone."""
+        """The tensors under the names of a model with this backbone.
+
+        Raises:
+            WeightsError: the weights learnt on transposed axes.
+        """
+        if isinstance(self.info, ForeignInfo) and self.info.transposed:
+            raise WeightsError(
+                f"{self.label} was trained with transposed axes (transpose_forward in its plans), which "
+                "misfm cannot undo yet: its kernels would lie along other axes than they learnt."
+            )
         return self.format.translate(self.tensors, backbone) if self.format else Translation(self.tensors)
 
 
