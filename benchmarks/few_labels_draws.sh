@@ -53,7 +53,7 @@ head_neck head_neck_third --seeds 0,1,2,3 --arm scratch= \
 
 count hippocampus 10 0,2,4
 count hippocampus 40 0,8
-count head_neck 1 0,1,2,3
+count head_neck 1 0,1,2
 count head_neck 10 0,2
 count head_neck 20 0,4
 python "$here/few_labels_table.py"

@@ -276,8 +276,10 @@ def merge(base: Tree, overrides: Tree) -> Tree:
 
 
 def join(first: Tree, second: Tree) -> Tree:
-    """Return ``first`` with the values of ``second``, whatever they are named."""
+    """Return ``first`` with the values of ``second``; options of another name in ``first`` do not stay."""
     joined = dict(first)
+    if "name" in first and second.get("name", first["name"]) != first["name"]:
+        joined.pop("options", None)
     for key, value in second.items():
         old = joined.get(key)
         joined[key] = join(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
