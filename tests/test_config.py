@@ -107,11 +107,6 @@ def test_options_of_another_method_do_not_stay():
     assert again.pretext.options["block_size"] == [[8, 24]] * 3
 
 
-def test_options_of_a_file_go_with_the_network_it_meant(tmp_path):
-    file = config_file(tmp_path, "network: {options: {channels: [8, 16]}}")
-    assert settings(FinetuneSettings, config=file, options={"network.name": "pctnet"}).network.options == {}
-
-
 def test_options_may_come_before_the_name_they_are_of():
     assignments = ["pretext.options.mask_ratio=0.9", "pretext.name=mae"]
     for ordered in (assignments, assignments[::-1]):

@@ -229,7 +229,7 @@ def resolve(
         key, separator, text = assignment.partition("=")
         if not separator:
             raise ConfigError(f"--set takes KEY=VALUE, got '{assignment}'.")
-        assigned = join(assigned, nest(key.strip(), load_yaml(text, f"--set {assignment}")))
+        assigned = merge(assigned, nest(key.strip(), load_yaml(text, f"--set {assignment}")))
     return parse(kind, merge(tree, assigned), "settings")
 
 
@@ -267,23 +267,12 @@ def merge(base: Tree, overrides: Tree) -> Tree:
     Where another network or pretext task is named than in ``base``, the ``options`` of that do not stay.
     """
     merged = dict(base)
-    if overrides.get("name", base.get("name")) != base.get("name"):
+    if "name" in base and overrides.get("name", base["name"]) != base["name"]:
         merged.pop("options", None)
     for key, value in overrides.items():
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
-
-
-def join(first: Tree, second: Tree) -> Tree:
-    """Return ``first`` with the values of ``second``; options of another name in ``first`` do not stay."""
-    joined = dict(first)
-    if "name" in first and second.get("name", first["name"]) != first["name"]:
-        joined.pop("options", None)
-    for key, value in second.items():
-        old = joined.get(key)
-        joined[key] = join(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return joined
 
 
 def nest(key: str, value: Any) -> Tree:

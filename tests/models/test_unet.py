@@ -97,7 +97,7 @@ def test_weights_that_learnt_with_other_strides_are_told_of():
     theirs = {"strides": [[2, 2, 2]] * 3}
     assert cube.backbone.adopt(cube.backbone.options) == cube.backbone.adopt({}) == []
     (note,) = tiny((8, 64, 64)).backbone.adopt(theirs)
-    assert "with the strides [[2, 2, 2], [2, 2, 2], [2, 2, 2]] and this one has [[2, 2, 2], [1" in note
+    assert "with strides=[[2, 2, 2], [2, 2, 2], [2, 2, 2]] and this one has [[2, 2, 2], [1" in note
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_an_arm_that_comes_later_has_the_cases_and_volumes_of_the_first(
     }
     assert len(splits) == 3
     assert len(set(splits.values())) == 1
-    assert len({path.read_text() for path in (tmp_path / "out").glob("unet-*/split.json")}) == 1
+    assert len({path.read_text() for path in (tmp_path / "out").glob("unet-*/volumes.json")}) == 1
 
 
 def test_a_comparison_from_start_to_table(settings_for, tmp_path):

@@ -46,7 +46,7 @@ def test_scans_to_pretrained_weights_to_masks_to_numbers(
     assert done.status == 0
     assert done.result["weights"] == str(pretrained / "weights.safetensors")
     assert done.result["validation"].keys() >= {"validation_loss", "validation_pretext_dice"}
-    assert names(pretrained) == RUN_FILES | {"split.json"}
+    assert names(pretrained) == RUN_FILES | {"volumes.json"}
     rows = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [2, 4]
     assert rows[0].keys() >= {"step", "loss", "lr", "samples_per_s"}

@@ -235,14 +235,15 @@ def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | str:
 def _check_scan(volume: Volume, path: Path) -> None:
     """Refuse what would only mislead pretraining: nothing to see, or a label map lying beside its image."""
     data = volume.data[0]
-    lowest, highest = data.min(), data.max()
-    if lowest == highest:
+    lowest = data.min()
+    if lowest == data.max():
         raise DataError(f"{path} shows nothing: all its voxels are {lowest:g}; export the scan again.")
     some = data[tuple(slice(None, None, max(1, side // 64)) for side in data.shape)]
     if not np.array_equal(some, np.rint(some)):
         return
     # In label maps nearly all neighbours are equal, in scans hardly any outside of their background. That
-    # need not be the lowest value: around brains without skulls, within the corners of a CT.
+    # need not be the lowest value: around brains without skulls, within the corners of a CT. One of the two
+    # values of a mask has to be looked at.
     values, counts = np.unique(some, return_counts=True)
     background = {lowest} if len(values) == 2 else {lowest, values[counts.argmax()]}
     before, after = data[..., :-1], data[..., 1:]

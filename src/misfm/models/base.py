@@ -74,6 +74,16 @@ class Backbone(nn.Module):
         return []
 
 
+def differences(recorded: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Say of each option that shapes do not tell where weights have it otherwise than this network."""
+    return [
+        f"Warning: the weights are of a network with {option}={recorded[option]!r} and this one has "
+        f"{value!r}, so it does not compute what they learnt; create it with theirs."
+        for option, value in ours.items()
+        if recorded.get(option, value) != value
+    ]
+
+
 class SegmentationModel(nn.Module):
     """A backbone with a segmentation head: patch (B, C, D, H, W) to logits (B, K, D, H, W).
 

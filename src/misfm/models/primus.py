@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.models.base import NETWORKS, Backbone, Shape
+from misfm.models.base import NETWORKS, Backbone, Shape, differences
 from misfm.models.eva import INIT_STD, NUM_AXES, EvaBlock, rotary_table
 from misfm.models.heads import SegmentationHead
 from misfm.registry import closest
@@ -216,12 +216,7 @@ class Primus(Backbone):
             self.encoder.order_tokens(order)
             self.options["token_order"] = order
         ours = {"token_order": order, "num_heads": self.num_heads}
-        return [
-            f"Warning: the weights are of a network with {option}={recorded[option]!r} and this one has "
-            f"{value!r}, so it does not compute what they learnt; create it with theirs."
-            for option, value in ours.items()
-            if recorded.get(option, value) != value
-        ]
+        return differences(recorded, ours)
 
     def _order_with(self, recorded: Mapping[str, Any]) -> TokenOrder:
         theirs = recorded.get("token_order")

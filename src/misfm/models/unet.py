@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.models.base import NETWORKS, Backbone, Shape
+from misfm.models.base import NETWORKS, Backbone, Shape, differences
 from misfm.models.heads import SegmentationHead
 
 NEGATIVE_SLOPE = 0.01
@@ -100,15 +100,7 @@ class UNet(Backbone):
 
     def adopt(self, recorded: Mapping[str, Any]) -> list[str]:
         """Tell where the weights learnt with other strides, which their shapes do not show."""
-        own, theirs = (
-            [list(step) for step in options.get("strides", [])] for options in (self.options, recorded)
-        )
-        if not theirs or own == theirs:
-            return []
-        return [
-            f"Warning: the weights are of a network with the strides {theirs} and this one has {own}, so it "
-            "does not compute what they learnt; create it with theirs."
-        ]
+        return differences(recorded, {"strides": [list(step) for step in self.options["strides"]]})
 
     def build_head(self, num_classes: int, *, num_outputs: int) -> SegmentationHead:
         """Norm, activation and a 1x1x1 convolution a level: features leave the decoder before activation."""

@@ -31,7 +31,7 @@ from misfm.recipes.phantoms import PREFIX as GENERATED
 from misfm.recipes.phantoms import SETTINGS as GENERATED_SETTINGS
 from misfm.recipes.phantoms import is_generated
 from misfm.recipes.predict import predict_files
-from misfm.recipes.pretrain import pretrain, scans_of, volumes_of
+from misfm.recipes.pretrain import VOLUMES, pretrain, scans_of, volumes_of
 from misfm.recipes.settle import common_grid, settle_flips, settle_network
 from misfm.recipes.splits import SPLIT, Split, agreed, choose_cases, read_split, split_of
 from misfm.recipes.twins import SCRATCH, dice_by_case, learning_curve
@@ -191,7 +191,7 @@ def pretrain_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
         volumes = agreed(path, lambda: volumes_of(Store.open(wanted.store), wanted))
     if run.weights.exists():
         run.require(wanted)
-        require_split(run, volumes)
+        require_split(run.path / VOLUMES, volumes)
     else:
         pretrain(wanted, run.path, resume=True, volumes=volumes)
 
@@ -212,7 +212,7 @@ def finetune_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
     if (run.path / "test.json").exists():
         augmentation = settle_flips(fine.augmentation, dataset)
         run.require(fine.model_copy(update={"augmentation": augmentation}))
-        require_split(run, split)
+        require_split(run.path / SPLIT, split)
         return
     scores = finetune(fine, run.path, resume=True, split=split)
     if (dataset.path / "labelsTs").is_dir():
@@ -228,16 +228,15 @@ def shared_file(out: Path, what: str, *asked: object) -> Path:
     return out / f"{what}_{zlib.crc32(repr(asked).encode()):08x}.json"
 
 
-def require_split(run: RunFolder, split: Split | None) -> None:
+def require_split(own: Path, split: Split | None) -> None:
     """Check that a finished run was trained on the cases or volumes that all of its kind share.
 
     Raises:
         ConfigError: it was not.
     """
-    own = run.path / SPLIT
     if split is not None and own.exists() and read_split(own)[0] != split:
         raise ConfigError(
-            f"The run in {run.path} was trained on other cases than those that all share: choose another "
+            f"The run in {own.parent} was trained on other data than those that all share: choose another "
             "--out."
         )
 

@@ -25,7 +25,7 @@ from misfm.inference.predictor import MAX_CLASSES
 from misfm.models import SegmentationModel, create
 from misfm.recipes import leakage
 from misfm.recipes.settle import intensity_rule, recall, settle
-from misfm.recipes.splits import SPLIT, Split, begun_with, choose_cases, split_of
+from misfm.recipes.splits import SPLIT, Split, begun_with, choose_cases, find_cases, split_of
 from misfm.recipes.unlabelled import unlabelled_patches, with_unlabelled
 from misfm.recipes.validation import DiceValidation, score_cases
 from misfm.seeding import derive_seed
@@ -67,8 +67,8 @@ def finetune(
         Interrupted: stopped by the user; the state is saved.
     """
     dataset = Dataset.open(settings.dataset)
-    begun = begun_with(dataset, settings, out) if resume else None
-    training, held_out = choose_cases(dataset, settings, begun or split)
+    split = (begun_with(dataset, settings, out) if resume else None) or split
+    training, held_out = find_cases(dataset, split) if split else choose_cases(dataset, settings)
     run = RunFolder(out)
     settled, planned = settle(recall(settings, run) if resume else settings, dataset, len(training))
     # Before the run folder is made: what cannot be built, filled or judged leaves nothing behind.

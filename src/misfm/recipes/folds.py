@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from misfm.config import FinetuneSettings, SettledSettings
 from misfm.data.dataset import Dataset
@@ -26,14 +26,6 @@ from misfm.recipes.splits import Split, choose_cases, find_cases, folds_of, read
 from misfm.recipes.unlabelled import unlabelled_patches
 from misfm.training.logging import logger
 from misfm.training.run import RunFolder
-
-
-class Fold(NamedTuple):
-    """One of the fine-tunings: its settings and cases, and why what was planned is as it is."""
-
-    settings: SettledSettings
-    split: Split
-    reasons: tuple[str, ...]
 
 
 def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -72,9 +64,7 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     if resume:
         settings = recall(settings, RunFolder(out / "fold_0"))
     settled, reasons = settle(settings, dataset, len(folds[0]["train"]))
-    if (
-        not begun
-    ):  # what is wrong with any fold is found before the first is trained, and leaves nothing behind
+    if not begun:  # what is wrong is found before the first fold is trained, and leaves nothing behind
         start_from_weights(build_model(settled, dataset), settled)
         unlabelled = unlabelled_patches(settled, dataset)
         for split in folds:
@@ -83,8 +73,8 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     results = []
     for number, split in enumerate(folds):
         logger.info("fold %d of %d", number, len(folds))
-        fold = Fold(settled.model_copy(update={"fold": number}), split, tuple(reasons))
-        results.append(train_fold(fold, out / f"fold_{number}", resume=resume))
+        fold = settled.model_copy(update={"fold": number})
+        results.append(train_fold(fold, split, out / f"fold_{number}", reasons, resume=resume))
     pooled = pool(dataset, results)
     pooled["folds"] = [
         {"fold": number, "dice": result["mean"][ALL]["dice"], "cases": sorted(result["cases"])}
@@ -121,12 +111,14 @@ def refuse_repeats(folds: Sequence[Split]) -> None:
         )
 
 
-def train_fold(fold: Fold, out: Path, *, resume: bool) -> dict[str, Any]:
+def train_fold(
+    settings: SettledSettings, split: Split, out: Path, reasons: Sequence[str], *, resume: bool
+) -> dict[str, Any]:
     """Fine-tune on one fold, or return the scores of a fold that was finished with these settings."""
     scores = out / "validation.json"
     if not (resume and scores.exists()):
-        return finetune(fold.settings, out, resume=resume, reasons=fold.reasons, split=fold.split)
-    RunFolder(out).begin(fold.settings, resume=True)
+        return finetune(settings, out, resume=resume, reasons=reasons, split=split)
+    RunFolder(out).begin(settings, resume=True)
     return dict(json.loads(scores.read_text(encoding="utf-8")))
 
 

@@ -121,7 +121,7 @@ def check_leaks(
         seen = dict.fromkeys(told, f"The weights {settings.weights} have learnt from")
         if not any(scan.startswith(SCHEME) for scan in told) and known.get("pretext") != ANATOMY:
             logger.info(
-                "%s do not tell, or in a way of before, which scans they have seen: they are not compared.",
+                "%s do not tell which scans they have seen, or as misfm once did: these are not compared.",
                 settings.weights,
             )
     again = [case.name for case in training if set(parts.scans(case)) & seen.keys()]

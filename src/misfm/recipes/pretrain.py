@@ -21,7 +21,7 @@ from misfm.models import Backbone, SegmentationModel, create
 from misfm.pretext.base import PretextTask
 from misfm.recipes.phantoms import generate_beside, is_generated, open_store
 from misfm.recipes.probe import probed
-from misfm.recipes.splits import SPLIT, Split, read_split
+from misfm.recipes.splits import Split, read_split
 from misfm.seeding import derive_seed, generator_for
 from misfm.training.checkpoint import load_checkpoint
 from misfm.training.logging import logger
@@ -29,6 +29,9 @@ from misfm.training.loop import Validation, fit
 from misfm.training.objectives import PretextObjective
 from misfm.training.run import RunFolder
 from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, save
+
+VOLUMES = "volumes.json"
+"""In the run folder: ids of the volumes it was begun with, in the form of a split."""
 
 
 def pretrain(
@@ -53,9 +56,9 @@ def pretrain(
     task = settings.pretext.build()
     if task.needs_labels and not is_generated(settings.store):
         raise ConfigError(f"'{settings.pretext.name}' learns from generated anatomy: give --store phantom.")
-    store = open_store(settings.store, out)
     run = RunFolder(out)
     run.check(settings, resume=resume)
+    store = open_store(settings.store, out)
     training, held_out = kept_split(store, settings, out, volumes)
     source = PatchSource(task, settings, store, generated_store(task, settings, store, out))
     model = task.build_model(fresh_backbone(settings, training[0].channels))
@@ -71,7 +74,7 @@ def pretrain(
     if settings.probe is not None:
         validation = probed(validation, settings.probe, settings, info, run)
     run.begin(settings, resume=resume)
-    write_json(out / SPLIT, ids_of(training, held_out))
+    write_json(out / VOLUMES, ids_of(training, held_out))
     fit(
         model,
         objective,
@@ -235,7 +238,7 @@ def kept_split(
         DataError: too few volumes.
     """
     records = store.records()
-    begun = read_split(out / SPLIT)[0] if (out / SPLIT).exists() else volumes
+    begun = read_split(out / VOLUMES)[0] if (out / VOLUMES).exists() else volumes
     if begun is None:
         return split_records(records, settings)
     by_id = {record.id: record for record in records}

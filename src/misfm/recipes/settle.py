@@ -15,7 +15,7 @@ from misfm.recipes.measure import Scans, present_machine
 from misfm.recipes.plan import Facts, Plan, plan
 from misfm.settings import Spacing
 from misfm.training.logging import logger
-from misfm.training.run import RunFolder
+from misfm.training.run import PLANNED, RunFolder
 from misfm.weights import describe
 
 COARSE = 2.0
@@ -139,8 +139,8 @@ def recall(settings: FinetuneSettings, run: RunFolder) -> FinetuneSettings:
     if not run.config.exists():
         return settings
     saved = run.read_settings()
-    planned = ("patch_size", "batch_size", "network", "spacing", "intensity")
-    names = [name for name in planned if getattr(settings, name) is None]
+    names = [name for name in PLANNED if name in type(settings).model_fields]
+    names = [name for name in names if getattr(settings, name) is None]
     update = {name: saved.get(name) for name in names}
     steps = settings.training.steps or saved.get("training", {}).get("steps")
     training = settings.training.model_copy(update={"steps": steps})

@@ -19,24 +19,20 @@ from misfm.training.logging import logger
 Split = dict[str, list[str]]
 """Names of the cases to train on (``train``) and to validate on (``val``)."""
 SPLIT = "split.json"
-"""In a run folder: the split it was begun with."""
+"""In the folder of a fine-tuning: the split it was begun with."""
 
 
-def choose_cases(
-    dataset: Dataset, settings: FinetuneSettings, split: Split | None = None
-) -> tuple[list[Case], list[Case]]:
+def choose_cases(dataset: Dataset, settings: FinetuneSettings) -> tuple[list[Case], list[Case]]:
     """Return the training and the validation cases, which never overlap.
 
     They are those of the fold ``settings.fold`` of :func:`folds_of`. A number of cases takes the first of one
     fixed shuffled order: fewer cases are always a subset of more. Cases chosen by name leave the validation
-    set, with all others of their subjects. A ``split`` was chosen before, and is looked up only.
+    set, with all others of their subjects.
 
     Raises:
         ConfigError: unknown case names, a fold that does not exist, or a case on both sides.
         DataError: no labelled case to train on.
     """
-    if split is not None:
-        return find_cases(dataset, split)
     folds = folds_of(dataset, settings)
     if settings.fold >= len(folds):
         raise ConfigError(f"There is no fold {settings.fold}: the split has {len(folds)}.")
