@@ -1,9 +1,10 @@
 """nnU-Net and misfm on the same cases for the same seconds, scored on the same grids.
 
 One call trains and scores one arm; rows of many calls add up in ``results/nnunet_peer.json`` and ``.md``, and
-a finished arm is not computed again. Pin the process, so that each arm has the same cores:
+a finished arm is not computed again. ``DATA`` is made by ``benchmarks/data.py``. Pin the process, so that each
+arm has the same cores:
 
-    taskset -c 0 python benchmarks/nnunet_peer.py --dataset DIR --labels 5 --seconds 3600 --out RUNS
+    taskset -c 0 python benchmarks/nnunet_peer.py --dataset DATA/Dataset002_HeadNeckCT --labels 5 --seconds 800 --out RUNS
     taskset -c 0 python benchmarks/nnunet_peer.py ... --misfm [--weights builtin]
 
 ``matched`` gives both the same spacing, patch and batch size, and each plans the rest by its rules; in
