@@ -3,9 +3,9 @@
     python benchmarks/data.py fetch DATA head-neck
     python benchmarks/readme_picture.py DATA/Dataset002_HeadNeckCT RUNS
 
-Trains both arms with the defaults (some ten minutes on one core), unless RUNS has them, segments the test cases
-with each, and draws the one whose difference of Dice between the arms is the median: so neither the best case
-is shown nor the largest gain. Writes ``docs/images/result.png`` and, with the Dice of all cases, ``result.json``.
+Trains both arms with the defaults (some ten minutes on an idle core), unless RUNS has them, segments the test
+cases with each, and draws the case whose difference of Dice between the arms is the median: neither the best case
+nor the largest gain. Writes ``docs/images/result.png`` and, with the Dice of all cases, ``result.json``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COLOURS = ("#cc79a7", "#f0e442", "#56b4e9", "#009e73", "#e69f00")
 INK, PAPER = "#24292f", "white"
 WINDOW_HU = (-200.0, 300.0)
 MARGIN_MM = 25.0
-DPI = 110
+COLUMN_INCHES, MARGINS_INCHES, DPI = 2.1, 0.86, 110
 
 Scores = dict[str, dict[str, float | None]]
 
@@ -67,7 +67,7 @@ def main() -> None:
         "training_cases": json.loads((run / "split.json").read_text(encoding="utf-8"))["train"],
         "case": case,
         "mean": {arm: round(float(np.mean(list(cases.values()))), 4) for arm, cases in dice.items()},
-        "dice": {arm: {case: round(value, 4) for case, value in cases.items()} for arm, cases in dice.items()},
+        "dice": {arm: {name: round(cases[name], 4) for name in sorted(cases)} for arm, cases in dice.items()},
     }
     (IMAGES / "result.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({key: kept[key] for key in ("case", "steps", "mean")}))
@@ -83,9 +83,8 @@ def score(run: Path, dataset: Path) -> dict[str, Scores]:
     scored = run / "test.json"
     if not scored.exists():
         command("predict", "--run", run, "--input", dataset / "imagesTs", "--output", run / "predictions")
-        command(
-            "evaluate", "--predictions", run / "predictions", "--references", dataset / "labelsTs", "--out", scored
-        )
+        given = ("--predictions", run / "predictions", "--references", dataset / "labelsTs")
+        command("evaluate", *given, "--out", scored)
     cases: dict[str, Scores] = json.loads(scored.read_text(encoding="utf-8"))["cases"]
     return cases
 
@@ -108,40 +107,37 @@ def num_steps(run: Path) -> int:
 
 
 def draw(case: str, dataset: Path, run: Path, dice: dict[str, dict[str, float]]) -> Figure:
-    """An axial and a sagittal slice: scan, reference, and what both arms say."""
+    """An axial and a coronal slice: scan, reference, and what both arms say."""
     scan, spacing = to_display(misfm.read_volume(dataset / "imagesTs" / f"{case}_0000.nii.gz"))
-    labels = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))["labels"]
-    paths = {
-        "scan": None,
-        "reference": dataset / "labelsTs" / f"{case}.nii.gz",
-        **{arm: run / folder / "predictions" / f"{case}.nii.gz" for arm, folder in ARMS.items()},
-    }
-    maps = {name: path and to_display(misfm.read_volume(path))[0] for name, path in paths.items()}
-    truth = maps["reference"]
-    assert truth is not None
-    cuts = slices(truth, spacing)
-    heights = [(cut[-2].stop - cut[-2].start) * mm[0] for cut, mm in cuts]
-    widths = [(cut[-1].stop - cut[-1].start) * mm[1] for cut, mm in cuts]
-    width = 2.05 * len(maps)
-    figure = Figure(figsize=(width, width / len(maps) * sum(h / w for h, w in zip(heights, widths)) + 0.95))
-    grid = figure.subplots(len(cuts), len(maps), height_ratios=[h / w for h, w in zip(heights, widths)])
+    paths = {"reference": dataset / "labelsTs" / f"{case}.nii.gz"}
+    paths |= {arm: run / folder / "predictions" / f"{case}.nii.gz" for arm, folder in ARMS.items()}
+    maps = {name: to_display(misfm.read_volume(path))[0] for name, path in paths.items()}
+    columns = {"scan": np.zeros_like(scan), **maps}
+    cuts = slices(maps["reference"], spacing)
+    ratios = [scan[cut].shape[0] * mm[0] / (scan[cut].shape[1] * mm[1]) for cut, mm in cuts]
+    figure = Figure(figsize=(COLUMN_INCHES * len(columns), COLUMN_INCHES * sum(ratios) + MARGINS_INCHES))
+    grid = figure.subplots(len(cuts), len(columns), height_ratios=ratios)
     for row, (cut, mm) in zip(grid, cuts, strict=True):
-        for axes, label_map in zip(row, maps.values(), strict=True):
-            paint(axes, scan[cut], None if label_map is None else label_map[cut], aspect=mm[0] / mm[1])
-    for axes, name in zip(grid[0], maps, strict=True):
-        value = f"\nDice {dice[name][case]:.3f}" if name in dice else "\n"
-        axes.set_title(f"{name}{value}", color=INK, fontsize=10, pad=4)
+        for axes, labels in zip(row, columns.values(), strict=True):
+            paint(axes, scan[cut], labels[cut], aspect=mm[0] / mm[1])
+    for axes, name in zip(grid[0], columns, strict=True):
+        value = f"Dice {dice[name][case]:.3f}" if name in dice else ""
+        axes.set_title(f"{name}\n{value}", color=INK, fontsize=11, pad=4)
+    named = json.loads((dataset / "dataset.json").read_text(encoding="utf-8"))["labels"]
     handles = [
-        Patch(color=colour, label=name.replace("_", " "))
-        for colour, name in zip(COLOURS, [name for name, value in labels.items() if value], strict=True)
+        Patch(color=COLOURS[value - 1], label=name.replace("_", " "))
+        for name, value in named.items()
+        if value
     ]
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=INK, fontsize=9)
-    figure.subplots_adjust(left=0.005, right=0.995, top=0.86, bottom=0.07, wspace=0.02, hspace=0.03)
+    legend = {"loc": "lower center", "ncols": len(handles), "frameon": False, "labelcolor": INK}
+    figure.legend(handles=handles, fontsize=10, **legend)
+    height = figure.get_figheight()
+    figure.subplots_adjust(0.005, 0.36 / height, 0.995, 1 - 0.5 / height, wspace=0.02, hspace=0.02)
     return figure
 
 
 def slices(truth: NDArray[Any], spacing: tuple[float, float, float]) -> list[tuple[Any, tuple[float, float]]]:
-    """Where to cut, around what is labelled: axial through most labels, sagittal through the spine."""
+    """Where to cut, around what is labelled: the axial and the coronal slice with most labelled voxels."""
     labelled = truth > 0
     box = []
     for axis in range(3):
@@ -156,19 +152,18 @@ def slices(truth: NDArray[Any], spacing: tuple[float, float, float]) -> list[tup
     ]
 
 
-def paint(axes: Axes, scan: NDArray[Any], labels: NDArray[Any] | None, *, aspect: float) -> None:
+def paint(axes: Axes, scan: NDArray[Any], labels: NDArray[Any], *, aspect: float) -> None:
     """A slice, and its labels in colour."""
     low, high = WINDOW_HU
     grey = np.clip((scan - low) / (high - low), 0, 1)[..., None].repeat(3, -1)
     axes.imshow(grey, aspect=aspect, interpolation="bilinear")
-    if labels is not None:
-        for value, colour in enumerate(COLOURS, start=1):
-            mask = (labels == value).astype(float)
-            if mask.any():
-                fill = np.zeros((*mask.shape, 4))
-                fill[..., :3], fill[..., 3] = to_rgb(colour), 0.45 * mask
-                axes.imshow(fill, aspect=aspect, interpolation="nearest")
-                axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+    for value, colour in enumerate(COLOURS, start=1):
+        mask = (labels == value).astype(float)
+        if mask.any():
+            fill = np.zeros((*mask.shape, 4))
+            fill[..., :3], fill[..., 3] = to_rgb(colour), 0.45 * mask
+            axes.imshow(fill, aspect=aspect, interpolation="nearest")
+            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
     axes.set_axis_off()
 
 
