@@ -4,8 +4,8 @@
     python benchmarks/readme_picture.py DATA/Dataset002_HeadNeckCT RUNS
 
 Trains both arms with the defaults (some ten minutes on an idle core), unless RUNS has them, segments the test
-cases with each, and draws the case whose difference of Dice between the arms is the median: neither the best case
-nor the largest gain. Writes ``docs/images/result.png`` and, with the Dice of all cases, ``result.json``.
+cases with each, and draws the case whose difference of Dice between the arms is the median: neither the best
+case nor the largest gain. Writes ``docs/images/result.png`` and, with the Dice of all cases, ``result.json``.
 """
 
 from __future__ import annotations
