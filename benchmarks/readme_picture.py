@@ -11,6 +11,7 @@ case nor the largest gain. Writes ``docs/images/result.png`` and, with the Dice 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import subprocess
 from pathlib import Path
@@ -22,20 +23,21 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from PIL import Image
 
 import misfm
 from misfm.report.pictures import to_display
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 LABELS = 5
-ARMS = {"from scratch": "twin", "from `builtin`": "."}
+ARMS = {"from scratch": "twin", "pretrained (builtin)": "."}
 """Name in the picture, and folder in the run."""
 COLOURS = ("#cc79a7", "#f0e442", "#56b4e9", "#009e73", "#e69f00")
 """Of labels 1 to 5; after Okabe and Ito, told apart by colour-blind readers."""
 INK, PAPER = "#24292f", "white"
 WINDOW_HU = (-200.0, 300.0)
 MARGIN_MM = 25.0
-COLUMN_INCHES, MARGINS_INCHES, DPI = 2.1, 0.86, 110
+COLUMN_INCHES, MARGINS_INCHES, DPI = 2.1, 1.08, 110
 
 Scores = dict[str, dict[str, float | None]]
 
@@ -58,9 +60,7 @@ def main() -> None:
     dice = {arm: {case: mean(rows) for case, rows in cases.items()} for arm, cases in scores.items()}
     case = median_case(dice)
     IMAGES.mkdir(parents=True, exist_ok=True)
-    draw(case, arguments.dataset, run, dice).savefig(
-        IMAGES / "result.png", dpi=DPI, facecolor=PAPER, pil_kwargs={"optimize": True}
-    )
+    write_png(draw(case, arguments.dataset, run, dice), IMAGES / "result.png")
     kept = {
         "dataset": arguments.dataset.name,
         "steps": num_steps(run),
@@ -107,7 +107,7 @@ def num_steps(run: Path) -> int:
 
 
 def draw(case: str, dataset: Path, run: Path, dice: dict[str, dict[str, float]]) -> Figure:
-    """An axial and a coronal slice: scan, reference, and what both arms say."""
+    """An axial and a sagittal slice: scan, reference, and what both arms say."""
     scan, spacing = to_display(misfm.read_volume(dataset / "imagesTs" / f"{case}_0000.nii.gz"))
     paths = {"reference": dataset / "labelsTs" / f"{case}.nii.gz"}
     paths |= {arm: run / folder / "predictions" / f"{case}.nii.gz" for arm, folder in ARMS.items()}
@@ -120,6 +120,9 @@ def draw(case: str, dataset: Path, run: Path, dice: dict[str, dict[str, float]])
     for row, (cut, mm) in zip(grid, cuts, strict=True):
         for axes, labels in zip(row, columns.values(), strict=True):
             paint(axes, scan[cut], labels[cut], aspect=mm[0] / mm[1])
+        for axes in row[2:]:
+            for value in range(1, len(COLOURS) + 1):
+                outline(axes, maps["reference"][cut] == value, "white", width=0.7)
     for axes, name in zip(grid[0], columns, strict=True):
         value = f"Dice {dice[name][case]:.3f}" if name in dice else ""
         axes.set_title(f"{name}\n{value}", color=INK, fontsize=11, pad=4)
@@ -129,27 +132,42 @@ def draw(case: str, dataset: Path, run: Path, dice: dict[str, dict[str, float]])
         for name, value in named.items()
         if value
     ]
-    legend = {"loc": "lower center", "ncols": len(handles), "frameon": False, "labelcolor": INK}
-    figure.legend(handles=handles, fontsize=10, **legend)
+    handles.append(Patch(facecolor="#606060", edgecolor="white", label="reference outline"))
+    spread = {"ncols": len(handles), "handlelength": 1.3, "columnspacing": 1.4, "frameon": False}
+    figure.legend(handles=handles, loc="lower center", fontsize=10, labelcolor=INK, **spread)
+    cases = len(next(iter(dice.values())))
     height = figure.get_figheight()
-    figure.subplots_adjust(0.005, 0.36 / height, 0.995, 1 - 0.5 / height, wspace=0.02, hspace=0.02)
+    figure.suptitle(
+        f"Head-neck CT after {num_steps(run):,} steps on {LABELS} labelled scans; "
+        f"test case {case}: median gain of {cases}",
+        color=INK,
+        fontsize=11,
+        y=1 - 0.06 / height,
+    )
+    figure.subplots_adjust(0.005, 0.36 / height, 0.995, 1 - 0.72 / height, wspace=0.02, hspace=0.02)
     return figure
 
 
+def write_png(figure: Figure, path: Path) -> None:
+    """Write a picture of 256 colours, which is a third the size."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI, facecolor=PAPER)
+    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+
+
 def slices(truth: NDArray[Any], spacing: tuple[float, float, float]) -> list[tuple[Any, tuple[float, float]]]:
-    """Where to cut, around what is labelled: the axial and the coronal slice with most labelled voxels."""
-    labelled = truth > 0
-    box = []
-    for axis in range(3):
-        where = np.flatnonzero(labelled.any(axis=tuple({0, 1, 2} - {axis})))
-        reach = round(MARGIN_MM / spacing[axis])
-        box.append(slice(max(int(where[0]) - reach, 0), min(int(where[-1]) + 1 + reach, truth.shape[axis])))
-    axial = int(labelled.sum(axis=(1, 2)).argmax())
-    coronal = int(labelled.sum(axis=(0, 2)).argmax())
-    return [
-        ((axial, box[1], box[2]), (spacing[1], spacing[2])),
-        ((box[0], coronal, box[2]), (spacing[0], spacing[2])),
-    ]
+    """The axial and the sagittal slice with most labelled voxels, cropped around these."""
+    cuts = []
+    for axis in (0, 2):
+        sides = [other for other in range(3) if other != axis]
+        index = int((truth > 0).sum(axis=tuple(sides)).argmax())
+        cut: list[Any] = [index, index, index]
+        for number, side in enumerate(sides):
+            where = np.flatnonzero((truth.take(index, axis) > 0).any(axis=1 - number))
+            reach = round(MARGIN_MM / spacing[side])
+            cut[side] = slice(max(int(where[0]) - reach, 0), int(where[-1]) + 1 + reach)
+        cuts.append((tuple(cut), (spacing[sides[0]], spacing[sides[1]])))
+    return cuts
 
 
 def paint(axes: Axes, scan: NDArray[Any], labels: NDArray[Any], *, aspect: float) -> None:
@@ -159,12 +177,17 @@ def paint(axes: Axes, scan: NDArray[Any], labels: NDArray[Any], *, aspect: float
     axes.imshow(grey, aspect=aspect, interpolation="bilinear")
     for value, colour in enumerate(COLOURS, start=1):
         mask = (labels == value).astype(float)
-        if mask.any():
-            fill = np.zeros((*mask.shape, 4))
-            fill[..., :3], fill[..., 3] = to_rgb(colour), 0.45 * mask
-            axes.imshow(fill, aspect=aspect, interpolation="nearest")
-            axes.contour(mask, levels=[0.5], colors=[colour], linewidths=1.2)
+        fill = np.zeros((*mask.shape, 4))
+        fill[..., :3], fill[..., 3] = to_rgb(colour), 0.45 * mask
+        axes.imshow(fill, aspect=aspect, interpolation="nearest")
+        outline(axes, mask, colour, width=1.2)
     axes.set_axis_off()
+
+
+def outline(axes: Axes, mask: NDArray[Any], colour: str, *, width: float) -> None:
+    """The border of a label in a slice."""
+    if mask.any():
+        axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=width)
 
 
 if __name__ == "__main__":
