@@ -139,7 +139,7 @@ def draw(case: str, dataset: Path, run: Path, dice: dict[str, dict[str, float]])
     height = figure.get_figheight()
     figure.suptitle(
         f"Head-neck CT after {num_steps(run):,} steps on {LABELS} labelled scans; "
-        f"test case {case}: median gain of {cases}",
+        f"test case {case}, median of {cases} by gain",
         color=INK,
         fontsize=11,
         y=1 - 0.06 / height,
