@@ -1,11 +1,11 @@
-"""The picture in the README: what a short `misfm finetune --weights builtin --twin` makes of five labelled CT.
+"""The picture in the README: what a short `finetune --weights builtin --twin` makes of five labelled CT.
 
     python benchmarks/data.py fetch DATA head-neck
     python benchmarks/readme_picture.py DATA/Dataset002_HeadNeckCT RUNS
 
-Trains both arms for a few minutes, unless RUNS has them, segments the test cases with each, and draws the case
-whose difference of Dice between the arms is the median: neither the best case nor the largest gain. Writes
-``docs/images/result.png`` and, with the Dice of all cases, ``result.json``.
+Trains both arms for a few minutes, unless RUNS has them, segments the test cases with each, and draws the
+case whose difference of Dice between the arms is the median: neither the best case nor the largest gain.
+Writes ``docs/images/result.png`` and, with the Dice of all cases, ``result.json``.
 """
 
 from __future__ import annotations
