@@ -11,7 +11,6 @@ Writes ``docs/images/result.png`` and, with the Dice of all cases, ``result.json
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import subprocess
 from pathlib import Path
@@ -23,7 +22,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
-from PIL import Image
 
 import misfm
 from misfm.report.pictures import to_display
@@ -36,7 +34,8 @@ COLOURS = ("#cc79a7", "#f0e442", "#56b4e9", "#009e73", "#e69f00")
 """Of labels 1 to 5; after Okabe and Ito, told apart by colour-blind readers."""
 INK, PAPER = "#24292f", "white"
 WINDOW_HU = (-200.0, 300.0)
-MARGIN_MM = 25.0
+MARGINS_MM = {0: 45.0, 2: 20.0}
+"""Around what is labelled, in axial and in sagittal slices."""
 COLUMN_INCHES, MARGINS_INCHES, DPI = 2.1, 1.08, 110
 
 Scores = dict[str, dict[str, float | None]]
@@ -60,7 +59,8 @@ def main() -> None:
     dice = {arm: {case: mean(rows) for case, rows in cases.items()} for arm, cases in scores.items()}
     case = median_case(dice)
     IMAGES.mkdir(parents=True, exist_ok=True)
-    write_png(draw(case, arguments.dataset, run, dice), IMAGES / "result.png")
+    figure = draw(case, arguments.dataset, run, dice)
+    figure.savefig(IMAGES / "result.png", dpi=DPI, facecolor=PAPER, pil_kwargs={"optimize": True})
     kept = {
         "dataset": arguments.dataset.name,
         "steps": STEPS,
@@ -143,23 +143,16 @@ def draw(case: str, dataset: Path, run: Path, dice: dict[str, dict[str, float]])
     return figure
 
 
-def write_png(figure: Figure, path: Path) -> None:
-    """Write a picture of 256 colours, which is a third the size."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=DPI, facecolor=PAPER)
-    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-
-
 def slices(truth: NDArray[Any], spacing: tuple[float, float, float]) -> list[tuple[Any, tuple[float, float]]]:
     """The axial and the sagittal slice with most labelled voxels, cropped around these."""
     cuts = []
-    for axis in (0, 2):
+    for axis, margin in MARGINS_MM.items():
         sides = [other for other in range(3) if other != axis]
         index = int((truth > 0).sum(axis=tuple(sides)).argmax())
         cut: list[Any] = [index, index, index]
         for number, side in enumerate(sides):
             where = np.flatnonzero((truth.take(index, axis) > 0).any(axis=1 - number))
-            reach = round(MARGIN_MM / spacing[side])
+            reach = round(margin / spacing[side])
             cut[side] = slice(max(int(where[0]) - reach, 0), int(where[-1]) + 1 + reach)
         cuts.append((tuple(cut), (spacing[sides[0]], spacing[sides[1]])))
     return cuts
@@ -169,7 +162,7 @@ def paint(axes: Axes, scan: NDArray[Any], labels: NDArray[Any], *, aspect: float
     """A slice, and its labels in colour."""
     low, high = WINDOW_HU
     grey = np.clip((scan - low) / (high - low), 0, 1)[..., None].repeat(3, -1)
-    axes.imshow(grey, aspect=aspect, interpolation="bilinear")
+    axes.imshow(grey, aspect=aspect, interpolation="nearest")
     for value, colour in enumerate(COLOURS, start=1):
         mask = (labels == value).astype(float)
         fill = np.zeros((*mask.shape, 4))
