@@ -28,17 +28,16 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from misfm.commands.evaluate import evaluate
+from misfm.commands.finetune import finetune
+from misfm.commands.predict import predict_files
 from misfm.config import FinetuneSettings, resolve
 from misfm.data.dataset import Dataset
-from misfm.evaluation.arms import Arm, compare_arms
+from misfm.evaluation.arms import Arm, compare_arms, dice_by_case, learning_curve
 from misfm.files import write_json, write_text
-from misfm.recipes.compare_tables import curve_table
-from misfm.recipes.evaluate import evaluate
-from misfm.recipes.finetune import finetune
-from misfm.recipes.predict import predict_files
-from misfm.recipes.settle import settle_flips
-from misfm.recipes.splits import choose_cases, nested_subset
-from misfm.recipes.twins import dice_by_case, learning_curve
+from misfm.planning.fill_defaults import fill_flips
+from misfm.planning.splits import choose_cases, nested_subset
+from misfm.report.comparison import curve_table
 from misfm.training.run import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
@@ -85,7 +84,7 @@ def main() -> None:
                 labelled[name, seed] = settings.cases
                 continue
             if (run / "validation.json").exists():
-                flips = settle_flips(settings.augmentation, Dataset.open(settings.dataset))
+                flips = fill_flips(settings.augmentation, Dataset.open(settings.dataset))
                 RunFolder(run).require(settings.model_copy(update={"augmentation": flips}))
             elif arguments.summary_only:
                 continue

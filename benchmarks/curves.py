@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from misfm.evaluation.arms import learning_curve
 from misfm.files import write_json, write_text
-from misfm.recipes.twins import learning_curve
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from nnunet_runs import copy_cases, environment
 
+from misfm.commands.export import export
 from misfm.files import write_json, write_text
-from misfm.recipes.export import export
 
 NUM_CASES = 5  # nnU-Net's five folds need one each
 NAME = "Dataset701_Export"

@@ -86,7 +86,8 @@ def tiny_finetuning():
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory):
     """Folder with ``scans`` (four of them) and ``dataset`` (four training cases, two test cases)."""
-    from misfm.data.phantom import PhantomSettings, write_phantom_dataset, write_phantom_scans
+    from misfm.data.generated import write_phantom_dataset, write_phantom_scans
+    from misfm.synthesis.generate import PhantomSettings
 
     folder = tmp_path_factory.mktemp("phantom")
     settings = PhantomSettings(shape=(24, 26, 28), spacing=(14.0, 13.0, 12.0))
@@ -149,7 +150,7 @@ def finetune_settings(dataset):
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory, pretrain_settings):
     """Run folder of a tiny pretraining."""
-    from misfm.recipes.pretrain import pretrain
+    from misfm.commands.pretrain import pretrain
 
     out = tmp_path_factory.mktemp("runs") / "pretrained"
     pretrain(pretrain_settings(), out)
@@ -159,7 +160,7 @@ def pretrained(tmp_path_factory, pretrain_settings):
 @pytest.fixture(scope="session")
 def finetuned(tmp_path_factory, finetune_settings):
     """Run folder of a tiny fine-tuning from scratch."""
-    from misfm.recipes.finetune import finetune
+    from misfm.commands.finetune import finetune
 
     out = tmp_path_factory.mktemp("runs") / "finetuned"
     finetune(finetune_settings("training.steps=30", "training.validate_every=30"), out)

@@ -55,7 +55,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run the whole story on generated anatomy, no downloads: about five minutes on two cores."""
-    from misfm.recipes.demo import run_demo
+    from misfm.commands.demo import run_demo
 
     finish(run_demo(out, seed=seed), as_json)
 
@@ -73,8 +73,9 @@ def ingest(
     as_json: Json = False,
 ) -> None:
     """Bring scans (NIfTI, NRRD, MetaImage, DICOM) into a store; run it again to add what is new."""
-    from misfm.data.ingest import IngestEvent, IngestSettings
+    from misfm.data.ingest import IngestEvent
     from misfm.data.ingest import ingest as run
+    from misfm.data.record import IngestSettings
 
     settings = IngestSettings(
         spacing="native" if spacing == "native" else numbers(spacing, float, "--spacing"), intensity=intensity
@@ -119,8 +120,8 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Pretrain a network on the scans of a store, without labels."""
+    from misfm.commands.pretrain import pretrain as run
     from misfm.config import PretrainSettings, resolve
-    from misfm.recipes.pretrain import pretrain as run
 
     settings: PretrainSettings = resolve(
         PretrainSettings,
@@ -168,10 +169,10 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Train on a few labelled cases, from pretrained weights or from scratch."""
+    from misfm.commands.finetune import finetune as run
+    from misfm.commands.folds import cross_validate
+    from misfm.commands.twins import finetune_twins
     from misfm.config import FinetuneSettings, resolve
-    from misfm.recipes.finetune import finetune as run
-    from misfm.recipes.folds import cross_validate
-    from misfm.recipes.twins import finetune_twins
 
     settings: FinetuneSettings = resolve(
         FinetuneSettings,
@@ -223,7 +224,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Write a label map for each scan, on the scan's own grid; --input takes several paths."""
-    from misfm.recipes.predict import predict_files
+    from misfm.commands.predict import predict_files
 
     with Progress("Predicting") as progress:
         paths = [*inputs, *(more_inputs or [])]
@@ -246,7 +247,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score label maps: Dice, HD95, ASSD, surface Dice, with intervals."""
-    from misfm.recipes.evaluate import evaluate as run
+    from misfm.commands.evaluate import evaluate as run
 
     with Progress("Evaluating") as progress:
         result = run(predictions, references, out, tolerance_mm=tolerance, progress=progress.update)
@@ -279,8 +280,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare pretext tasks, networks and label budgets; run it again to go on or to add arms."""
+    from misfm.commands.compare import compare as run
     from misfm.config import CompareSettings, parse
-    from misfm.recipes.compare import compare as run
 
     tree = {
         "store": str(store),
@@ -315,7 +316,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Hand weights over to nnU-Net or ONNX, or convert a published checkpoint to a weights file."""
-    from misfm.recipes.export import export as run
+    from misfm.commands.export import export as run
 
     size = None if patch_size is None else numbers(patch_size, int, "--patch-size")
     result = run(source, to, out, dataset=dataset, patch_size=size)
@@ -330,7 +331,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Say what a store, dataset, run folder, weights file, foreign checkpoint or published name is."""
-    from misfm.recipes.info import describe_path
+    from misfm.commands.info import describe_path
 
     description = describe_path(path)
     if not as_json:

@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from misfm.data.augment import AugmentSettings
+from misfm.augment.labelled import AugmentSettings
 from misfm.errors import ConfigError
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.registry import closest
-from misfm.settings import Settings, Size, Spacing
+from misfm.settings import PositiveShape, Settings, Spacing
 from misfm.training.mean_teacher import UnlabelledSettings
 from misfm.training.settings import OpenTrainingSettings, TrainingSettings
 
@@ -64,7 +64,7 @@ class RunSettings(Settings):
     """Name and version of the recipe the settings started from."""
     seed: int = 0
     """The one seed all draws come from."""
-    patch_size: Size | None = None
+    patch_size: PositiveShape | None = None
     """Voxels along (D, H, W) the network sees (MIS-FM: 64, 128, 128); null is planned, in fine-tuning."""
     batch_size: Count | None = None
     """Samples in a batch (MIS-FM: 4 in pretraining, 2 in fine-tuning); null is planned, in fine-tuning."""
@@ -90,7 +90,7 @@ class ProbeSettings(Settings):
 class PretrainSettings(RunSettings):
     """Settings of ``misfm pretrain``."""
 
-    patch_size: Size = (48, 48, 48)
+    patch_size: PositiveShape = (48, 48, 48)
     batch_size: Count = 2
     training: TrainingSettings
     store: str
@@ -151,10 +151,10 @@ class FinetuneSettings(RunSettings):
     """Overlap of windows in the final validation, as a share of the patch."""
 
 
-class SettledSettings(FinetuneSettings):
+class CompleteSettings(FinetuneSettings):
     """Fine-tuning settings in which nothing is left open."""
 
-    patch_size: Size
+    patch_size: PositiveShape
     batch_size: Count
     training: TrainingSettings
     network: NetworkSettings
@@ -191,7 +191,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 def recipe_names() -> list[str]:
     """Names of the recipes shipped with misfm."""
-    folder = files("misfm") / "configs"
+    folder = files("misfm") / "recipes"
     names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")]
     return sorted(names)
 
@@ -237,7 +237,7 @@ def read_recipe(name: str, section: str) -> Tree:
     """Return the ``pretrain`` or ``finetune`` settings of a shipped recipe, on top of the one it extends."""
     if name not in recipe_names():
         raise ConfigError(f"There is no recipe '{name}'; {closest(name, recipe_names())}")
-    recipe = load_yaml((files("misfm") / "configs" / f"{name}.yaml").read_text(encoding="utf-8"), name)
+    recipe = load_yaml((files("misfm") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"), name)
     parent = recipe.get("extends")
     return merge(read_recipe(parent, section) if parent else {}, recipe.get(section) or {})
 

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-Size = tuple[
+Number = TypeVar("Number", int, float)
+
+
+def ascending(bounds: tuple[Number, Number]) -> tuple[Number, Number]:
+    """Refuse an inclusive range whose lower bound is above its upper one; a validator of settings."""
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"the lower bound {bounds[0]} is above the upper bound {bounds[1]}")
+    return bounds
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+CountRange = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(ascending)]
+"""Least and largest whole number, both included."""
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(ascending)]
+"""Least and largest number; draws are uniform in between."""
+
+PositiveShape = tuple[
     Annotated[int, Field(gt=0)],
     Annotated[int, Field(gt=0)],
     Annotated[int, Field(gt=0)],

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Triple = tuple[int, int, int]
+Shape = tuple[int, int, int]
+"""Voxels along (D, H, W): the sides of a volume or patch, or a place in one."""
 FloatTriple = tuple[float, float, float]
 Affine = NDArray[np.float64]
 
@@ -23,11 +24,11 @@ class Box:
         size: number of voxels along (D, H, W).
     """
 
-    start: Triple
-    size: Triple
+    start: Shape
+    size: Shape
 
     @property
-    def stop(self) -> Triple:
+    def stop(self) -> Shape:
         """First voxel behind the box along (D, H, W)."""
         d, h, w = (a + b for a, b in zip(self.start, self.size, strict=True))
         return d, h, w
@@ -58,7 +59,7 @@ class Volume:
             raise ValueError(f"an affine is 4x4, got {self.affine.shape}")
 
     @property
-    def shape(self) -> Triple:
+    def shape(self) -> Shape:
         """Voxels along (D, H, W)."""
         d, h, w = self.data.shape[1:]
         return d, h, w
@@ -90,7 +91,7 @@ class Volume:
         return Volume(self.data[:, *box.slices], affine)
 
 
-def nearest_axes(affine: Affine) -> Triple:
+def nearest_axes(affine: Affine) -> Shape:
     """Return the world axis (0 right-left, 1 anterior-posterior, 2 superior-inferior) of each voxel axis.
 
     Each world axis is used once, also where the grid is oblique: the assignment with the largest sum of

@@ -4,10 +4,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from misfm.commands.evaluate import evaluate
 from misfm.errors import DataError
 from misfm.evaluation.case import LabelScores, evaluate_case
 from misfm.evaluation.evaluate import evaluate_folders
-from misfm.recipes.evaluate import evaluate
 from misfm.volume import Volume
 
 METRICS = {"dice", "hd95_mm", "assd_mm", "surface_dice"}

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from misfm.data import canvas
-from misfm.intensities import IntensitySettings
+from misfm.augment.intensity import IntensitySettings
 from misfm.losses import IGNORE
-from misfm.pretext.anatomy import NUM_STRUCTURES, PhantomAnatomy, soften
+from misfm.pretext.anatomy import PhantomAnatomy, soften
 from misfm.pretext.base import Placement
 from misfm.seeding import generator_for
+from misfm.synthesis.structures import NUM_STRUCTURES
 
 SIZE = (12, 12, 16)
 AS_THEY_ARE = IntensitySettings(
@@ -27,10 +27,6 @@ def batch(share, depth=SIZE[0]):
     placement = Placement(valid, torch.zeros(3, 1, 3), torch.ones(3, 1, 3), LABELS)
     task = PhantomAnatomy(p_recolour=share, recolour=0.2, intensities=AS_THEY_ARE)
     return task.prepare(PATCHES, placement, SIZE, generator_for("draws"))
-
-
-def test_the_generator_draws_as_many_structures_as_the_task_tells_apart():
-    assert NUM_STRUCTURES == canvas.NUM_STRUCTURES
 
 
 def test_each_structure_becomes_lighter_or_darker_as_a_whole():

@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
+from misfm.augment.mirrors import flip, sample_flips
 from misfm.errors import ConfigError
-from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
 from misfm.losses import IGNORE
 from misfm.models.unet import build_unet
 from misfm.pretext.base import Placement
 from misfm.pretext.openmind_vf import OpenMindVolumeFusion, sample_levels
-from misfm.pretext.views import flip, sample_flips
 from misfm.seeding import draw_int, generator_for
 
 SIZE = (12, 16, 14)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from misfm.augment.crops import CropSettings
 from misfm.errors import ConfigError
 from misfm.models.unet import build_unet
 from misfm.pretext.base import Placement
-from misfm.pretext.crops import CropSettings
 from misfm.pretext.simclr import SimCLR
 from misfm.seeding import generator_for
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from misfm.augment.crops import CropSettings
 from misfm.models.unet import build_unet
 from misfm.pretext.base import Placement
-from misfm.pretext.crops import CropSettings
 from misfm.pretext.voco import Tiles, VoCo, split
 from misfm.seeding import generator_for
 

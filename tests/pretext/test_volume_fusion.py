@@ -7,13 +7,13 @@ import torch
 from pydantic import ValidationError
 
 import misfm.models
+from misfm.augment.views import ViewSettings, apply_view, sample_view, view_of_mask
 from misfm.errors import ConfigError
 from misfm.losses import IGNORE
 from misfm.models.primus import build_primus
 from misfm.models.unet import build_unet
 from misfm.pretext import PRETEXTS
 from misfm.pretext.base import Placement
-from misfm.pretext.views import ViewSettings, apply_view, sample_view, view_of_mask
 from misfm.pretext.volume_fusion import (
     VolumeFusionV1,
     VolumeFusionV2,

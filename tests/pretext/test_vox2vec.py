@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from misfm.augment.crops import sample_start
 from misfm.models import create
 from misfm.models.unet import build_unet
 from misfm.pretext.base import Placement
-from misfm.pretext.crops import sample_start
 from misfm.pretext.vox2vec import Vox2Vec, common_box, gather
 from misfm.seeding import generator_for
 

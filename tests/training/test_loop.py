@@ -14,10 +14,11 @@ from misfm.errors import MisfmError
 from misfm.pretext.base import PretextBatch
 from misfm.seeding import generator_for
 from misfm.training.checkpoint import load_checkpoint
-from misfm.training.loop import Interrupted, TrainingSettings, Validation, fit
+from misfm.training.loop import Interrupted, Validation, fit
 from misfm.training.optim import OptimizerSettings
 from misfm.training.run import RunFolder
 from misfm.training.schedules import ScheduleSettings
+from misfm.training.settings import TrainingSettings
 
 OPTIMIZER = {"name": "adamw", "lr": 0.05, "weight_decay": 0.01, "clip_norm": 1.0}
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from misfm.data.augment import AugmentSettings
-from misfm.intensities import IntensitySettings
+from misfm.augment.intensity import IntensitySettings
+from misfm.augment.labelled import AugmentSettings
 from misfm.models import create
 from misfm.seeding import generator_for
 from misfm.training.checkpoint import load_checkpoint

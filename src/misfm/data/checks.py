@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfm.errors import DataError, MisfmError
-from misfm.volume import Affine, Triple, Volume
+from misfm.volume import Affine, Shape, Volume
 
 MAX_SHEAR = 0.01
 """Largest cosine between two axes of a grid that still counts as rounding of the header (0.6 degrees)."""
@@ -34,7 +34,7 @@ def readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read ({reason}); copy or export the file again.") from error
 
 
-def check_shape(shape: Sequence[int], path: Path) -> Triple:
+def check_shape(shape: Sequence[int], path: Path) -> Shape:
     """Return the three sides of a scan; trailing axes of length 1 behind the third are dropped.
 
     Raises:

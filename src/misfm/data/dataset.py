@@ -16,7 +16,7 @@ from misfm.data.case_notes import check_cases, guess_subject, parse_annotated, p
 from misfm.data.intensity import Kind
 from misfm.data.readers import read_volume
 from misfm.errors import DataError
-from misfm.volume import Affine, Triple, Volume
+from misfm.volume import Affine, Shape, Volume
 
 GRID_TOLERANCE = 0.02
 """How far corners of two equal grids may lie apart, in voxels: rounding of header numbers, no more."""
@@ -279,7 +279,7 @@ def check_grid(path: Path, volume: Volume, reference_path: Path, reference: Volu
         )
 
 
-def _corners(affine: Affine, shape: Triple) -> Affine:
+def _corners(affine: Affine, shape: Shape) -> Affine:
     """Millimetres (8, 3) of the centres of a grid's corner voxels."""
     corners = np.array(list(itertools.product(*((0.0, side - 1.0) for side in shape))))
     return corners @ affine[:3, :3].T + affine[:3, 3]

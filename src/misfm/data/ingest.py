@@ -12,9 +12,10 @@ from typing import Literal
 import numpy as np
 
 from misfm.data.dataset import Case, Dataset
+from misfm.data.fingerprint import fingerprint
 from misfm.data.intensity import IntensityRule, Kind, detect, fit, parse_intensity
 from misfm.data.preprocess import canonical, content_box, resample
-from misfm.data.record import Entry, IngestSettings, Origin, anonymise, fingerprint, make_entry
+from misfm.data.record import Entry, IngestSettings, Origin, anonymise, make_entry
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.store import Store
 from misfm.errors import DataError, MisfmError

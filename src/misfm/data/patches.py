@@ -20,7 +20,7 @@ from misfm.data.intensity import normalise
 from misfm.data.record import Record
 from misfm.data.store import Store
 from misfm.seeding import generator_for
-from misfm.volume import Box, Triple
+from misfm.volume import Box, Shape
 
 IGNORED_CLASS = -1
 """Class of voxels that were not annotated (the ``ignore`` label of nnU-Net datasets)."""
@@ -54,7 +54,7 @@ class UnlabelledPatches(Dataset[RawBatch]):
 
     store: Store
     records: Sequence[Record]
-    patch_size: Triple
+    patch_size: Shape
     num_patches: int
     batch_size: int
     seed: int
@@ -145,8 +145,8 @@ class LabelledPatches(Dataset[LabelledBatch]):
 
     store: Store
     records: Sequence[Record]
-    patch_size: Triple
-    margin: Triple
+    patch_size: Shape
+    margin: Shape
     batch_size: int
     seed: int
     labelled_share: float = 0.6
@@ -182,7 +182,7 @@ class LabelledPatches(Dataset[LabelledBatch]):
         return self.store.anchors(record)
 
 
-def padding_notice(records: Sequence[Record], patch_size: Triple) -> str | None:
+def padding_notice(records: Sequence[Record], patch_size: Shape) -> str | None:
     """Say in a sentence which volumes are smaller than what is read of them for a patch; None where none is.
 
     Args:
@@ -211,7 +211,7 @@ def draw_records(records: Sequence[Record], count: int, generator: Generator) ->
     return [records[i] for i in order[:count]]
 
 
-def draw_box(anchors: NDArray[np.int16], shape: Triple, size: Triple, generator: Generator) -> Box:
+def draw_box(anchors: NDArray[np.int16], shape: Shape, size: Shape, generator: Generator) -> Box:
     """Draw a box around one of the anchors (N, 3); see the module's docstring for how it meets the border."""
     center = anchors[int(torch.randint(len(anchors), (), generator=generator))]
     starts = [
@@ -221,7 +221,7 @@ def draw_box(anchors: NDArray[np.int16], shape: Triple, size: Triple, generator:
     return Box((starts[0], starts[1], starts[2]), size)
 
 
-def grow(box: Box, margin: Triple) -> Box:
+def grow(box: Box, margin: Shape) -> Box:
     """Add ``margin`` voxels on each side of a box."""
     d, h, w = (start - more for start, more in zip(box.start, margin, strict=True))
     depth, height, width = (side + 2 * more for side, more in zip(box.size, margin, strict=True))

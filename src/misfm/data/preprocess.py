@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
 from misfm.data.intensity import Kind, content_mask, detect
-from misfm.volume import Box, FloatTriple, Triple, Volume, nearest_axes
+from misfm.volume import Box, FloatTriple, Shape, Volume, nearest_axes
 
 Target = Sequence[float | None] | Literal["native"]
 """Spacing wanted along (D, H, W) in millimetres; None, or "native" for all, keeps what there is."""
@@ -159,7 +159,7 @@ def _apply(voxels: NDArray[Any], matrices: Sequence[sparse.csr_array]) -> NDArra
 def _majority(data: NDArray[Any], matrices: Sequence[sparse.csr_array]) -> NDArray[Any]:
     """Interpolate each label inside its bounding box; the background gets what is left of one."""
     labels = data[0]
-    shape: Triple = (matrices[0].shape[0], matrices[1].shape[0], matrices[2].shape[0])
+    shape: Shape = (matrices[0].shape[0], matrices[1].shape[0], matrices[2].shape[0])
     winner = np.zeros(shape, dtype=data.dtype)
     best = np.zeros(shape, dtype=np.float32)
     total = np.zeros(shape, dtype=np.float32)

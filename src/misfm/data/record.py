@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from misfm.data.intensity import Kind, Normalisation, content_mask
 from misfm.errors import DataError
 from misfm.settings import Settings, Spacing
-from misfm.volume import Affine, FloatTriple, Triple, Volume
+from misfm.volume import Affine, FloatTriple, Shape, Volume
 
-SCHEME = "v2:"
-"""What fingerprints begin with, to be told from earlier ones, which depended on type and axes."""
 MAX_ANCHORS = 4096
 MAX_LABEL_ANCHORS = 1024
 
@@ -64,7 +62,7 @@ class Record(Settings):
     case: str
     source: str
     channels: int
-    shape: Triple
+    shape: Shape
     spacing: FloatTriple
     rows: tuple[Row, Row, Row, Row]
     kind: Kind
@@ -108,29 +106,6 @@ class Origin:
     case: str
     source: str
     fingerprint: str
-
-
-def fingerprint(volume: Volume) -> str:
-    """Hash of the voxels that stays the same however a scan is stored.
-
-    That is, under another name, with axes in another order or direction, with another header or type of
-    voxels, as long as their values are equal: DICOM, and the NIfTI file that was made from it.
-
-    What is hashed are the sums of the voxels' bits over each slice, along all axes: exact, and of one order
-    whichever way the axes run.
-    """
-    digest = hashlib.sha256()
-    for channel in volume.data:
-        # 0 is added to make one of the two zeros of floats.
-        bits = (np.ascontiguousarray(channel, dtype=np.float32) + np.float32(0)).view(np.uint32)
-        sums = [bits.sum(axis=axes, dtype=np.uint64).tolist() for axes in ((1, 2), (0, 2), (0, 1))]
-        digest.update(repr(sorted(min(along, along[::-1]) for along in sums)).encode())
-    return SCHEME + digest.hexdigest()
-
-
-def short_fingerprint(text: str) -> str:
-    """The first 16 characters of a fingerprint, 52 bits: enough to tell the scans of a project apart."""
-    return text[:16]
 
 
 def fingerprint_of(records: Iterable[Record]) -> str:

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from misfm.data.record import Entry, IngestSettings, Record, fingerprint_of
 from misfm.errors import ConfigError, DataError
 from misfm.files import write_bytes, write_json
-from misfm.volume import Box, Triple, Volume
+from misfm.volume import Box, Shape, Volume
 
 FORMAT_VERSION = 1
 IMAGE, LABEL, ANONYMISED = "", ".label", ".anon"
@@ -293,7 +293,7 @@ class Store:
         return patch, valid
 
 
-def _overlap(box: Box, shape: Triple) -> Box:
+def _overlap(box: Box, shape: Shape) -> Box:
     """The part of a box that lies in a volume; of size 0, 0, 0 if there is none."""
     start = [max(0, a) for a in box.start]
     size = [min(stop, side) - a for a, stop, side in zip(start, box.stop, shape, strict=True)]
@@ -302,7 +302,7 @@ def _overlap(box: Box, shape: Triple) -> Box:
     return Box((start[0], start[1], start[2]), (size[0], size[1], size[2]))
 
 
-def _moved(box: Box, origin: Triple) -> Box:
+def _moved(box: Box, origin: Shape) -> Box:
     """The box as seen from ``origin``."""
     d, h, w = (a - b for a, b in zip(box.start, origin, strict=True))
     return Box((d, h, w), box.size)

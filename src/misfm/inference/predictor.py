@@ -16,7 +16,7 @@ from misfm.data.intensity import IntensityRule, Normalisation, fit
 from misfm.data.preprocess import canonical, content_box, resample
 from misfm.errors import DataError
 from misfm.inference.sliding_window import predict_logits
-from misfm.settings import Settings, Size, Spacing
+from misfm.settings import PositiveShape, Settings, Spacing
 from misfm.volume import Affine, Volume
 
 _MAX_VALUES = 2**24
@@ -30,7 +30,7 @@ MAX_CLASSES = 256
 class PredictionSpec(Settings):
     """What a network expects of a scan, as its weights describe it."""
 
-    patch_size: Size = Field(description="Voxels of a window along (D, H, W).")
+    patch_size: PositiveShape = Field(description="Voxels of a window along (D, H, W).")
     spacing: Spacing | None = Field(default=None, description="Mm along (D, H, W); none for the scan's own.")
     intensity: IntensityRule = Field(
         description="How voxels become network input; the same for all channels."

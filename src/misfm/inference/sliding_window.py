@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.volume import Triple
+from misfm.volume import Shape
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -59,7 +59,7 @@ def blending_profiles(length: int, window: int, overlap: float) -> list[tuple[in
 def predict_logits(
     network: nn.Module,
     image: Tensor,
-    window: Triple,
+    window: Shape,
     *,
     overlap: float = 0.5,
     batch_size: int = 1,
@@ -109,7 +109,7 @@ def predict_logits(
         row = torch.cat([row[:, finished:], torch.zeros_like(row[:, :finished])], dim=1)
 
 
-def pad_to_window(image: Tensor, window: Triple) -> tuple[Tensor, Triple]:
+def pad_to_window(image: Tensor, window: Shape) -> tuple[Tensor, Shape]:
     """Surround (C, D, H, W) with each channel's lowest value up to the window; return where it starts."""
     missing = [max(0, size - side) for size, side in zip(window, image.shape[1:], strict=True)]
     d, h, w = (n // 2 for n in missing)

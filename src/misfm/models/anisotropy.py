@@ -10,8 +10,8 @@ from typing import cast
 from torch import nn
 
 from misfm.errors import ConfigError
-from misfm.models.base import Shape
 from misfm.models.cpu import InPlaneConv
+from misfm.volume import Shape
 
 ISOTROPIC: Shape = (2, 2, 2)
 IN_PLANE: Shape = (1, 2, 2)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from misfm.errors import ConfigError
 from misfm.models.heads import SegmentationHead
 from misfm.registry import Registry
-
-Shape = tuple[int, int, int]
+from misfm.volume import Shape
 
 
 class Backbone(nn.Module):

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from misfm.errors import ConfigError
 from misfm.models.anisotropy import ISOTROPIC, conv, level_strides, steps_of
-from misfm.models.base import NETWORKS, Backbone, Shape
+from misfm.models.base import NETWORKS, Backbone
 from misfm.models.cpu import Dropout
 from misfm.models.heads import SegmentationHead
+from misfm.volume import Shape
 
 FIRST_DROPOUT_LEVEL = 2
 

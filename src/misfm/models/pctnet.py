@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from misfm.errors import ConfigError
 from misfm.models.anisotropy import ISOTROPIC, conv, level_strides, steps_of
-from misfm.models.base import NETWORKS, Backbone, Shape
+from misfm.models.base import NETWORKS, Backbone
 from misfm.models.cpu import Dropout, PointwiseConv, PReLU, StepUp, fast_layout
 from misfm.models.heads import SegmentationHead
 from misfm.models.swin import PositionIndex, SwinBlock, WindowSettings
 from misfm.registry import closest
+from misfm.volume import Shape
 
 FIRST_PCT_LEVEL = 2
 

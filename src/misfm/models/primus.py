@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.models.base import NETWORKS, Backbone, Shape, differences
+from misfm.models.base import NETWORKS, Backbone, differences
 from misfm.models.eva import INIT_STD, NUM_AXES, EvaBlock, rotary_table
 from misfm.models.heads import SegmentationHead
 from misfm.registry import closest
+from misfm.volume import Shape
 
 TOKEN_SIDE = 8
 """Voxels along each side of a token."""

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.models.base import NETWORKS, Backbone, Shape
+from misfm.models.base import NETWORKS, Backbone
 from misfm.models.heads import SegmentationHead
 from misfm.models.unet import NEGATIVE_SLOPE, level_strides
+from misfm.volume import Shape
 
 UNIT: Shape = (1, 1, 1)
 BRANCH_GAIN = 1e-3

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.models.base import NETWORKS, Backbone, Shape, differences
+from misfm.models.base import NETWORKS, Backbone, differences
 from misfm.models.heads import SegmentationHead
+from misfm.volume import Shape
 
 NEGATIVE_SLOPE = 0.01
 

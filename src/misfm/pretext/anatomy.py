@@ -23,14 +23,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
 from misfm.errors import ConfigError
-from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
-from misfm.models.base import Backbone, SegmentationModel, Shape
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability
+from misfm.models.base import Backbone, SegmentationModel
+from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
+from misfm.settings import Probability
+from misfm.synthesis.structures import NUM_STRUCTURES
+from misfm.volume import Shape
 
-NUM_STRUCTURES = 45
-"""That generated anatomy has."""
 STRONG_INTENSITIES = IntensitySettings(
     p_noise=0.3, p_blur=0.3, p_low_resolution=0.3, p_brightness=0.5, p_contrast=0.5, p_gamma=0.5
 )

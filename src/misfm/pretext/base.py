@@ -5,25 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from misfm.models.base import Backbone, Shape
+from misfm.models.base import Backbone
 from misfm.registry import Registry
 from misfm.settings import Settings
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Number = TypeVar("Number", int, float)
-
-
-def ascending(bounds: tuple[Number, Number]) -> tuple[Number, Number]:
-    """Refuse an inclusive range whose lower bound is above its upper one; a validator of settings."""
-    if bounds[0] > bounds[1]:
-        raise ValueError(f"the lower bound {bounds[0]} is above the upper bound {bounds[1]}")
-    return bounds
+from misfm.volume import Shape
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from misfm.errors import ConfigError
-from misfm.models.base import Backbone, Shape, crop_to, image_channels, pad_to_fit
+from misfm.models.base import Backbone, crop_to, image_channels, pad_to_fit
+from misfm.volume import Shape
 
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 """Output channels of each linear layer."""

@@ -18,9 +18,9 @@ from torch import Generator, Tensor
 
 from misfm.errors import ConfigError
 from misfm.losses import masked_mean
-from misfm.models.base import Shape
 from misfm.pretext.base import Placement, PretextBatch, PretextTask
-from misfm.settings import Size
+from misfm.settings import PositiveShape
+from misfm.volume import Shape
 
 PUBLISHED_BLOCK, FEWEST_BLOCKS = 16, 4
 
@@ -45,7 +45,7 @@ class MaskedBlocks(PretextTask):
 
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of hidden blocks (published: 0.75)."""
-    block_size: Size | None = None
+    block_size: PositiveShape | None = None
     """Voxels of a block along (D, H, W). By default, along each axis, the largest power of two that is at
     most 16 (published for 160^3) and leaves four blocks."""
 

@@ -27,13 +27,12 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from misfm.models.base import Shape
-from misfm.pretext.base import PRETEXTS, Placement, Probability
+from misfm.augment.mirrors import flip
+from misfm.pretext.base import PRETEXTS, Placement
 from misfm.pretext.restoration import Restorable, Restoration
-from misfm.pretext.views import flip
-from misfm.pretext.volume_fusion import draw_below
-from misfm.seeding import draw_int
-from misfm.volume import Box
+from misfm.seeding import draw_below, draw_int
+from misfm.settings import Probability
+from misfm.volume import Box, Shape
 
 MAX_FLIPS, MAX_BOXES, ANOTHER_BOX = 3, 5, 0.95
 """Most mirrors and most painted boxes, and the chance of each further box (Models Genesis, authors' code)."""

@@ -11,8 +11,8 @@ The rule is that of :mod:`misfm.pretext.volume_fusion`; nnssl differs from both 
 
 Departures from nnssl: patches lie where the store draws them, not always at the centre of the volume; each
 volume of a batch is once foreground and once background, with one augmentation, instead of reading twice as
-many; the intensity changes keep the order of :mod:`misfm.intensities`; voxels that are padding or hidden in
-either volume count in no loss. Fits every network with a decoder.
+many; intensity changes keep the order of :mod:`misfm.augment.intensity`; voxels that are padding or hidden
+in either volume count in no loss. Fits every network with a decoder.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Generator, LongTensor, Tensor
 
-from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
+from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
+from misfm.augment.mirrors import sample_flips
 from misfm.losses import segmentation_loss
-from misfm.models.base import Shape
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, Probability
-from misfm.pretext.views import sample_flips
-from misfm.pretext.volume_fusion import Range, VolumeFusion, require_two
+from misfm.pretext.base import PRETEXTS, Placement, PretextBatch
+from misfm.pretext.volume_fusion import VolumeFusion, require_two
 from misfm.seeding import draw_int
+from misfm.settings import CountRange, Probability
+from misfm.volume import Shape
 
 
 @PRETEXTS.register("openmind-vf")
 class OpenMindVolumeFusion(VolumeFusion):
     """Volume Fusion with nnssl's boxes, augmentation and loss; see the module's docstring."""
 
-    num_blocks: Range = (10, 39)
+    num_blocks: CountRange = (10, 39)
     """Fewest and most boxes in a sample."""
     smallest_block: PositiveInt = 8
     """Smallest side of a box, voxels."""

@@ -18,9 +18,7 @@ from typing import ClassVar
 from pydantic import PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
-from misfm.models.base import Backbone, Shape
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability
-from misfm.pretext.crops import (
+from misfm.augment.crops import (
     CropSettings,
     apply_variation,
     cut,
@@ -30,6 +28,8 @@ from misfm.pretext.crops import (
     start_limits,
     tiled_size,
 )
+from misfm.models.base import Backbone
+from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
 from misfm.pretext.embedding import (
     EmbeddingModel,
     Widths,
@@ -39,7 +39,8 @@ from misfm.pretext.embedding import (
     partners,
     require_others,
 )
-from misfm.settings import Size
+from misfm.settings import PositiveShape, Probability
+from misfm.volume import Shape
 
 
 @PRETEXTS.register("simclr")
@@ -50,7 +51,7 @@ class SimCLR(PretextTask):
 
     num_pairs: PositiveInt = 2
     """Pairs of crops cut from each volume."""
-    source_patches: Size = (3, 3, 1)
+    source_patches: PositiveShape = (3, 3, 1)
     """Size of the source along (D, H, W), in patches."""
     reach: Probability = 0.5
     """Largest distance of a partner along an axis, in sides of a crop."""

@@ -21,14 +21,14 @@ from misfm.models.primus import TOKEN_SIDE, Primus
 from misfm.pretext.base import PRETEXTS
 from misfm.pretext.masks import MaskedBlocks
 from misfm.pretext.tokens import hidden_tokens, require_primus, require_whole_tokens
-from misfm.settings import Size
+from misfm.settings import PositiveShape
 
 
 @PRETEXTS.register("simmim")
 class SimMIM(MaskedBlocks):
     """Masked reconstruction with replaced tokens; see the module's docstring."""
 
-    block_size: Size | None = (TOKEN_SIDE, TOKEN_SIDE, TOKEN_SIDE)
+    block_size: PositiveShape | None = (TOKEN_SIDE, TOKEN_SIDE, TOKEN_SIDE)
     """Voxels of a block along (D, H, W), multiples of 8 (published: 8^3, one token)."""
 
     def build_model(self, backbone: Backbone) -> nn.Module:

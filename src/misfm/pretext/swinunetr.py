@@ -26,15 +26,15 @@ import torch.nn.functional as F
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
+from misfm.augment.crops import cut
 from misfm.errors import ConfigError
 from misfm.losses import masked_mean
-from misfm.models.base import Backbone, Shape, image_channels
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability, ascending
-from misfm.pretext.crops import cut
+from misfm.models.base import Backbone, image_channels
+from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
 from misfm.pretext.embedding import Level, encode, encoder_levels, matching_score, nt_xent, require_others
-from misfm.pretext.volume_fusion import draw_below
-from misfm.seeding import draw_int, draw_uniform
-from misfm.volume import Box
+from misfm.seeding import draw_below, draw_int, draw_uniform
+from misfm.settings import Probability, ascending
+from misfm.volume import Box, Shape
 
 NUM_TURNS = 4
 MIN_CHANNELS = 16

@@ -28,9 +28,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Generator, Tensor, nn
 
-from misfm.models.base import Backbone, Shape
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
-from misfm.pretext.crops import (
+from misfm.augment.crops import (
     CropSettings,
     apply_variation,
     cut,
@@ -39,8 +37,11 @@ from misfm.pretext.crops import (
     sample_variation,
     tiled_size,
 )
+from misfm.models.base import Backbone
+from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
 from misfm.pretext.embedding import EmbeddingModel, Widths, cosines
-from misfm.settings import Size
+from misfm.settings import PositiveShape
+from misfm.volume import Shape
 
 TINY = 1e-6
 """Keeps the logarithm of a similarity that is entirely wrong finite."""
@@ -65,7 +66,7 @@ class VoCo(PretextTask):
 
     trains_decoder: ClassVar[bool] = False
 
-    grid: Size = (4, 4, 1)
+    grid: PositiveShape = (4, 4, 1)
     """Base crops along (D, H, W)."""
     num_targets: PositiveInt = 4
     """Target crops of each volume."""

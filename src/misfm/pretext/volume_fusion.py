@@ -30,17 +30,19 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, cast
 
 import torch
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import Field
 from torch import Generator, LongTensor, Tensor, nn
 
+from misfm.augment.mirrors import flip, sample_flips
+from misfm.augment.views import ViewSettings, apply_view, sample_view, view_of_mask
 from misfm.errors import ConfigError
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
-from misfm.models.base import Backbone, SegmentationModel, Shape
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability, ascending
-from misfm.pretext.views import ViewSettings, apply_view, flip, sample_flips, sample_view, view_of_mask
-from misfm.seeding import draw_int
+from misfm.models.base import Backbone, SegmentationModel
+from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
+from misfm.seeding import draw_below, draw_int
+from misfm.settings import CountRange, Probability
+from misfm.volume import Shape
 
-Range = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(ascending)]
 """Fewest and most, both included."""
 
 
@@ -64,8 +66,8 @@ def sample_levels_v1(
     shape: Shape,
     *,
     num_levels: int = 4,
-    num_blocks: Range = (10, 40),
-    block_size: tuple[Range, Range, Range] = ((8, 40), (8, 80), (8, 80)),
+    num_blocks: CountRange = (10, 40),
+    block_size: tuple[CountRange, CountRange, CountRange] = ((8, 40), (8, 80), (8, 80)),
     generator: Generator,
 ) -> LongTensor:
     """Draw the level map of v1: boxes painted one after the other, the later on top of the earlier.
@@ -99,7 +101,7 @@ def sample_levels_v2(
     *,
     num_levels: int = 4,
     foreground_ratio: float = 0.7,
-    block_size: tuple[Range, Range, Range] = ((8, 32), (8, 32), (8, 32)),
+    block_size: tuple[CountRange, CountRange, CountRange] = ((8, 32), (8, 32), (8, 32)),
     generator: Generator,
 ) -> LongTensor:
     """Draw the level map of v2: a grid of equal blocks, a fixed share of which is foreground.
@@ -131,12 +133,6 @@ def sample_levels_v2(
     d, h, w = (slice(start, start + n) for start, n in zip(offsets, blocks.shape, strict=True))
     levels[d, h, w] = blocks
     return cast(LongTensor, levels)
-
-
-def draw_below(limits: Tensor, count: int, generator: Generator) -> Tensor:
-    """Draw (count, n) integers, column i uniform in 0..limits[i] - 1, on the CPU."""
-    draws = torch.rand(count, len(limits), generator=generator, device=generator.device, dtype=torch.float64)
-    return (draws.cpu() * limits).long()
 
 
 def require_two(patches: Tensor) -> None:
@@ -209,9 +205,9 @@ class VolumeFusion(PretextTask):
 class VolumeFusionV1(VolumeFusion):
     """Volume Fusion of arXiv 2306.16925: the foreground comes from another volume of the batch."""
 
-    num_blocks: Range = (10, 40)
+    num_blocks: CountRange = (10, 40)
     """Fewest and most boxes in a sample."""
-    block_size: tuple[Range, Range, Range] = ((8, 40), (8, 80), (8, 80))
+    block_size: tuple[CountRange, CountRange, CountRange] = ((8, 40), (8, 80), (8, 80))
     """Smallest and largest side along (D, H, W), voxels (published for 64x128x128 patches)."""
     flip_probability: Probability = 0.5
     """Chance of a mirror along each axis."""
@@ -248,7 +244,7 @@ class VolumeFusionV2(VolumeFusion):
 
     foreground_ratio: Probability = 0.7
     """Share of blocks that is foreground."""
-    block_size: tuple[Range, Range, Range] = ((8, 32), (8, 32), (8, 32))
+    block_size: tuple[CountRange, CountRange, CountRange] = ((8, 32), (8, 32), (8, 32))
     """Smallest and largest side along (D, H, W), voxels (published for 64x128x128 patches)."""
     views: ViewSettings = ViewSettings()
     """How the two crops are drawn and augmented."""

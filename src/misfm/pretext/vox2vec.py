@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
-from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
-from misfm.models.base import Backbone, Shape, pad_to_fit
+from misfm.augment.crops import Extent, cut, sample_start
+from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
+from misfm.models.base import Backbone, pad_to_fit
 from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
-from misfm.pretext.crops import Extent, cut, sample_start
 from misfm.pretext.embedding import (
     encoder_levels,
     matching_score,
@@ -38,6 +38,7 @@ from misfm.pretext.embedding import (
     projector,
     require_others,
 )
+from misfm.volume import Shape
 
 
 @PRETEXTS.register("vox2vec")

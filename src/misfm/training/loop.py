@@ -24,9 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 from misfm.errors import MisfmError
 from misfm.pretext.base import PretextBatch
 from misfm.seeding import derive_seed, generator_for
+from misfm.terminal import logger
 from misfm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from misfm.training.ema import WeightAverage
-from misfm.training.logging import MetricsLog, logger
+from misfm.training.logging import MetricsLog
 from misfm.training.memory import keep_freed_memory
 from misfm.training.optim import build_optimizer, set_learning_rate
 from misfm.training.precision import exact_convolutions, fabric_precision

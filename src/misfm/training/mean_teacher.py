@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
+from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
 from misfm.data.patches import LabelledBatch, LabelledPatches, RawBatch, UnlabelledPatches
-from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
 from misfm.losses import masked_mean
 from misfm.models.base import SegmentationModel
 from misfm.pretext.base import PretextBatch

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from misfm.data.augment import AugmentSettings, apply_augmentation, sample_augmentation
-from misfm.data.carvemix import apply_carvemix, sample_carvemix
+from misfm.augment.carvemix import apply_carvemix, sample_carvemix
+from misfm.augment.labelled import AugmentSettings, apply_augmentation, sample_augmentation
 from misfm.data.patches import LabelledBatch, RawBatch
 from misfm.losses import hard_dice, merge_unannotated, segmentation_loss
-from misfm.models.base import Shape
 from misfm.pretext.base import Placement, PretextBatch, PretextTask
-from misfm.volume import FloatTriple
+from misfm.volume import FloatTriple, Shape
 
 
 @dataclass(frozen=True)

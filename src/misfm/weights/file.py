@@ -15,10 +15,10 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from misfm.data.augment import AxisName
+from misfm.augment.mirrors import AxisName
 from misfm.errors import WeightsError
 from misfm.files import write_bytes
-from misfm.settings import Settings, Size, Spacing
+from misfm.settings import PositiveShape, Settings, Spacing
 
 FORMAT_VERSION = 1
 METADATA_KEY = "misfm"
@@ -60,7 +60,7 @@ class WeightsInfo(Settings):
     in_channels: int = Field(ge=1, description="channels of the image")
     num_classes: int = Field(ge=1, description="outputs of the head; for labels, background included")
     label_names: tuple[str, ...] = Field(default=(), description="name of each class, background first")
-    patch_size: Size | None = Field(description="voxels (D, H, W) of the patches it was trained on")
+    patch_size: PositiveShape | None = Field(description="voxels (D, H, W) of the patches it was trained on")
     spacing: Spacing | None = Field(description="mm (D, H, W) the scans were resampled to; None: native")
     intensity: dict[str, Any] = Field(
         default={}, description="the intensity rule, as preprocessing recorded it"

@@ -14,9 +14,9 @@ from typing import Any
 
 from misfm.data.intensity import IntensityRule, ct_normalisation
 from misfm.errors import DataError
-from misfm.models.base import Shape
 from misfm.models.resenc import ResEnc
 from misfm.settings import Spacing
+from misfm.volume import Shape
 from misfm.weights.file import WeightsInfo
 
 PLANS_NAME = "misfmPlans"

@@ -16,7 +16,7 @@ from misfm.models import Backbone
 from misfm.weights import file, hub, published
 from misfm.weights.containers import origin_of, with_plan_beside
 from misfm.weights.file import WeightsInfo
-from misfm.weights.foreign import ForeignFormat, ForeignInfo, Translation, recognise, unpickle
+from misfm.weights.formats import ForeignFormat, ForeignInfo, Translation, recognise, unpickle
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 """A path, a name among the published weights (``"builtin"`` comes with the package), an address on the hub

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from misfm.errors import ConfigError, WeightsError
 from misfm.models import Backbone
-from misfm.models.base import Shape
-from misfm.weights.adapt import ENCODER, Situation, adapt
-from misfm.weights.foreign import ForeignInfo, Translation
+from misfm.volume import Shape
+from misfm.weights.adapt import ENCODER, AdaptContext, adapt
+from misfm.weights.formats import ForeignInfo, Translation
 from misfm.weights.source import Opened, Source, open_source
 
 SMALLEST_MATCH = 0.1  # of a backbone's parameters; less is another network, not a transfer
@@ -126,8 +126,8 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
         if opened.format is not None:
             report.notes.append(HEAD_TAKEN)
     recorded = opened.info.network.options if opened.info else {}
-    situation = _situation(opened, backbone, wanted, translation.tensors, recorded)
-    taken = _match(wanted, names, translation, situation, report)
+    context = _context(opened, backbone, wanted, translation.tensors, recorded)
+    taken = _match(wanted, names, translation, context, report)
     report.unused = [
         Entry(n, tuple(tensor.shape)) for n, tensor in translation.tensors.items() if n not in taken
     ]
@@ -149,7 +149,7 @@ def _match(
     wanted: Mapping[str, Tensor],
     names: set[str],
     translation: Translation,
-    situation: Situation,
+    context: AdaptContext,
     report: TransferReport,
 ) -> dict[str, Tensor]:
     """The tensors to take among ``names``, shaped as wanted, each noted in the report."""
@@ -159,7 +159,7 @@ def _match(
         entry = Entry(name, tuple(target.shape))
         how = translation.adapted.get(name)
         if tensor is not None:
-            fitted = adapt(name, tensor, target, situation) if name.startswith(BACKBONE) else None
+            fitted = adapt(name, tensor, target, context) if name.startswith(BACKBONE) else None
             unchanged = tensor if tensor.shape == target.shape else None
             tensor, fitting = fitted or (unchanged, None)
             how = ", ".join(filter(None, (how, fitting)))
@@ -174,13 +174,13 @@ def _match(
     return taken
 
 
-def _situation(
+def _context(
     opened: Opened,
     backbone: Backbone,
     wanted: Mapping[str, Tensor],
     offered: Mapping[str, Tensor],
     options: Mapping[str, Any],
-) -> Situation:
+) -> AdaptContext:
     grid = backbone.grid
     patch_size = opened.info.patch_size if opened.info else None
     recorded: Shape | None = None
@@ -188,7 +188,7 @@ def _situation(
         token = [side // count for side, count in zip(backbone.input_size, grid, strict=True)]
         d, h, w = (side // width for side, width in zip(patch_size, token, strict=True))
         recorded = (d, h, w)
-    return Situation(_stem_channels(wanted, offered), grid, recorded, backbone.token_axes(options))
+    return AdaptContext(_stem_channels(wanted, offered), grid, recorded, backbone.token_axes(options))
 
 
 def _head_fits(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], opened: Opened) -> bool:
