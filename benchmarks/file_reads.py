@@ -1,6 +1,6 @@
-"""How often a command opens its weights and reads each image, as the operating system sees it (needs strace).
+"""How often a command opens its weights and reads each image, as the operating system sees it; needs strace.
 
-    python benchmarks/file_reads.py --dataset DATA/Dataset001_Hippocampus --store STORE --out RUNS [--misfm BIN]
+    python benchmarks/file_reads.py --dataset DATA/Dataset001_Hippocampus --store STORE --out RUNS
 
 Runs ``finetune``, ``finetune --fold all`` and ``compare`` for a few steps each and prints, for each command,
 how often the weights file was opened, and the least, mean and most reads of training, validation and test
@@ -44,7 +44,15 @@ def main() -> None:
         [arguments.misfm, "export", "builtin", "--to", "safetensors", "--out", str(weights)], check=True
     )
     tune = ["finetune", "--dataset", dataset, "--weights", str(weights), *STEPS]
-    compare = ["compare", "--store", str(arguments.store), "--dataset", dataset, "--recipes", "volume-fusion-v2,mae"]
+    compare = [
+        "compare",
+        "--store",
+        str(arguments.store),
+        "--dataset",
+        dataset,
+        "--recipes",
+        "volume-fusion-v2,mae",
+    ]
     short = ["--set-pretrain", "training.steps=2", "--set-finetune", "training.steps=2"]
     commands = {
         "finetune": [*tune, "--cases", "5", "--out", str(out / "one")],
@@ -95,18 +103,38 @@ def count(log: Path) -> tuple[Counter[str], Counter[str]]:
 
 def row(name: str, opened: Counter[str], read: Counter[str], out: Path, dataset: Path) -> dict[str, str]:
     """Sum up: by file for weights, and least, mean and most over the images of each kind."""
-    weights = Counter({str(Path(p).relative_to(out)): n for p, n in opened.items() if p.endswith(".safetensors") and p.startswith(str(out))})
+    weights = Counter(
+        {
+            str(Path(p).relative_to(out)): n
+            for p, n in opened.items()
+            if p.endswith(".safetensors") and p.startswith(str(out))
+        }
+    )
     split = {"train": set[str](), "val": set[str]()}
     for config in out.glob("**/split.json"):
-        if config.is_relative_to(out / {"finetune": "one", "finetune --twin": "twin", "finetune --fold all": "folds", "compare": "compare"}[name]):
+        if config.is_relative_to(
+            out
+            / {
+                "finetune": "one",
+                "finetune --twin": "twin",
+                "finetune --fold all": "folds",
+                "compare": "compare",
+            }[name]
+        ):
             for fold in read_split(config):
                 for part in split:
                     split[part] |= set(fold[part])
     cells = {"weights": "; ".join(f"{path} {n}" for path, n in sorted(weights.items()))}
     for part, folder in (("train", "imagesTr"), ("val", "imagesTr"), ("test", "imagesTs")):
         images = sorted((dataset / folder).glob("*.nii.gz"))
-        numbers = [read[str(i)] for i in images if part == "test" or i.name.removesuffix("_0000.nii.gz") in split[part]]
-        cells[part] = f"{min(numbers)} / {sum(numbers) / len(numbers):.1f} / {max(numbers)}" if numbers else ""
+        numbers = [
+            read[str(i)]
+            for i in images
+            if part == "test" or i.name.removesuffix("_0000.nii.gz") in split[part]
+        ]
+        cells[part] = (
+            f"{min(numbers)} / {sum(numbers) / len(numbers):.1f} / {max(numbers)}" if numbers else ""
+        )
     return cells
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
 
-from misfm.commands.compare import Trial, pretrain_settings
 from misfm.commands.pretrain import pretrain
+from misfm.commands.trials import Trial, pretrain_settings
 from misfm.config import CompareSettings
 from misfm.files import write_json
 

@@ -6,15 +6,11 @@ import shutil
 import pytest
 
 from misfm.commands import compare as module
-from misfm.commands.compare import (
-    Trial,
-    compare,
-    finetune_settings,
-    finetunings,
-    pretrain_settings,
-    share_grid,
-)
+from misfm.commands.compare import compare, share_grid
+from misfm.commands.trials import Trial, finetune_settings, finetunings, pretrain_settings
 from misfm.config import CompareSettings
+from misfm.data.dataset import Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.ingest import ingest
 from misfm.data.record import IngestSettings
 from misfm.errors import ConfigError
@@ -36,6 +32,10 @@ def settings_for(store, dataset, tiny_pretraining, tiny_finetuning):
         return CompareSettings(**{**fields, **changes})
 
     return build
+
+
+def grid_of(settings):
+    return share_grid(settings, DatasetFingerprint(Dataset.open(settings.dataset)))
 
 
 def test_all_arms_share_everything_but_the_start(settings_for):
@@ -65,9 +65,10 @@ def test_scratch_is_as_wide_as_what_was_pretrained(settings_for):
 
 def test_spacing_and_intensities_left_open_are_those_of_the_store_in_all_arms(settings_for, tmp_path):
     settings = settings_for(recipes=("volume-fusion-v1",))
-    shared = share_grid(settings)
+    images = DatasetFingerprint(Dataset.open(settings.dataset))
+    shared = share_grid(settings, images)
     assert shared.finetune == (*settings.finetune, "spacing=[14.0, 14.0, 14.0]", 'intensity="ct:-200,600"')
-    assert share_grid(shared) == shared
+    assert share_grid(shared, images) == shared
     compare(settings, tmp_path)
     runs = [RunFolder(path).read_settings() for path in sorted((tmp_path / "finetune").iterdir())]
     assert [run["spacing"] for run in runs] == [[14, 14, 14]] * 2
@@ -76,12 +77,12 @@ def test_spacing_and_intensities_left_open_are_those_of_the_store_in_all_arms(se
 
 def test_a_store_of_detected_intensities_gives_its_spacing(settings_for, phantom_dir, tmp_path):
     ingest([phantom_dir / "scans"], tmp_path / "store", IngestSettings(spacing=(20.0, 20.0, 20.0)))
-    *_, spacing, intensity = share_grid(settings_for(store=str(tmp_path / "store"))).finetune
+    *_, spacing, intensity = grid_of(settings_for(store=str(tmp_path / "store"))).finetune
     assert (spacing, intensity) == ("spacing=[20.0, 20.0, 20.0]", 'intensity="ct"')
 
 
 def test_generated_anatomy_gives_its_window_and_leaves_spacing_to_the_dataset(settings_for):
-    *_, spacing, intensity = share_grid(settings_for(store="phantom:4")).finetune
+    *_, spacing, intensity = grid_of(settings_for(store="phantom:4")).finetune
     assert intensity == 'intensity="ct:-200,600"'
     assert json.loads(spacing.removeprefix("spacing=")) == pytest.approx((14, 13, 12), rel=0.16)
 
@@ -147,9 +148,9 @@ def test_started_again_it_adds_what_is_new_and_repeats_nothing(settings_for, tmp
     once = settings_for(recipes=("misfm",))
     compare(once, tmp_path)
     trained = []
-    original = module.finetune
+    original = module.train_arm
     monkeypatch.setattr(
-        module, "finetune", lambda *args, **kw: (trained.append(args[1].name), original(*args, **kw))[1]
+        module, "train_arm", lambda *args, **kw: (trained.append(args[1].name), original(*args, **kw))[1]
     )
     result = compare(once.model_copy(update={"seeds": (0, 1)}), tmp_path)
     assert trained == ["unet-scratch-1cases-seed1", "unet-misfm-1cases-seed1"]

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from misfm.commands.finetune import build_model, finetune
+from misfm.commands.finetune import build_model, finetune, open_weights
 from misfm.commands.pretrain import pretrain
 from misfm.commands.twins import finetune_twins
 from misfm.config import FinetuneSettings, PretrainSettings
 from misfm.data.dataset import Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.errors import ConfigError, DataError, WeightsError
 from misfm.planning.fill_defaults import fill_defaults, rule_text
 from misfm.planning.splits import choose_cases
@@ -104,7 +105,12 @@ def test_a_file_that_is_no_split_is_refused(dataset, finetune_settings, tmp_path
 
 def settled(dataset, settings):
     opened = Dataset.open(dataset)
-    return fill_defaults(settings, opened, len(choose_cases(opened, settings)[0])).settings
+    return fill_defaults(
+        settings,
+        DatasetFingerprint(opened),
+        len(choose_cases(opened, settings)[0]),
+        open_weights(settings),
+    ).settings
 
 
 def bare(dataset, **others):

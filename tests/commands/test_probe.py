@@ -70,11 +70,10 @@ def test_patience_of_no_probe_at_all_is_refused(settings):
         settings("probe.patience=0")
 
 
-def test_the_probe_transfers_what_was_trained_to_the_network_that_was(settings, pretrained, tmp_path):
-    from misfm.commands.probe import probed
+def test_the_probe_transfers_what_was_trained_to_the_network_that_was(settings, tmp_path):
+    from misfm.commands.probe import plan_probe
 
-    _, info = read(pretrained / "weights.safetensors")
     for name, transfer in (("simclr", "encoder"), ("misfm", "all")):
         chosen = settings(f"pretext={{name: {name}}}")
-        fine = probed(None, chosen.probe, chosen, info, RunFolder(tmp_path)).run.settings
+        fine = plan_probe(chosen, RunFolder(tmp_path), ()).settings
         assert (fine.transfer, fine.network) == (transfer, chosen.network)

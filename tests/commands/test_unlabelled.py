@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from misfm.commands.unlabelled import unlabelled_patches
 from misfm.data.dataset import Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.ingest import ingest
 from misfm.data.record import IngestSettings
 from misfm.errors import ConfigError
@@ -17,7 +18,7 @@ FITTING = ["spacing=[14, 14, 14]", "intensity='ct:-200,600'"]
 
 def opened(dataset, settings):
     dataset = Dataset.open(dataset)
-    return unlabelled_patches(fill_defaults(settings, dataset, 1).settings, dataset)
+    return unlabelled_patches(fill_defaults(settings, DatasetFingerprint(dataset), 1).settings, dataset)
 
 
 def test_off_by_default(dataset, finetune_settings):

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from misfm.commands.compare import Trial, pretrain_settings
 from misfm.commands.pretrain import PatchSource, pretrain
+from misfm.commands.trials import Trial, pretrain_settings
 from misfm.config import CompareSettings
 from misfm.data.generated import generate, open_store, write_phantom_dataset
 from misfm.data.record import IngestSettings

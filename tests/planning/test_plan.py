@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from misfm.commands.compare import Trial
-from misfm.commands.compare import finetune_settings as arm_settings
 from misfm.commands.finetune import finetune
+from misfm.commands.trials import Trial
+from misfm.commands.trials import finetune_settings as arm_settings
 from misfm.commands.twins import finetune_twins
 from misfm.config import CompareSettings, FinetuneSettings, NetworkSettings
 from misfm.models import create
 from misfm.models.base import NETWORKS
 from misfm.planning import fill_defaults as filling
-from misfm.planning import measure
+from misfm.planning.machine import Machine
 from misfm.planning.plan import (
     CPU_VOXELS,
     DEMANDS,
@@ -23,7 +23,6 @@ from misfm.planning.plan import (
     MEMORY_SHARE,
     UNKNOWN,
     Facts,
-    Machine,
     multiple_of,
     plan,
     saved_bytes,
@@ -233,10 +232,10 @@ def test_a_run_goes_on_with_its_plan_whatever_is_free_by_then(
 
 def test_scans_are_measured_without_the_air_around_the_patient(dataset):
     from misfm.data.dataset import Dataset
+    from misfm.data.dataset_fingerprint import DatasetFingerprint
 
-    cases = Dataset.open(dataset).cases()
-    scans = measure.Scans.measure(cases, "ct")
-    assert len(scans.shapes) == len(cases)
+    scans = DatasetFingerprint(Dataset.open(dataset))
+    assert len(scans.measured) == len(scans.dataset.cases())
     halved = tuple(2 * side for side in scans.spacing)
     native, coarse = scans.shape("native"), scans.shape(halved)
     assert all(abs(side - 2 * half) <= 3 for side, half in zip(native, coarse, strict=True))

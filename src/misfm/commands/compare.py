@@ -7,34 +7,35 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from misfm.commands.evaluate import evaluate
-from misfm.commands.finetune import finetune
-from misfm.commands.predict import predict_files
+from misfm.commands.arm import SCORES, read_arm, train_arm
+from misfm.commands.finetune import Shared
 from misfm.commands.pretrain import pretrain
-from misfm.config import CompareSettings, FinetuneSettings, PretrainSettings, recipe_names, resolve
-from misfm.data.dataset import Dataset
-from misfm.data.generated import PREFIX as GENERATED
+from misfm.commands.trials import Trial, finetune_settings, finetunings, pretrain_settings, pretrainings
+from misfm.config import CompareSettings, FinetuneSettings
+from misfm.data.dataset import Case, Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.generated import SETTINGS as GENERATED_SETTINGS
 from misfm.data.generated import is_generated
+from misfm.data.ingest import ingest_dataset
 from misfm.data.intensity import Kind
+from misfm.data.record import IngestSettings
 from misfm.data.splits import Split, read_split
 from misfm.data.store import Store
 from misfm.errors import ConfigError
-from misfm.evaluation.arms import SCRATCH, Arm, dice_by_case, learning_curve
+from misfm.evaluation.arms import SCRATCH, Arm
 from misfm.files import write_json, write_text
 from misfm.models.base import NETWORKS
 from misfm.parallel import pool
-from misfm.planning.fill_defaults import common_grid, fill_flips, fill_network
+from misfm.planning.fill_defaults import common_grid, fill_flips
 from misfm.planning.leakage import check_pretraining
-from misfm.planning.splits import SPLIT, choose_cases, shared_split, split_of
-from misfm.planning.volumes import VOLUMES, scans_of, volumes_of
-from misfm.pretext import PRETEXTS
+from misfm.planning.splits import SPLIT, choose_cases, find_cases, shared_split, split_of
+from misfm.planning.volumes import VOLUMES, scans_of, split_records, volumes_of
 from misfm.registry import closest
 from misfm.report.comparison import as_markdown, compare_budgets, compare_report, savings
 from misfm.report.html import render_report
@@ -42,27 +43,8 @@ from misfm.terminal import logger
 from misfm.training.loop import Interrupted
 from misfm.training.run import RunFolder
 
-
-@dataclass(frozen=True)
-class Trial:
-    """One training run of the comparison.
-
-    Attributes:
-        network: registered name.
-        recipe: what it is pretrained with, or ``"scratch"``.
-        cases: labelled cases it is fine-tuned on; 0 for the pretraining itself.
-        seed: of the run.
-    """
-
-    network: str
-    recipe: str
-    cases: int = 0
-    seed: int = 0
-
-    def folder(self, out: Path) -> Path:
-        """Where the run lies."""
-        name = f"{self.network}-{self.recipe}"
-        return out / "finetune" / f"{name}-{self.cases}cases-seed{self.seed}" if self.cases else out / name
+CASES = "cases"
+"""In the folder of a comparison: the store of the labelled cases of all its fine-tunings."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +76,10 @@ def compare(
         DataError: a store or dataset that cannot be used.
         Interrupted: stopped by the user; what is done is kept.
     """
-    check(settings)
-    settings = share_grid(settings)
+    images = DatasetFingerprint.open(Dataset.open(settings.dataset), out)
+    check(settings, images)
+    settings = share_grid(settings, images)
+    share_cases(settings, out, images)
     outcomes: dict[Trial, Outcome] = {}
     result: dict[str, Any] = {}
     with pool(workers, scheduler) as workplace:
@@ -111,9 +95,8 @@ def compare(
     return result
 
 
-def check(settings: CompareSettings) -> None:
+def check(settings: CompareSettings, images: DatasetFingerprint) -> None:
     """Find mistakes in all settings, and leaks, before the first run starts."""
-    dataset = Dataset.open(settings.dataset)
     for assignment in settings.pretrain:
         name, separator, _ = assignment.partition(":")
         if separator and "=" not in name and name not in settings.recipes:
@@ -126,16 +109,20 @@ def check(settings: CompareSettings) -> None:
         for recipe in settings.recipes:
             pretrain_settings(settings, Trial(network, recipe)).pretext.build()
         for cases in settings.cases:
-            choose_cases(dataset, finetune_settings(settings, Trial(network, SCRATCH, cases), None))
+            fine = finetune_settings(settings, Trial(network, SCRATCH, cases), None)
+            for part in choose_cases(images.dataset, fine):
+                images.keep(part)
     learnt = set[str]()
     for trial in pretrainings(settings):
-        learnt |= scans_of(pretrain_settings(settings, trial))
+        wanted = pretrain_settings(settings, trial)
+        if not is_generated(wanted.store):
+            learnt.update(scans_of(split_records(Store.open(wanted.store).records(), wanted)[0]))
     for cases in settings.cases:
         scratch = Trial(settings.networks[0], SCRATCH, cases)
-        check_pretraining(learnt, finetune_settings(settings, scratch, None))
+        check_pretraining(learnt, finetune_settings(settings, scratch, None), images)
 
 
-def share_grid(settings: CompareSettings) -> CompareSettings:
+def share_grid(settings: CompareSettings, images: DatasetFingerprint) -> CompareSettings:
     """Give all fine-tunings one spacing and intensity rule; each would else take those of its weights."""
     fine = finetune_settings(settings, Trial(settings.networks[0], SCRATCH, settings.cases[0]), None)
     if fine.spacing is not None and fine.intensity is not None:
@@ -144,26 +131,31 @@ def share_grid(settings: CompareSettings) -> CompareSettings:
     if not is_generated(settings.store):
         store = Store.open(settings.store)
         held, kinds = store.settings, {record.kind for record in store.records()}
-    spacing, intensity = common_grid(fine, held, kinds, Dataset.open(settings.dataset))
+    spacing, intensity = common_grid(fine, held, kinds, images)
     given = (f"spacing={json.dumps(spacing)}", f"intensity={json.dumps(intensity)}")
     logger.info("all fine-tunings: %s %s", *given)
     return settings.model_copy(update={"finetune": (*settings.finetune, *given)})
 
 
-def pretrainings(settings: CompareSettings) -> Iterator[Trial]:
-    """Every network with every recipe, once."""
-    for network in settings.networks:
-        for recipe in settings.recipes:
-            yield Trial(network, recipe, seed=settings.seeds[0])
+def share_cases(settings: CompareSettings, out: Path, images: DatasetFingerprint) -> None:
+    """Preprocess the cases of all fine-tunings once, into a store that they share."""
+    cases: dict[str, Case] = {}
+    for count in settings.cases:
+        fine = finetune_settings(settings, Trial(settings.networks[0], SCRATCH, count), None)
+        for part in find_cases(images.dataset, split_for(fine, images.dataset, out)):
+            cases |= {case.name: case for case in part}
+    assert fine.spacing is not None
+    intensity = images.dataset.kinds[0] if fine.intensity in (None, "auto") else str(fine.intensity)
+    images.save(out)
+    prepared = IngestSettings(spacing=fine.spacing, intensity=intensity)
+    ingest_dataset(images.dataset, list(cases.values()), out / CASES, prepared, images=images)
+    images.forget()
 
 
-def finetunings(settings: CompareSettings) -> Iterator[Trial]:
-    """Every seed, budget and network from every start; one seed of all arms before the next seed."""
-    for seed in settings.seeds:
-        for cases in settings.cases:
-            for network in settings.networks:
-                for recipe in (SCRATCH, *settings.recipes):
-                    yield Trial(network, recipe, cases, seed)
+def split_for(fine: FinetuneSettings, dataset: Dataset, out: Path) -> Split:
+    """Return the cases that all fine-tunings with one number of labels share."""
+    path = shared_file(out, "split", fine.dataset, fine.split, fine.fold, fine.folds, fine.cases)
+    return shared_split(path, lambda: split_of(*choose_cases(dataset, fine)))
 
 
 def attempt(run: Callable[[Trial], None], trial: Trial) -> Outcome:
@@ -208,20 +200,14 @@ def finetune_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
             RunFolder(pretraining.folder(out)).require(pretrain_settings(settings, pretraining))
     fine = finetune_settings(settings, trial, start)
     dataset = Dataset.open(settings.dataset)
-    path = shared_file(out, "split", fine.dataset, fine.split, fine.fold, fine.folds, fine.cases)
-    split = shared_split(path, lambda: split_of(*choose_cases(dataset, fine)))
-    if (run.path / "test.json").exists():
+    split = split_for(fine, dataset, out)
+    if (run.path / SCORES).exists():
         augmentation = fill_flips(fine.augmentation, dataset)
         run.require(fine.model_copy(update={"augmentation": augmentation}))
         require_split(run.path / SPLIT, split)
         return
-    scores = finetune(fine, run.path, resume=True, split=split)
-    if (dataset.path / "labelsTs").is_dir():
-        predictions = run.path / "predictions"
-        predict_files(str(run.path), [dataset.path / "imagesTs"], predictions, overlap=fine.overlap)
-        evaluate(predictions, dataset.path / "labelsTs", run.path / "test.json")
-    else:
-        write_json(run.path / "test.json", scores)
+    shared = Shared(split, DatasetFingerprint.open(dataset, out), store_dir=out / CASES)
+    train_arm(fine, run.path, shared=shared)
 
 
 def shared_file(out: Path, what: str, *asked: object) -> Path:
@@ -242,83 +228,13 @@ def require_split(own: Path, split: Split | None) -> None:
         )
 
 
-def pretrain_settings(settings: CompareSettings, trial: Trial) -> PretrainSettings:
-    """What all pretrainings share, with the pretext task of one recipe.
-
-    Raises:
-        ConfigError: neither a recipe nor a pretext task of that name.
-    """
-    shared = {"store": settings.store, "network": {"name": trial.network, "options": {}}, "seed": trial.seed}
-    if trial.recipe in recipe_names():
-        named = resolve(PretrainSettings, recipe=trial.recipe, options=shared)
-        pretext = named.pretext.model_dump(mode="json")
-    elif trial.recipe in PRETEXTS.names():
-        pretext = {"name": trial.recipe}
-    else:
-        known = [*recipe_names(), *PRETEXTS.names()]
-        raise ConfigError(
-            f"There is no recipe or pretext task '{trial.recipe}'; {closest(trial.recipe, known)}"
-        )
-    options = {**shared, "pretext": pretext}
-    if PRETEXTS.get(str(pretext["name"])).needs_labels:
-        options["store"] = GENERATED
-    assignments = assignments_for(settings.pretrain, trial.recipe)
-    return resolve(PretrainSettings, recipe=settings.base, options=options, assignments=assignments)
-
-
-def assignments_for(assignments: Sequence[str], recipe: str) -> list[str]:
-    """Those for every recipe, and after them those written for this one, ``RECIPE:KEY=VALUE``."""
-    common, own = [], []
-    for assignment in assignments:
-        name, separator, rest = assignment.partition(":")
-        if not separator or "=" in name:  # a colon in the value
-            common.append(assignment)
-        elif name == recipe:
-            own.append(rest)
-    return common + own
-
-
-def finetune_settings(settings: CompareSettings, trial: Trial, start: Path | None) -> FinetuneSettings:
-    """What all fine-tunings share, with one start, budget and seed.
-
-    Patch and batch that are left open are those of the pretrainings: planned for each arm on its own, they
-    might differ. So are options of the network, which the other arms have from their weights. Tasks that
-    leave the decoder untrained transfer their encoder only.
-    """
-    transfer = "all"
-    if trial.recipe != SCRATCH:
-        transfer = pretrain_settings(settings, trial).pretext.build().transfer
-    network = {"name": trial.network, "options": {}}
-    options = {
-        "dataset": settings.dataset,
-        "network": network,
-        "weights": None if start is None else str(start),
-        "transfer": transfer,
-        "cases": trial.cases,
-        "seed": trial.seed,
-    }
-    fine = resolve(FinetuneSettings, recipe=settings.base, options=options, assignments=settings.finetune)
-    shared = resolve(
-        PretrainSettings,
-        recipe=settings.base,
-        options={"store": settings.store, "network": network},
-        assignments=assignments_for(settings.pretrain, SCRATCH),
-    )
-    names = [name for name in ("patch_size", "batch_size") if getattr(fine, name) is None]
-    update = {name: getattr(shared, name) for name in names}
-    if trial.recipe == SCRATCH:
-        update["network"] = fill_network(fine.network, shared.network.model_dump())
-    return fine.model_copy(update=update)
-
-
 def summarise(settings: CompareSettings, out: Path, outcomes: dict[Trial, Outcome]) -> dict[str, Any]:
     """Compare what is finished, and write it down."""
     arms: dict[tuple[str, int], list[Arm]] = {}
     for trial in finetunings(settings):
-        path = trial.folder(out) / "test.json"
-        if path.exists() and trial in outcomes and outcomes[trial].failure is None:
-            scores = json.loads(path.read_text(encoding="utf-8"))
-            arm = Arm(trial.recipe, learning_curve(path.parent), dice_by_case(scores), trial.seed)
+        folder = trial.folder(out)
+        if (folder / SCORES).exists() and trial in outcomes and outcomes[trial].failure is None:
+            arm = read_arm(trial.recipe, folder, trial.seed)
             arms.setdefault((trial.network, trial.cases), []).append(arm)
     budgets = compare_budgets(arms)
     result: dict[str, Any] = {

@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from misfm.commands.evaluate import evaluate
-from misfm.commands.finetune import finetune
-from misfm.commands.predict import predict_files
+from misfm.commands.arm import read_arm, train_arm
 from misfm.commands.pretrain import pretrain
 from misfm.config import FinetuneSettings, PretrainSettings, resolve
 from misfm.data.generated import write_phantom_dataset, write_phantom_scans
@@ -28,7 +26,7 @@ from misfm.data.readers import read_volume
 from misfm.data.record import IngestSettings
 from misfm.data.store import Store
 from misfm.errors import ConfigError
-from misfm.evaluation.arms import ALL, Arm, compare_arms, dice_by_case, learning_curve
+from misfm.evaluation.arms import ALL, Arm, compare_arms
 from misfm.files import write_json
 from misfm.models import create
 from misfm.pretext.base import Placement
@@ -76,7 +74,7 @@ def run_demo(out: Path, *, seed: int) -> dict[str, Any]:
     ingest([scans], store, IngestSettings(spacing=SPACING, intensity=INTENSITY))
     logger.info("Pretraining with Volume Fusion, %d steps", PRETRAINING_STEPS)
     pretext = pretrain(pretraining_settings(store, seed), out / "pretrain", resume=True)
-    arms = [train_arm(name, out, dataset, seed) for name in (SCRATCH, PRETRAINED)]
+    arms = [finetune_arm(name, out, dataset, seed) for name in (SCRATCH, PRETRAINED)]
     seconds = time.perf_counter() - began
     result = summarise(arms, pretext, seed, seconds)
     write_json(out / "results.json", result)
@@ -109,7 +107,7 @@ def pretraining_settings(store: Path, seed: int) -> PretrainSettings:
     )
 
 
-def train_arm(name: str, out: Path, dataset: Path, seed: int) -> Arm:
+def finetune_arm(name: str, out: Path, dataset: Path, seed: int) -> Arm:
     """Fine-tune one arm on the labelled cases and score it on the test cases."""
     run = out / f"finetune-{name.replace(' ', '-')}"
     weights = str(out / "pretrain") if name == PRETRAINED else None
@@ -132,10 +130,8 @@ def train_arm(name: str, out: Path, dataset: Path, seed: int) -> Arm:
             "training.validate_every": FINETUNING_STEPS // 2,
         },
     )
-    finetune(settings, run, resume=True)
-    predict_files(str(run), [dataset / "imagesTs"], run / "predictions")
-    scores = evaluate(run / "predictions", dataset / "labelsTs", run / "test.json")
-    return Arm(name, learning_curve(run), dice_by_case(scores), seed)
+    train_arm(settings, run)
+    return read_arm(name, run, seed)
 
 
 def summarise(arms: list[Arm], pretext: Mapping[str, float], seed: int, seconds: float) -> dict[str, Any]:

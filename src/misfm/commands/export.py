@@ -114,7 +114,7 @@ def fill(source: Source, patch_size: Shape | None = None, plans: DatasetPlans | 
             patch_size=size,
             **opened.info.network.options,
         )
-    report = load(model, source)
+    report = load(model, opened)
     take_head(model, opened.translated(model.backbone).tensors, report)
     network = NetworkInfo(name=opened.info.network.name, options=model.backbone.options)
     known = {name: getattr(opened.info, name) for name in WeightsInfo.model_fields}

@@ -7,6 +7,7 @@ looked at, so that a run from pretrained weights and its twin from scratch diffe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from misfm.commands.unlabelled import unlabelled_patches, with_unlabelled
 from misfm.config import CompleteSettings, FinetuneSettings
 from misfm.data.dataset import Case, Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.ingest import ingest_dataset
-from misfm.data.patches import LabelledPatches, padding_notice
+from misfm.data.patches import LabelledPatches, UnlabelledPatches, padding_notice
 from misfm.data.record import IngestSettings, Record, fingerprint_of
 from misfm.data.splits import Split
 from misfm.data.store import Store
@@ -26,19 +28,46 @@ from misfm.evaluation.validation import DiceValidation, score_cases
 from misfm.files import write_json, write_text
 from misfm.inference.predictor import MAX_CLASSES
 from misfm.models import SegmentationModel, create
-from misfm.planning import leakage
 from misfm.planning.fill_defaults import fill_defaults, intensity_rule, recall
+from misfm.planning.leakage import check_leaks
 from misfm.planning.splits import SPLIT, begun_with, choose_cases, find_cases, split_of
 from misfm.seeding import derive_seed
 from misfm.terminal import logger
 from misfm.training.loop import Validation, best_device, fit
 from misfm.training.objectives import SegmentationObjective
 from misfm.training.run import RunFolder
-from misfm.weights import DataInfo, NetworkInfo, TransferReport, WeightsInfo, describe, load, save
+from misfm.weights import (
+    DataInfo,
+    NetworkInfo,
+    Opened,
+    TransferReport,
+    WeightsInfo,
+    describe,
+    load,
+    open_source,
+    save,
+)
 from misfm.weights.published import notices
 
 ROTATION_MARGIN = 0.1
 """Voxels read beyond each side of a patch over that side, for rotation to find voxels at the corners."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What several fine-tunings on a dataset share, for it to be read and chosen once.
+
+    Attributes:
+        split: cases to use; None chooses them.
+        images: what is known of the dataset's images; None finds it out.
+        weights: to start from, those of the settings; None opens them.
+        store_dir: folder of the preprocessed cases; None keeps them in the run folder.
+    """
+
+    split: Split | None = None
+    images: DatasetFingerprint | None = None
+    weights: Opened | None = None
+    store_dir: Path | None = None
 
 
 def finetune(
@@ -47,16 +76,16 @@ def finetune(
     *,
     resume: bool = False,
     reasons: Sequence[str] = (),
-    split: Split | None = None,
+    shared: Shared | None = None,
 ) -> dict[str, Any]:
     """Train a segmentation network and write weights and validation scores into the run folder.
 
     Args:
-        settings: everything about the run; what is null is settled here (see :func:`fill_defaults`).
+        settings: everything about the run; what is null is filled in here (see :func:`fill_defaults`).
         out: the run folder.
         resume: go on with the run in ``out``, on the cases it was begun with.
         reasons: for what was planned before, to be kept in the run folder with those of what is planned here.
-        split: cases to use, where they were chosen before; by default they are chosen here.
+        shared: what was read or chosen before, for several runs.
 
     Returns:
         What ``validation.json`` holds: scores of the validation cases on their own grids.
@@ -67,48 +96,107 @@ def finetune(
         WeightsError: weights that cannot be read or are of another network.
         Interrupted: stopped by the user; the state is saved.
     """
-    dataset = Dataset.open(settings.dataset)
-    split = (begun_with(dataset, settings, out) if resume else None) or split
-    training, held_out = find_cases(dataset, split) if split else choose_cases(dataset, settings)
-    run = RunFolder(out)
-    settled, planned = fill_defaults(recall(settings, run) if resume else settings, dataset, len(training))
-    # Before the run folder is made: what cannot be built, filled or judged leaves nothing behind.
-    model = build_model(settled, dataset)
-    unlabelled = unlabelled_patches(settled, dataset)
-    checked = leakage.check_leaks(settled, dataset, (training, held_out), out, unlabelled)
-    transferred = None if run.last.exists() else start_from_weights(model, settled)
+    shared = shared or Shared()
+    run, ready = RunFolder(out), prepare(settings, out, resume, shared)
+    settled, images = ready.settings, ready.images
     run.begin(settled, resume=resume)
-    keep_reasons(out, [*reasons, *planned])
-    tell_transfer(out, transferred)
-    write_json(out / SPLIT, split_of(training, held_out))
-    write_json(out / leakage.FILE, checked.files)
-    store, records = stored_cases(settled, dataset, [*training, *held_out], out)
-    records, judged = records[: len(training)], records[len(training) :]
-    validation = DiceValidation(store, judged, dataset, settled.patch_size)
+    keep_reasons(out, [*reasons, *ready.reasons])
+    tell_transfer(out, ready.transferred)
+    write_json(out / SPLIT, split_of(ready.training, ready.held_out))
+    images.save(out)
+    store, records = stored_cases(
+        settled, images, [*ready.training, *ready.held_out], shared.store_dir or out / "cases"
+    )
+    records, judged = records[: len(ready.training)], records[len(ready.training) :]
     objective = SegmentationObjective(
         settled.augmentation, settled.patch_size, records[0].spacing, settled.class_balance
     )
-    labelled = labelled_patches(settled, dataset, store, records)
+    labelled = labelled_patches(settled, images.dataset, store, records)
+    validation = DiceValidation(store, judged, images.dataset, settled.patch_size)
     fit(
-        *with_unlabelled(model, objective, labelled, settled, unlabelled),
+        *with_unlabelled(ready.model, objective, labelled, settled, ready.unlabelled),
         settled.training,
         run,
         seed=settled.seed,
-        validation=Validation(validation, key="validation_dice") if held_out else None,
+        validation=Validation(validation, key="validation_dice") if judged else None,
     )
-    info = weights_info(settled, dataset, records, model, checked.scans)
-    save(run.weights, model.keep_finest(), info)
-    scores = score_cases(model.to(best_device()), info, dataset, held_out, overlap=settled.overlap)
+    model, info = ready.model.keep_finest(), weights_info(ready, records)
+    save(run.weights, model, info)
+    model = model.to(best_device())
+    scores = score_cases(model, info, images.dataset, ready.held_out, overlap=settled.overlap)
     write_json(out / "validation.json", scores)
     return scores
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A fine-tuning of which nothing can be refused any more, and nothing is written yet.
+
+    Attributes:
+        settings: in which nothing is open.
+        reasons: for what was planned.
+        images: what is known of the dataset's images.
+        training, held_out: cases to train and to validate on.
+        model: the network, with the weights to start from.
+        transferred: what it took of them, and what to know of them; None from scratch, or when resumed.
+        unlabelled: source of unlabelled batches, if any.
+        scans_seen: short fingerprints of all scans that the weights will have learnt from.
+        licence: of the weights to come.
+    """
+
+    settings: CompleteSettings
+    reasons: Sequence[str]
+    images: DatasetFingerprint
+    training: Sequence[Case]
+    held_out: Sequence[Case]
+    model: SegmentationModel
+    transferred: tuple[TransferReport, list[str]] | None
+    unlabelled: UnlabelledPatches | None
+    scans_seen: tuple[str, ...]
+    licence: str
+
+
+def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared) -> Ready:
+    """Choose, open, plan, build and check; what is wrong is found here and leaves nothing behind."""
+    dataset = Dataset.open(settings.dataset)
+    split = (begun_with(dataset, settings, out) if resume else None) or shared.split
+    training, held_out = find_cases(dataset, split) if split else choose_cases(dataset, settings)
+    run = RunFolder(out)
+    run.refuse_taken(resume=resume)
+    weights = shared.weights or open_weights(settings)
+    images = shared.images or DatasetFingerprint.open(dataset, out)
+    images.keep([*training, *held_out])
+    given = recall(settings, run) if resume else settings
+    settled, reasons = fill_defaults(given, images, len(training), weights)
+    model = build_model(settled, dataset)
+    transferred = None if run.last.exists() else start_from_weights(model, settled, weights)
+    unlabelled = unlabelled_patches(settled, dataset)
+    return Ready(
+        settings=settled,
+        reasons=reasons,
+        images=images,
+        training=training,
+        held_out=held_out,
+        model=model,
+        transferred=transferred,
+        unlabelled=unlabelled,
+        scans_seen=check_leaks(settled, images, (training, held_out), weights, unlabelled),
+        licence=inherited_licence(settled, weights),
+    )
+
+
+def open_weights(settings: FinetuneSettings) -> Opened | None:
+    """Open the weights to start from, if any; they are read here and nowhere else."""
+    return None if settings.weights is None else open_source(settings.weights)
+
+
 def stored_cases(
-    settings: CompleteSettings, dataset: Dataset, cases: Sequence[Case], out: Path
+    settings: CompleteSettings, images: DatasetFingerprint, cases: Sequence[Case], store_dir: Path
 ) -> tuple[Store, list[Record]]:
-    """Preprocess cases into a store in the run folder; returns it, and the records in the order of cases."""
+    """Preprocess cases into a store; returns it, and their records in the order of cases."""
     ingest_settings = IngestSettings(spacing=settings.spacing, intensity=settings.intensity)
-    store = ingest_dataset(dataset, cases, out / "cases", ingest_settings)
+    store = ingest_dataset(images.dataset, cases, store_dir, ingest_settings, images=images)
+    images.forget()
     by_case = {record.case: record for record in store.records()}
     return store, [by_case[case.name] for case in cases]
 
@@ -120,13 +208,13 @@ def keep_reasons(out: Path, reasons: Sequence[str]) -> None:
 
 
 def start_from_weights(
-    model: SegmentationModel, settings: CompleteSettings
+    model: SegmentationModel, settings: CompleteSettings, weights: Opened | None
 ) -> tuple[TransferReport, list[str]] | None:
     """Load the weights to start from, if any; returns what was transferred, and what to know of them."""
-    if settings.weights is None:
+    if settings.weights is None or weights is None:
         return None
-    report = load(model, settings.weights, transfer=settings.transfer)
-    return report, notices(settings.weights, describe(settings.weights))
+    report = load(model, weights, transfer=settings.transfer)
+    return report, notices(settings.weights, describe(weights))
 
 
 def tell_transfer(out: Path, transferred: tuple[TransferReport, list[str]] | None) -> None:
@@ -185,18 +273,12 @@ def labelled_patches(
     )
 
 
-def weights_info(
-    settings: CompleteSettings,
-    dataset: Dataset,
-    records: Sequence[Record],
-    model: SegmentationModel,
-    scans: tuple[str, ...],
-) -> WeightsInfo:
-    """Describe the trained weights so that they suffice to predict with; ``scans`` is all they have seen."""
-    names = dataset.label_names
+def weights_info(ready: Ready, records: Sequence[Record]) -> WeightsInfo:
+    """Describe the trained weights so that they suffice to predict with; ``records`` are trained on."""
+    settings, names = ready.settings, ready.images.dataset.label_names
     return WeightsInfo(
-        network=NetworkInfo(name=settings.network.name, options=model.backbone.options),
-        in_channels=len(dataset.channel_names),
+        network=NetworkInfo(name=settings.network.name, options=ready.model.backbone.options),
+        in_channels=len(ready.images.dataset.channel_names),
         num_classes=max(names) + 1,
         label_names=tuple(names.get(value, f"class {value}") for value in range(max(names) + 1)),
         patch_size=settings.patch_size,
@@ -205,11 +287,13 @@ def weights_info(
         mirror_axes=settings.augmentation.flip_axes,
         recipe=settings.recipe,
         steps=settings.training.steps,
-        data=DataInfo(count=len(records), fingerprint=fingerprint_of(records), scans=scans),
-        licence=inherited_licence(settings.weights),
+        data=DataInfo(count=len(records), fingerprint=fingerprint_of(records), scans=ready.scans_seen),
+        licence=ready.licence,
     )
 
 
-def inherited_licence(weights: str | None) -> str:
+def inherited_licence(settings: FinetuneSettings, weights: Opened | None) -> str:
     """What the licence of the weights at the start, if any, asks to be passed on."""
-    return "unknown" if weights is None else f"starts from {weights}: {describe(weights)['licence']}"
+    if weights is None:
+        return "unknown"
+    return f"starts from {settings.weights}: {weights.info.licence if weights.info else 'unknown'}"

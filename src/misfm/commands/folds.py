@@ -11,10 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from misfm.commands.finetune import build_model, finetune, start_from_weights
+from misfm.commands.finetune import (
+    Shared,
+    build_model,
+    finetune,
+    open_weights,
+    start_from_weights,
+    stored_cases,
+)
 from misfm.commands.unlabelled import unlabelled_patches
 from misfm.config import CompleteSettings, FinetuneSettings
 from misfm.data.dataset import Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.splits import Split, read_split
 from misfm.errors import ConfigError
 from misfm.evaluation.arms import ALL
@@ -57,30 +65,30 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
         raise ConfigError(f"{out} holds a single run: choose another --out for the folds.")
     dataset = Dataset.open(settings.dataset)
     begun = RunFolder(out / "fold_0").config.exists()
-    if begun and not resume:
-        raise ConfigError(
-            f"{out} already holds a run: add --resume to go on with it, or choose another --out."
-        )
+    RunFolder(out / "fold_0").refuse_taken(resume=resume)
     folds = read_split(out / FOLDS) if begun and (out / FOLDS).exists() else deal(dataset, settings)
     if resume:
         settings = recall(settings, RunFolder(out / "fold_0"))
-    settled, reasons = fill_defaults(settings, dataset, len(folds[0]["train"]))
+    weights, images = open_weights(settings), DatasetFingerprint.open(dataset, out)
+    parts = [find_cases(dataset, split) for split in folds]
+    every_case = list({case.name: case for part in parts for cases in part for case in cases}.values())
+    images.keep(every_case)
+    settled, reasons = fill_defaults(settings, images, len(folds[0]["train"]), weights)
     if not begun:  # what is wrong is found before the first fold is trained, and leaves nothing behind
-        start_from_weights(build_model(settled, dataset), settled)
+        start_from_weights(build_model(settled, dataset), settled, weights)
         unlabelled = unlabelled_patches(settled, dataset)
-        for split in folds:
-            check_leaks(settled, dataset, find_cases(dataset, split), out, unlabelled)
+        for part in parts:
+            check_leaks(settled, images, part, weights, unlabelled)
     write_json(out / FOLDS, folds)
+    images.save(out)
+    stored_cases(settled, images, every_case, out / "cases")
     results = []
     for number, split in enumerate(folds):
         logger.info("fold %d of %d", number, len(folds))
         fold = settled.model_copy(update={"fold": number})
-        results.append(train_fold(fold, split, out / f"fold_{number}", reasons, resume=resume))
+        shared = Shared(split, images, weights, out / "cases")
+        results.append(train_fold(fold, out / f"fold_{number}", reasons, shared, resume=resume))
     pooled = pool(dataset, results)
-    pooled["folds"] = [
-        {"fold": number, "dice": result["mean"][ALL]["dice"], "cases": sorted(result["cases"])}
-        for number, result in enumerate(results)
-    ]
     write_json(out / "cross_validation.json", pooled)
     return pooled
 
@@ -113,21 +121,26 @@ def refuse_repeats(folds: Sequence[Split]) -> None:
 
 
 def train_fold(
-    settings: CompleteSettings, split: Split, out: Path, reasons: Sequence[str], *, resume: bool
+    settings: CompleteSettings, out: Path, reasons: Sequence[str], shared: Shared, *, resume: bool
 ) -> dict[str, Any]:
     """Fine-tune on one fold, or return the scores of a fold that was finished with these settings."""
     scores = out / "validation.json"
     if not (resume and scores.exists()):
-        return finetune(settings, out, resume=resume, reasons=reasons, split=split)
+        return finetune(settings, out, resume=resume, reasons=reasons, shared=shared)
     RunFolder(out).begin(settings, resume=True)
     return dict(json.loads(scores.read_text(encoding="utf-8")))
 
 
 def pool(dataset: Dataset, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Put the cases of all folds together and average over them."""
+    """Put the cases of all folds together and average over them; ``folds`` tells of each fold."""
     names = {label: name for label, name in dataset.label_names.items() if label != 0}
     scores = {}
     for case, row in ((case, row) for result in results for case, row in result["cases"].items()):
         judged = [names[label] for label in names if label in dataset.annotated_labels(case)]
         scores[case] = {name: row[name] and LabelScores(**row[name]) for name in judged}
-    return as_result(dict(sorted(scores.items())), list(names.values()))
+    pooled = as_result(dict(sorted(scores.items())), list(names.values()))
+    pooled["folds"] = [
+        {"fold": number, "dice": result["mean"][ALL]["dice"], "cases": sorted(result["cases"])}
+        for number, result in enumerate(results)
+    ]
+    return pooled

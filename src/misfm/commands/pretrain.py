@@ -10,9 +10,8 @@ from typing import cast
 import torch
 from torch import nn
 
-from misfm.commands.probe import probed
+from misfm.commands.probe import plan_probe
 from misfm.config import PretrainSettings
-from misfm.data.fingerprint import short_fingerprint
 from misfm.data.generated import generate_beside, is_generated, open_store
 from misfm.data.intensity import IntensityRule, parse_intensity
 from misfm.data.patches import MixedPatches, UnlabelledPatches, padding_notice
@@ -22,7 +21,7 @@ from misfm.data.store import Store
 from misfm.errors import ConfigError
 from misfm.files import write_json
 from misfm.models import Backbone, SegmentationModel, create
-from misfm.planning.volumes import VOLUMES, ids_of, kept_split, split_records
+from misfm.planning.volumes import VOLUMES, ids_of, kept_split, scans_of, split_records
 from misfm.pretext.base import PretextTask
 from misfm.seeding import derive_seed, generator_for
 from misfm.terminal import logger
@@ -53,37 +52,30 @@ def pretrain(
         Interrupted: stopped by the user; the state is saved.
     """
     task = settings.pretext.build()
-    if task.needs_labels and not is_generated(settings.store):
-        raise ConfigError(f"'{settings.pretext.name}' learns from generated anatomy: give --store phantom.")
+    check_fit(task, settings)
     run = RunFolder(out)
     run.check(settings, resume=resume)
-    store = open_store(settings.store, out)
-    training, held_out = kept_split(store, settings, out, volumes)
+    scans = None if is_generated(settings.store) else Store.open(settings.store)
+    split = None if scans is None else kept_split(scans, settings, out, volumes)
+    # Before anything is generated: what cannot be built or judged leaves nothing behind.
+    model = task.build_model(fresh_backbone(settings, split[0][0].channels if split else 1))
+    probe = plan_probe(settings, run, scans_of(split[0]) if split else ())
+    store = scans or open_store(settings.store, out)
+    training, held_out = split or kept_split(store, settings, out, volumes)
     source = PatchSource(task, settings, store, generated_store(task, settings, store, out))
-    model = task.build_model(fresh_backbone(settings, training[0].channels))
     objective = PretextObjective(task, settings.patch_size)
     source.tell_padding()
     info = weights_info(settings, store, training, model)
     seed = derive_seed(settings.seed, "validation")
-    validation = Validation(
-        PretextValidation(objective, source.batches(held_out, seed, held_out=True), settings),
-        key="validation_loss",
-        lower_is_better=True,
-    )
-    if settings.probe is not None:
-        validation = probed(validation, settings.probe, settings, info, run)
+    pretext = PretextValidation(objective, source.batches(held_out, seed, held_out=True), settings)
+    validation = Validation(pretext, key="validation_loss", lower_is_better=True)
+    if probe is not None:
+        validation = probe.around(validation, info)
     run.begin(settings, resume=resume)
     write_json(out / VOLUMES, ids_of(training, held_out))
-    fit(
-        model,
-        objective,
-        source.batches(training, settings.seed),
-        settings.training,
-        run,
-        seed=settings.seed,
-        validation=validation,
-    )
-    if settings.probe is not None:
+    batches = source.batches(training, settings.seed)
+    fit(model, objective, batches, settings.training, run, seed=settings.seed, validation=validation)
+    if probe is not None:
         info = take_best(model, run, info)
     save(run.weights, model, info)
     return {
@@ -92,6 +84,20 @@ def pretrain(
         for name, value in row.items()
         if name.startswith(("validation", "probe"))
     }
+
+
+def check_fit(task: PretextTask, settings: PretrainSettings) -> None:
+    """Check that a task can learn from what it is given.
+
+    Raises:
+        ConfigError: a task for generated anatomy and scans, or a batch too small to hold both.
+    """
+    if task.needs_labels and not is_generated(settings.store):
+        raise ConfigError(f"'{settings.pretext.name}' learns from generated anatomy: give --store phantom.")
+    if task.mixes_generated and settings.batch_size < 2:
+        raise ConfigError(
+            f"'{settings.pretext.name}' mixes scans with generated anatomy: set batch_size to 2 or more."
+        )
 
 
 def take_best(model: nn.Module, run: RunFolder, info: WeightsInfo) -> WeightsInfo:
@@ -105,14 +111,10 @@ def generated_store(task: PretextTask, settings: PretrainSettings, store: Store,
     """Generate the volumes that a task mixes with scans, unless these are generated; None for other tasks.
 
     Raises:
-        ConfigError: a batch too small to hold both, or scans that they do not go with.
+        ConfigError: scans that they do not go with.
     """
     if not task.mixes_generated:
         return None
-    if settings.batch_size < 2:
-        raise ConfigError(
-            f"'{settings.pretext.name}' mixes scans with generated anatomy: set batch_size to 2 or more."
-        )
     return store if is_generated(settings.store) else generate_beside(store, settings.generated, out)
 
 
@@ -196,7 +198,7 @@ def weights_info(
         data=DataInfo(
             count=len(training),
             fingerprint=fingerprint_of(training),
-            scans=tuple(sorted({short_fingerprint(record.fingerprint) for record in training})),
+            scans=scans_of(training),
         ),
         licence=settings.licence,
     )

@@ -7,7 +7,7 @@ patches, steps) from the weights of the moment, so that probes differ in nothing
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from misfm.commands.finetune import finetune
-from misfm.config import FinetuneSettings, PretrainSettings, ProbeSettings, recipe_names, resolve
+from misfm.commands.finetune import Shared, finetune
+from misfm.config import FinetuneSettings, PretrainSettings, recipe_names, resolve
 from misfm.data.dataset import Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.splits import Split
 from misfm.evaluation.arms import ALL
 from misfm.planning.leakage import check_pretraining
@@ -33,48 +34,69 @@ DEFAULT_RECIPE = "small"
 
 @dataclass(frozen=True)
 class Probe:
-    """Measures the pretext as ever, then fine-tunes and adds ``probe_dice``.
+    """A short fine-tuning of the weights as they are.
 
     Attributes:
-        pretext: the validation of the pretext task.
         settings: of the fine-tuning.
-        info: description of the weights.
         folder: where the fine-tunings are; each leaves its settings, metrics and scores.
+        images: what is known of the dataset's images.
+        patience: probes without a better one after which pretraining ends; None takes all steps.
     """
 
-    pretext: Validation
     settings: FinetuneSettings
-    info: WeightsInfo
     folder: Path
+    images: DatasetFingerprint
+    patience: int | None
 
-    def __call__(self, model: nn.Module, step: int) -> Mapping[str, float]:
-        """Return the numbers of the pretext and the mean Dice of the probe's validation cases."""
-        numbers = dict(self.pretext.run(model, step))
+    def around(self, pretext: Validation, info: WeightsInfo) -> Validation:
+        """Return a validation that measures the pretext as ever, then probes, and judges by the probe.
+
+        Args:
+            pretext: the validation of the pretext task.
+            info: description of the weights.
+        """
+
+        def run(model: nn.Module, step: int) -> Mapping[str, float]:
+            return {**pretext.run(model, step), KEY: self.dice(model, step, info)}
+
+        return Validation(run, key=KEY, patience=self.patience)
+
+    def dice(self, model: nn.Module, step: int, info: WeightsInfo) -> float:
+        """Return the mean Dice of the validation cases after fine-tuning; NaN where nothing was scored."""
         out = self.folder / f"step-{step}"
         weights = self.folder / "weights.safetensors"
         with torch.inference_mode(mode=False), quiet():
-            save(weights, model, self.info.model_copy(update={"steps": step}))
+            save(weights, model, info.model_copy(update={"steps": step}))
             start = self.settings.model_copy(update={"weights": str(weights)})
-            scores = finetune(start, out, resume=True, split=shared_split(self.folder / SPLIT, self.choose))
-        for leftover in ("checkpoints", "cases", "tensorboard"):
+            split = shared_split(self.folder / SPLIT, self.choose)
+            shared = Shared(split, self.images, store_dir=self.folder / "cases")
+            scores = finetune(start, out, resume=True, shared=shared)
+        for leftover in ("checkpoints", "tensorboard"):
             shutil.rmtree(out / leftover, ignore_errors=True)
         (out / "weights.safetensors").unlink(missing_ok=True)
         dice = scores["mean"].get(ALL, {}).get("dice")
-        return {**numbers, KEY: float("nan") if dice is None else dice}
+        return float("nan") if dice is None else float(dice)
 
     def choose(self) -> Split:
         """Choose the cases of all probes."""
-        return split_of(*choose_cases(Dataset.open(self.settings.dataset), self.settings))
+        return split_of(*choose_cases(self.images.dataset, self.settings))
 
 
-def probed(
-    pretext: Validation, probe: ProbeSettings, settings: PretrainSettings, info: WeightsInfo, run: RunFolder
-) -> Validation:
-    """Return a validation that also probes, and judges by the probe.
+def plan_probe(settings: PretrainSettings, run: RunFolder, scans: Iterable[str]) -> Probe | None:
+    """Return the probe that the settings ask for, or None.
+
+    Args:
+        settings: of the pretraining.
+        run: its folder.
+        scans: short fingerprints of what it learns from.
 
     Raises:
         ConfigError: settings of the fine-tuning that do not fit, or a leak into its validation or test cases.
+        DataError: a dataset or image that cannot be read.
     """
+    probe = settings.probe
+    if probe is None:
+        return None
     recipe = settings.recipe if settings.recipe in recipe_names() else DEFAULT_RECIPE
     options = {
         "dataset": probe.dataset,
@@ -90,8 +112,10 @@ def probed(
     fine = resolve(FinetuneSettings, recipe=recipe, options=options)
     if fine.batch_size is None:  # planned for each probe anew, it might differ from one to the next
         fine = fine.model_copy(update={"batch_size": settings.batch_size})
-    check_pretraining(info.data.scans if info.data else (), fine)
-    return Validation(Probe(pretext, fine, info, run.path / "probe"), key=KEY, patience=probe.patience)
+    folder = run.path / "probe"
+    images = DatasetFingerprint.open(Dataset.open(fine.dataset), folder)
+    check_pretraining(scans, fine, images)
+    return Probe(fine, folder, images, probe.patience)
 
 
 @contextmanager

@@ -6,8 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from misfm.commands.finetune import finetune
+from misfm.commands.finetune import Shared, finetune
 from misfm.config import FinetuneSettings
+from misfm.data.dataset import Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.splits import read_split
 from misfm.errors import ConfigError
 from misfm.evaluation.arms import (
@@ -44,11 +46,12 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     """
     if settings.weights is None:
         raise ConfigError("--twin compares pretrained weights with scratch: give --weights as well.")
-    pretrained = finetune(settings, out, resume=resume)
+    images = DatasetFingerprint.open(Dataset.open(settings.dataset), out)
+    pretrained = finetune(settings, out, resume=resume, shared=Shared(images=images))
     settled = RunFolder(out).read_settings()
     alike = FinetuneSettings.model_validate({**settled, "weights": None})
-    split = read_split(out / SPLIT)[0]
-    scratch = finetune(alike, out / TWIN_FOLDER, resume=resume, split=split)
+    shared = Shared(read_split(out / SPLIT)[0], images, store_dir=out / "cases")
+    scratch = finetune(alike, out / TWIN_FOLDER, resume=resume, shared=shared)
     arms = [
         Arm(SCRATCH, learning_curve(out / TWIN_FOLDER), dice_by_case(scratch), settings.seed),
         Arm(PRETRAINED, learning_curve(out), dice_by_case(pretrained), settings.seed),

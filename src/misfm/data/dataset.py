@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -160,8 +160,14 @@ class Dataset:
             )
         return splits
 
-    def read_case(self, case: Case) -> tuple[Volume, Volume | None]:
+    def read_case(
+        self, case: Case, read: Callable[[Path], Volume] = read_volume
+    ) -> tuple[Volume, Volume | None]:
         """Read and check a case.
+
+        Args:
+            case: one of :meth:`cases`.
+            read: reads an image, where it may have been read before.
 
         Returns:
             Image (C, D, H, W) and label map (1, D, H, W) on the same grid, or None without one.
@@ -176,7 +182,7 @@ class Dataset:
                 raise DataError(
                     f"{file} is missing: channel {number} ({name}) of case {case.name}; add the file."
                 )
-        channels = [read_volume(file) for file in case.image_paths]
+        channels = [read(file) for file in case.image_paths]
         for file, channel in zip(case.image_paths[1:], channels[1:], strict=True):
             check_grid(file, channel, case.image_paths[0], channels[0])
         kind = np.result_type(*(channel.data.dtype for channel in channels))

@@ -12,9 +12,11 @@ from typing import Literal
 import numpy as np
 
 from misfm.data.dataset import Case, Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.fingerprint import fingerprint
 from misfm.data.intensity import IntensityRule, Kind, detect, fit, parse_intensity
 from misfm.data.preprocess import canonical, content_box, resample
+from misfm.data.readers import read_volume
 from misfm.data.record import Entry, IngestSettings, Origin, anonymise, make_entry
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.store import Store
@@ -133,6 +135,7 @@ def ingest_dataset(
     store_path: str | Path,
     settings: IngestSettings,
     *,
+    images: DatasetFingerprint | None = None,
     progress: Callable[[IngestEvent], None] | None = None,
 ) -> Store:
     """Bring labelled cases into a store, image and label map side by side; unchanged cases are skipped.
@@ -142,6 +145,7 @@ def ingest_dataset(
         cases: those to add, each with a label map.
         store_path: folder of the store, made where missing.
         settings: spacing and intensity; must be those of an existing store.
+        images: what is known of the dataset's images, whose voxels need not be read again where it kept them.
         progress: called after every case.
 
     Raises:
@@ -163,9 +167,10 @@ def ingest_dataset(
             stamps.append(f"labels {sorted(dataset.annotated[case.name])}")
         outcome: Outcome = "skipped"
         if not store.is_known(source, "; ".join(stamps)):
-            image, label = dataset.read_case(case)
+            image, label = dataset.read_case(case, images.read if images else read_volume)
             rules = [rule or IntensityRule(kind=kind) for kind in dataset.kinds]
-            origin = Origin(case.name, source, fingerprint(image))
+            known = images.scan(case) if images else None
+            origin = Origin(case.name, source, known or fingerprint(image))
             store.add(prepare(origin, image, label, rules, settings), "; ".join(stamps))
             outcome = "added"
         if progress:

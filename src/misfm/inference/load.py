@@ -15,7 +15,7 @@ from misfm.inference.predictor import PredictionSpec, Predictor
 from misfm.terminal import logger
 from misfm.training.loop import best_device
 from misfm.training.memory import keep_freed_memory
-from misfm.weights import WeightsInfo, describe, from_pretrained
+from misfm.weights import Opened, WeightsInfo, from_pretrained, open_source
 from misfm.weights.source import Source
 
 AXES: tuple[AxisName, ...] = ("D", "H", "W")
@@ -55,32 +55,38 @@ def load_predictor(
             are never mirrored, since there the network has not seen, or must tell, one side from the other.
     """
     sources = members_of(weights_or_run)
-    infos = [prediction_info(source) for source in sources]
-    check_compatible(sources, infos)
+    keep_freed_memory()
+    infos: list[WeightsInfo] = []
+    networks: list[nn.Module] = []
+    for source in sources:
+        opened = open_source(source)
+        infos.append(prediction_info(opened))
+        check_compatible(source, infos[-1], sources[0], infos[0])
+        networks.append(from_pretrained(opened))
     axes = [axis for axis in AXES if tta and all(axis in info.mirror_axes for info in infos)]
     if tta and not axes:
         logger.info(
             "--tta changes nothing: the weights name no axis that was mirrored in all of their training; "
             "a larger --overlap averages more windows instead."
         )
-    keep_freed_memory()
-    networks = [from_pretrained(source) for source in sources]
     network = networks[0] if len(networks) == 1 else Ensemble(networks)
     return predictor_for(network.to(best_device()), infos[0], overlap=overlap, mirror_axes=axes)
 
 
-def prediction_info(source: Source) -> WeightsInfo:
+def prediction_info(opened: Opened) -> WeightsInfo:
     """Return the description of weights that can label.
 
     Raises:
         WeightsError: they do not say how scans are prepared, or were pretrained only.
     """
-    known = describe(source)
-    if not known.get("intensity") or known.get("patch_size") is None:
-        raise WeightsError(f"{source} does not say how scans are prepared; fine-tune it with misfm first.")
-    if known.get("pretext"):
+    info = opened.info
+    if info is None or not info.intensity or info.patch_size is None:
         raise WeightsError(
-            f"{source} was pretrained with {known['pretext']} and has no labels yet; "
+            f"{opened.label} does not say how scans are prepared; fine-tune it with misfm first."
+        )
+    if info.pretext:
+        raise WeightsError(
+            f"{opened.label} was pretrained with {info.pretext} and has no labels yet; "
             "run `misfm finetune --weights` on it first."
         )
-    return WeightsInfo.model_validate({k: v for k, v in known.items() if k in WeightsInfo.model_fields})
+    return info

@@ -10,7 +10,7 @@ from misfm.data.splits import read_split
 from misfm.errors import ConfigError, WeightsError
 from misfm.weights import WeightsInfo
 from misfm.weights.file import FILE_NAME
-from misfm.weights.source import Source
+from misfm.weights.source import Opened, Source
 
 FOLDS = "folds.json"
 """In the folder of a cross-validation: what each fold trains and validates on, in the form of a split."""
@@ -32,7 +32,7 @@ def members_of(weights_or_runs: Source | Sequence[Source]) -> list[Source]:
         ConfigError: nothing is given.
         WeightsError: a cross-validation that is not finished.
     """
-    if isinstance(weights_or_runs, (str, os.PathLike, Mapping)):
+    if isinstance(weights_or_runs, (str, os.PathLike, Mapping, Opened)):
         weights_or_runs = [weights_or_runs]
     found = [member for source in weights_or_runs for member in expand(source)]
     if not found:
@@ -45,7 +45,7 @@ def expand(source: Source) -> list[Source]:
 
     Folds may also have been trained one by one, into a folder of their own (``fold_0``, ``fold_1``, …).
     """
-    if isinstance(source, Mapping) or (Path(source) / FILE_NAME).exists():
+    if isinstance(source, (Mapping, Opened)) or (Path(source) / FILE_NAME).exists():
         return [source]
     dealt = read_split(Path(source) / FOLDS) if (Path(source) / FOLDS).exists() else []
     folds = {*Path(source).glob("fold_*"), *(Path(source) / f"fold_{number}" for number in range(len(dealt)))}
@@ -59,17 +59,16 @@ def expand(source: Source) -> list[Source]:
     return list(in_order) or [source]
 
 
-def check_compatible(sources: Sequence[Source], infos: Sequence[WeightsInfo]) -> None:
-    """Check that all members take the same windows of the same scans, and mean the same by their outputs.
+def check_compatible(source: Source, info: WeightsInfo, first_source: Source, first: WeightsInfo) -> None:
+    """Check that a member takes the same windows of the same scans as the first, and means the same by them.
 
     Raises:
         ConfigError: names what differs.
     """
-    for source, info in zip(sources[1:], infos[1:], strict=True):
-        for field, words in SHARED.items():
-            own, expected = getattr(info, field), getattr(infos[0], field)
-            if own != expected:
-                raise ConfigError(
-                    f"{source} and {sources[0]} differ in their {words} ({own} and {expected}) and cannot "
-                    "label together: predict with each alone."
-                )
+    for field, words in SHARED.items():
+        own, expected = getattr(info, field), getattr(first, field)
+        if own != expected:
+            raise ConfigError(
+                f"{source} and {first_source} differ in their {words} ({own} and {expected}) and cannot "
+                "label together: predict with each alone."
+            )

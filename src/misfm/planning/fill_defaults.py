@@ -9,15 +9,16 @@ from misfm.augment.labelled import AugmentSettings
 from misfm.augment.mirrors import safe_flip_axes
 from misfm.config import CompleteSettings, FinetuneSettings, NetworkSettings
 from misfm.data.dataset import Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.intensity import IntensityRule, Kind, parse_intensity
 from misfm.data.record import IngestSettings
 from misfm.errors import ConfigError
-from misfm.planning.measure import Scans, present_machine
+from misfm.planning.machine import present_machine
 from misfm.planning.plan import Facts, Plan, plan
 from misfm.settings import Spacing
 from misfm.terminal import logger
 from misfm.training.run import PLANNED, RunFolder
-from misfm.weights import describe
+from misfm.weights import Opened
 
 COARSE = 2.0
 """Ratio of the weights' spacing to the dataset's that is worth a warning."""
@@ -30,7 +31,9 @@ class FilledDefaults(NamedTuple):
     reasons: tuple[str, ...] = ()
 
 
-def fill_defaults(settings: FinetuneSettings, dataset: Dataset, num_cases: int) -> FilledDefaults:
+def fill_defaults(
+    settings: FinetuneSettings, images: DatasetFingerprint, num_cases: int, weights: Opened | None = None
+) -> FilledDefaults:
     """Fill in network, spacing, intensity rule and mirrors, then plan patch, batch and steps.
 
     The network is that of the weights, with the given options on top. Spacing and intensity rule are theirs
@@ -40,14 +43,18 @@ def fill_defaults(settings: FinetuneSettings, dataset: Dataset, num_cases: int) 
 
     Args:
         settings: in which what is null is open.
-        dataset: theirs.
+        images: of the dataset; measured if anything is open that follows from their grids.
         num_cases: training cases.
+        weights: to start from.
 
     Raises:
         ConfigError: channels of both modalities, which one intensity rule cannot serve.
-        WeightsError: weights that cannot be read.
+        DataError: an image that cannot be read.
     """
-    known: Mapping[str, Any] = {} if settings.weights is None else describe(settings.weights)
+    dataset = images.dataset
+    known: Mapping[str, Any] = (
+        {} if weights is None or weights.info is None else weights.info.model_dump(mode="json")
+    )
     kind = dataset.kinds[0]
     if len(set(dataset.kinds)) > 1:
         raise ConfigError(
@@ -72,11 +79,10 @@ def fill_defaults(settings: FinetuneSettings, dataset: Dataset, num_cases: int) 
     )
     if nothing_is_open(settings):
         return FilledDefaults(CompleteSettings.model_validate(settings.model_dump()))
-    scans = Scans.measure(dataset.cases(), kind)
-    spacing = settings.spacing or fill_spacing(known.get("spacing") if fits else None, scans.spacing)
+    spacing = settings.spacing or fill_spacing(known.get("spacing") if fits else None, images.spacing)
     facts = Facts(
-        shape=scans.shape(spacing),
-        spacing=scans.spacing if spacing == "native" else spacing,
+        shape=images.shape(spacing),
+        spacing=images.spacing if spacing == "native" else spacing,
         num_cases=num_cases,
         num_channels=len(dataset.channel_names),
         num_classes=max(dataset.label_names) + 1,
@@ -88,7 +94,7 @@ def fill_defaults(settings: FinetuneSettings, dataset: Dataset, num_cases: int) 
 
 
 def common_grid(
-    settings: FinetuneSettings, held: IngestSettings, kinds: Collection[Kind], dataset: Dataset
+    settings: FinetuneSettings, held: IngestSettings, kinds: Collection[Kind], images: DatasetFingerprint
 ) -> tuple[Spacing | Literal["native"], str]:
     """Return the one spacing and intensity rule of fine-tunings that are compared.
 
@@ -99,11 +105,12 @@ def common_grid(
         settings: of the fine-tunings.
         held: how the volumes pretrained on were prepared.
         kinds: of these.
-        dataset: to fine-tune on.
+        images: of the dataset to fine-tune on.
 
     Raises:
         DataError: an image that cannot be read.
     """
+    dataset = images.dataset
     kind = dataset.kinds[0]
     fits = kind in kinds
     if not fits:
@@ -115,7 +122,7 @@ def common_grid(
     if settings.spacing is not None:
         return settings.spacing, intensity
     known = held.spacing if fits and held.spacing != "native" else None
-    return fill_spacing(known, Scans.measure(dataset.cases(), kind).spacing), intensity
+    return fill_spacing(known, images.spacing), intensity
 
 
 def fill(settings: FinetuneSettings, found: Plan) -> FilledDefaults:

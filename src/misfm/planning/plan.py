@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from misfm.config import FinetuneSettings, NetworkSettings
+from misfm.planning.machine import Machine
 from misfm.volume import FloatTriple, Shape
 
 CPU_VOXELS = 2**16
@@ -68,19 +68,6 @@ SAVED_FOR_CLASS = 24
 """Bytes for each voxel and class, of logits and loss at all levels; measured alike, 14 to 24."""
 UNET_CHANNELS = 16
 """First of the channels with which the lean U-Net was measured: what it saves grows in proportion."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What trains: kind of device, and bytes free on it; on a CPU, where time is short, they play no part."""
-
-    device: Literal["cpu", "cuda", "mps"]
-    free_bytes: int = 0
-
-    @property
-    def name(self) -> str:
-        """As sentences have it."""
-        return "CPU" if self.device == "cpu" else f"GPU with {self.free_bytes / 2**30:.1f} GiB free"
 
 
 @dataclass(frozen=True)

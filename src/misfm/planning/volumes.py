@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from misfm.config import PretrainSettings
 from misfm.data.fingerprint import short_fingerprint
-from misfm.data.generated import is_generated
 from misfm.data.record import Record
 from misfm.data.splits import Split, read_split
 from misfm.data.store import Store
@@ -21,16 +20,9 @@ VOLUMES = "volumes.json"
 """In the run folder: ids of the volumes it was begun with, in the form of a split."""
 
 
-def scans_of(settings: PretrainSettings) -> set[str]:
-    """Short fingerprints of the scans that a pretraining learns from; none where they are generated.
-
-    Raises:
-        DataError: no store, or too few volumes in it.
-    """
-    if is_generated(settings.store):
-        return set()
-    training, _ = split_records(Store.open(settings.store).records(), settings)
-    return {short_fingerprint(record.fingerprint) for record in training}
+def scans_of(training: Iterable[Record]) -> tuple[str, ...]:
+    """Short fingerprints of the scans that volumes were made from, sorted."""
+    return tuple(sorted({short_fingerprint(record.fingerprint) for record in training}))
 
 
 def volumes_of(store: Store, settings: PretrainSettings) -> Split:

@@ -12,7 +12,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from misfm.augment.mirrors import AxisName
@@ -121,11 +121,21 @@ def read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
         WeightsError: truncated, written by another program, or by a newer version of this one.
     """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            names: list[str] = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); copy or train it again.") from error
+    return parse(path, content)
+
+
+def parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """As :func:`read`, of what has been read from ``path``."""
+    try:
+        tensors = safetensors.torch.load(content)
+        length = int.from_bytes(
+            content[:8], "little"
+        )  # of the header, which safetensors has found to be JSON
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    except SafetensorError as error:
         raise WeightsError(f"{path} is damaged or cut short ({error}); copy or train it again.") from error
     if METADATA_KEY not in metadata:
         raise WeightsError(
