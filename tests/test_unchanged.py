@@ -1,8 +1,8 @@
-"""A fixed-seed pretraining and fine-tuning still give the weights that were recorded before the code was rearranged.
+"""Fixed seeds still give the weights that were recorded before the code was rearranged.
 
-``recorded/fixed_seed.json`` holds the norm of every tensor and the logged losses, in float32 on one thread. Norms
-of other processors differ in their last digits, so they are compared to a thousandth. A change that is meant to
-alter training is recorded anew: delete the file, run this test, and say in the commit why.
+``recorded/fixed_seed.json`` holds the norm of every tensor and the logged losses, in float32 on one thread.
+Norms differ in their last digits from processor to processor, so they are compared to a thousandth. A change
+that is meant to alter training is recorded anew: delete the file, run this test, say in the commit why.
 """
 
 import json
