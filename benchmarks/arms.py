@@ -28,12 +28,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from misfm.commands.evaluate import evaluate
+from misfm.commands.arm import SCORES, read_arm, score_test_cases
 from misfm.commands.finetune import finetune
-from misfm.commands.predict import predict_files
 from misfm.config import FinetuneSettings, resolve
 from misfm.data.dataset import Dataset
-from misfm.evaluation.arms import Arm, compare_arms, dice_by_case, learning_curve
+from misfm.evaluation.arms import Arm, compare_arms
 from misfm.files import write_json, write_text
 from misfm.planning.fill_defaults import fill_flips
 from misfm.planning.splits import choose_cases, nested_subset
@@ -90,13 +89,12 @@ def main() -> None:
                 continue
             else:
                 finetune(settings, run, resume=True)
-            scored = run / ("test.json" if arguments.test else "validation.json")
-            if not scored.exists() and arguments.summary_only:
+            scored = SCORES if arguments.test else "validation.json"
+            if not (run / scored).exists() and arguments.summary_only:
                 continue
-            if not scored.exists():
-                score_test_cases(run, settings)
-            scores = json.loads(scored.read_text(encoding="utf-8"))
-            arms.append(Arm(name, learning_curve(run), dice_by_case(scores), seed))
+            if not (run / scored).exists():
+                score_test_cases(settings, run)
+            arms.append(read_arm(name, run, seed, scored))
             labelled[name, seed] = settings.cases
     order = [arm.partition("=")[0] for arm in arguments.arm]
     write_results(sorted(arms, key=lambda arm: (order.index(arm.name), arm.seed)), labelled, arguments)
@@ -181,13 +179,6 @@ def labelled_cases(arguments: argparse.Namespace, seed: int, count: int) -> list
     first = seed % (len(names) // arguments.labels) * arguments.labels
     before = nested_subset(names, first) if first else []
     return sorted(set(nested_subset(names, first + count)) - set(before))
-
-
-def score_test_cases(run: Path, settings: FinetuneSettings) -> None:
-    """Predict and evaluate the labelled test cases."""
-    dataset = Path(settings.dataset)
-    predict_files(str(run), [dataset / "imagesTs"], run / "predictions", overlap=settings.overlap)
-    evaluate(run / "predictions", dataset / "labelsTs", run / "test.json")
 
 
 def write_results(

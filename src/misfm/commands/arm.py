@@ -33,12 +33,17 @@ def train_arm(settings: FinetuneSettings, out: Path, *, shared: Shared | None = 
         MisfmError: as :func:`misfm.commands.finetune.finetune`.
     """
     scores = finetune(settings, out, resume=True, shared=shared)
-    dataset = Path(settings.dataset)
-    if (dataset / "labelsTs").is_dir():
-        predict_files(str(out), [dataset / "imagesTs"], out / "predictions", overlap=settings.overlap)
-        return evaluate(out / "predictions", dataset / "labelsTs", out / SCORES)
+    if (Path(settings.dataset) / "labelsTs").is_dir():
+        return score_test_cases(settings, out)
     write_json(out / SCORES, scores)
     return scores
+
+
+def score_test_cases(settings: FinetuneSettings, out: Path) -> dict[str, Any]:
+    """Predict and score the labelled test cases with a finished run; returns what ``test.json`` holds."""
+    dataset = Path(settings.dataset)
+    predict_files(str(out), [dataset / "imagesTs"], out / "predictions", overlap=settings.overlap)
+    return evaluate(out / "predictions", dataset / "labelsTs", out / SCORES)
 
 
 def read_arm(name: str, out: Path, seed: int, file: str = SCORES) -> Arm:
