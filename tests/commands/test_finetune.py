@@ -103,7 +103,7 @@ def test_a_file_that_is_no_split_is_refused(dataset, finetune_settings, tmp_path
         chosen(dataset, finetune_settings(f"split={tmp_path / 'split.json'}"))
 
 
-def settled(dataset, settings):
+def filled(dataset, settings):
     opened = Dataset.open(dataset)
     return fill_defaults(
         settings,
@@ -118,24 +118,24 @@ def bare(dataset, **others):
 
 
 def test_open_settings_come_from_the_weights(dataset, pretrained):
-    found = settled(dataset, bare(dataset, weights=str(pretrained)))
+    found = filled(dataset, bare(dataset, weights=str(pretrained)))
     assert found.network.name == "unet"
     assert found.network.options == {"channels": [4, 8], "strides": [[2, 2, 2]]}
     assert (found.spacing, found.intensity) == ((14, 14, 14), "ct:-200,600")
 
 
 def test_without_weights_they_come_from_the_dataset(dataset):
-    found = settled(dataset, bare(dataset))
+    found = filled(dataset, bare(dataset))
     assert (found.network.name, found.intensity) == ("unet", "ct")
     assert found.spacing == pytest.approx((14, 13, 12), rel=0.16)
 
 
 def test_what_is_given_stays(dataset, pretrained):
     given = {"network": {"name": "pctnet"}, "spacing": (9, 8, 7), "intensity": "mr"}
-    found = settled(dataset, bare(dataset, weights=str(pretrained), **given))
+    found = filled(dataset, bare(dataset, weights=str(pretrained), **given))
     assert (found.network.name, found.spacing, found.intensity) == ("pctnet", (9, 8, 7), "mr")
-    assert settled(dataset, bare(dataset, spacing="native")).spacing == "native"
-    assert settled(dataset, bare(dataset, intensity="auto")).intensity == "ct"
+    assert filled(dataset, bare(dataset, spacing="native")).spacing == "native"
+    assert filled(dataset, bare(dataset, intensity="auto")).intensity == "ct"
 
 
 def test_rare_classes_weigh_more_in_the_loss_of_the_small_recipe(finetune_settings, tmp_path):
@@ -150,9 +150,9 @@ def test_rare_classes_weigh_more_in_the_loss_of_the_small_recipe(finetune_settin
 
 
 def test_sides_are_not_mirrored_where_labels_tell_them_apart(dataset, tmp_path):
-    assert settled(dataset, bare(dataset)).augmentation.flip_axes == ()
+    assert filled(dataset, bare(dataset)).augmentation.flip_axes == ()
     asked = bare(dataset, augmentation={"flip_axes": ["D"]})
-    assert settled(dataset, asked).augmentation.flip_axes == ("D",)
+    assert filled(dataset, asked).augmentation.flip_axes == ("D",)
     shutil.copytree(dataset, tmp_path / "one")
     description = json.loads((tmp_path / "one" / "dataset.json").read_text())
     labels = description["labels"]
@@ -160,13 +160,13 @@ def test_sides_are_not_mirrored_where_labels_tell_them_apart(dataset, tmp_path):
         name.replace("left_", "one_").replace("right_", "other_"): labels[name] for name in labels
     }
     (tmp_path / "one" / "dataset.json").write_text(json.dumps(description))
-    assert settled(tmp_path / "one", bare(tmp_path / "one")).augmentation.flip_axes == ("W",)
+    assert filled(tmp_path / "one", bare(tmp_path / "one")).augmentation.flip_axes == ("W",)
 
 
 def test_settled_settings_settle_to_themselves(dataset, pretrained):
-    once = settled(dataset, bare(dataset, weights=str(pretrained)))
+    once = filled(dataset, bare(dataset, weights=str(pretrained)))
     again = FinetuneSettings.model_validate(once.model_dump(mode="json"))
-    assert settled(dataset, again) == once
+    assert filled(dataset, again) == once
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_intensity_rules_read_as_the_option_that_gives_them(rule, text):
 
 def test_the_seed_decides_the_first_weights_and_nothing_else_does(dataset, finetune_settings):
     opened = Dataset.open(dataset)
-    models = [build_model(settled(dataset, finetune_settings(f"seed={seed}")), opened) for seed in (0, 0, 1)]
+    models = [build_model(filled(dataset, finetune_settings(f"seed={seed}")), opened) for seed in (0, 0, 1)]
     kernels = [model.state_dict()["backbone.encoder.stem.weight"] for model in models]
     assert torch.equal(kernels[0], kernels[1])
     assert not torch.equal(kernels[0], kernels[2])
@@ -193,7 +193,7 @@ def test_the_seed_decides_the_first_weights_and_nothing_else_does(dataset, finet
 def test_transfer_of_the_encoder_leaves_the_decoder_fresh(tmp_path, dataset, pretrained, finetune_settings):
     frozen = ("training.optimizer.lr=1e-30", "training.optimizer.weight_decay=0", f"weights={pretrained}")
     source = load_file(pretrained / "weights.safetensors")
-    fresh = build_model(settled(dataset, finetune_settings()), Dataset.open(dataset)).state_dict()
+    fresh = build_model(filled(dataset, finetune_settings()), Dataset.open(dataset)).state_dict()
     for transfer in ("all", "encoder"):
         finetune(finetune_settings(*frozen, f"transfer={transfer}", "training.steps=1"), tmp_path / transfer)
         found = load_file(tmp_path / transfer / "weights.safetensors")

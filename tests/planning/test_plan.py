@@ -58,7 +58,7 @@ def test_a_cpu_gets_small_patches_in_the_shape_of_the_scan_and_says_so():
     assert found.patch_size == (40, 32, 48)
     assert (found.batch_size, found.steps, found.network) == (2, 1500, UNET)
     network, patch, batch, steps = found.reasons
-    assert network == "network unet, as lean as it comes: on a CPU"
+    assert network == "network unet with its default channels: on a CPU"
     assert patch == (
         "patch 40,32,48: on a CPU about 65,536 voxels a patch; median scan 96,64,112 at 3,4,4 mm"
     )

@@ -211,7 +211,7 @@ def finetune_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
 
 
 def shared_file(out: Path, what: str, *asked: object) -> Path:
-    """Where that is kept which runs share that ask for the same: data may grow before the next is begun."""
+    """Where that is kept which runs share that ask for the same: data may grow before the next is started."""
     return out / f"{what}_{zlib.crc32(repr(asked).encode()):08x}.json"
 
 

@@ -1,6 +1,6 @@
 """Supervised training on a few labelled cases, from pretrained or random weights.
 
-Split, spacing, intensity rule, network, order of patches and augmentation are settled before the weights are
+Split, spacing, intensity rule, network, order of patches and augmentation are fixed before the weights are
 looked at, so that a run from pretrained weights and its twin from scratch differ in nothing else.
 """
 
@@ -30,7 +30,7 @@ from misfm.inference.predictor import MAX_CLASSES
 from misfm.models import SegmentationModel, create
 from misfm.planning.fill_defaults import fill_defaults, intensity_rule, recall
 from misfm.planning.leakage import check_leaks
-from misfm.planning.splits import SPLIT, begun_with, choose_cases, find_cases, split_of
+from misfm.planning.splits import SPLIT, choose_cases, find_cases, split_of, split_of_run
 from misfm.seeding import derive_seed
 from misfm.terminal import logger
 from misfm.training.loop import Validation, best_device, fit
@@ -83,7 +83,7 @@ def finetune(
     Args:
         settings: everything about the run; what is null is filled in here (see :func:`fill_defaults`).
         out: the run folder.
-        resume: go on with the run in ``out``, on the cases it was begun with.
+        resume: go on with the run in ``out``, on the cases it was started with.
         reasons: for what was planned before, to be kept in the run folder with those of what is planned here.
         shared: what was read or chosen before, for several runs.
 
@@ -98,32 +98,32 @@ def finetune(
     """
     shared = shared or Shared()
     run, ready = RunFolder(out), prepare(settings, out, resume, shared)
-    settled, images = ready.settings, ready.images
-    run.begin(settled, resume=resume)
+    complete, images = ready.settings, ready.images
+    run.begin(complete, resume=resume)
     keep_reasons(out, [*reasons, *ready.reasons])
     tell_transfer(out, ready.transferred)
     write_json(out / SPLIT, split_of(ready.training, ready.held_out))
     images.save(out)
     store, records = stored_cases(
-        settled, images, [*ready.training, *ready.held_out], shared.store_dir or out / "cases"
+        complete, images, [*ready.training, *ready.held_out], shared.store_dir or out / "cases"
     )
     records, judged = records[: len(ready.training)], records[len(ready.training) :]
     objective = SegmentationObjective(
-        settled.augmentation, settled.patch_size, records[0].spacing, settled.class_balance
+        complete.augmentation, complete.patch_size, records[0].spacing, complete.class_balance
     )
-    labelled = labelled_patches(settled, images.dataset, store, records)
-    validation = DiceValidation(store, judged, images.dataset, settled.patch_size)
+    labelled = labelled_patches(complete, images.dataset, store, records)
+    validation = DiceValidation(store, judged, images.dataset, complete.patch_size)
     fit(
-        *with_unlabelled(ready.model, objective, labelled, settled, ready.unlabelled),
-        settled.training,
+        *with_unlabelled(ready.model, objective, labelled, complete, ready.unlabelled),
+        complete.training,
         run,
-        seed=settled.seed,
+        seed=complete.seed,
         validation=Validation(validation, key="validation_dice") if judged else None,
     )
     model, info = ready.model.keep_finest(), weights_info(ready, records)
     save(run.weights, model, info)
     model = model.to(best_device())
-    scores = score_cases(model, info, images.dataset, ready.held_out, overlap=settled.overlap)
+    scores = score_cases(model, info, images.dataset, ready.held_out, overlap=complete.overlap)
     write_json(out / "validation.json", scores)
     return scores
 
@@ -159,7 +159,7 @@ class Ready:
 def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared) -> Ready:
     """Choose, open, plan, build and check; what is wrong is found here and leaves nothing behind."""
     dataset = Dataset.open(settings.dataset)
-    split = (begun_with(dataset, settings, out) if resume else None) or shared.split
+    split = (split_of_run(dataset, settings, out) if resume else None) or shared.split
     training, held_out = find_cases(dataset, split) if split else choose_cases(dataset, settings)
     run = RunFolder(out)
     run.refuse_taken(resume=resume)
@@ -167,12 +167,12 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
     images = shared.images or DatasetFingerprint.open(dataset, out)
     images.keep([*training, *held_out])
     given = recall(settings, run) if resume else settings
-    settled, reasons = fill_defaults(given, images, len(training), weights)
-    model = build_model(settled, dataset)
-    transferred = None if run.last.exists() else start_from_weights(model, settled, weights)
-    unlabelled = unlabelled_patches(settled, dataset)
+    complete, reasons = fill_defaults(given, images, len(training), weights)
+    model = build_model(complete, dataset)
+    transferred = None if run.last.exists() else start_from_weights(model, complete, weights)
+    unlabelled = unlabelled_patches(complete, dataset)
     return Ready(
-        settings=settled,
+        settings=complete,
         reasons=reasons,
         images=images,
         training=training,
@@ -180,8 +180,8 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
         model=model,
         transferred=transferred,
         unlabelled=unlabelled,
-        scans_seen=check_leaks(settled, images, (training, held_out), weights, unlabelled),
-        licence=inherited_licence(settled, weights),
+        scans_seen=check_leaks(complete, images, (training, held_out), weights, unlabelled),
+        licence=inherited_licence(complete, weights),
     )
 
 

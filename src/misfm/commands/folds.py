@@ -48,7 +48,7 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     Args:
         settings: of the fine-tunings; ``fold`` plays no part.
         out: the folder of all folds.
-        resume: go on with the folds in ``out``, as they were dealt out; those that are finished stay.
+        resume: go on with the folds in ``out``, with their cases; those that are finished stay.
 
     Returns:
         What ``cross_validation.json`` holds: scores of all validated cases in the form of ``misfm evaluate``,
@@ -66,26 +66,26 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     dataset = Dataset.open(settings.dataset)
     begun = RunFolder(out / "fold_0").config.exists()
     RunFolder(out / "fold_0").refuse_taken(resume=resume)
-    folds = read_split(out / FOLDS) if begun and (out / FOLDS).exists() else deal(dataset, settings)
+    folds = read_split(out / FOLDS) if begun and (out / FOLDS).exists() else divide(dataset, settings)
     if resume:
         settings = recall(settings, RunFolder(out / "fold_0"))
     weights, images = open_weights(settings), DatasetFingerprint.open(dataset, out)
     parts = [find_cases(dataset, split) for split in folds]
     every_case = list({case.name: case for part in parts for cases in part for case in cases}.values())
     images.keep(every_case)
-    settled, reasons = fill_defaults(settings, images, len(folds[0]["train"]), weights)
+    complete, reasons = fill_defaults(settings, images, len(folds[0]["train"]), weights)
     if not begun:  # what is wrong is found before the first fold is trained, and leaves nothing behind
-        start_from_weights(build_model(settled, dataset), settled, weights)
-        unlabelled = unlabelled_patches(settled, dataset)
+        start_from_weights(build_model(complete, dataset), complete, weights)
+        unlabelled = unlabelled_patches(complete, dataset)
         for part in parts:
-            check_leaks(settled, images, part, weights, unlabelled)
+            check_leaks(complete, images, part, weights, unlabelled)
     write_json(out / FOLDS, folds)
     images.save(out)
-    stored_cases(settled, images, every_case, out / "cases")
+    stored_cases(complete, images, every_case, out / "cases")
     results = []
     for number, split in enumerate(folds):
         logger.info("fold %d of %d", number, len(folds))
-        fold = settled.model_copy(update={"fold": number})
+        fold = complete.model_copy(update={"fold": number})
         shared = Shared(split, images, weights, out / "cases")
         results.append(train_fold(fold, out / f"fold_{number}", reasons, shared, resume=resume))
     pooled = pool(dataset, results)
@@ -93,7 +93,7 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     return pooled
 
 
-def deal(dataset: Dataset, settings: FinetuneSettings) -> list[Split]:
+def divide(dataset: Dataset, settings: FinetuneSettings) -> list[Split]:
     """Return what each fold trains and validates on.
 
     Raises:

@@ -40,7 +40,7 @@ def pretrain(
     Args:
         settings: everything about the run.
         out: the run folder.
-        resume: go on with the run in ``out``, on the volumes it was begun with.
+        resume: go on with the run in ``out``, on the volumes it was started with.
         volumes: ids of those to use, where they were chosen before; by default they are chosen here.
 
     Returns:
@@ -48,7 +48,7 @@ def pretrain(
 
     Raises:
         DataError: no store, or too few volumes in it.
-        ConfigError: the folder holds another run, or one begun with volumes that the store has no more.
+        ConfigError: the folder holds another run, or one started with volumes that the store has no more.
         Interrupted: stopped by the user; the state is saved.
     """
     task = settings.pretext.build()

@@ -48,8 +48,8 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
         raise ConfigError("--twin compares pretrained weights with scratch: give --weights as well.")
     images = DatasetFingerprint.open(Dataset.open(settings.dataset), out)
     pretrained = finetune(settings, out, resume=resume, shared=Shared(images=images))
-    settled = RunFolder(out).read_settings()
-    alike = FinetuneSettings.model_validate({**settled, "weights": None})
+    complete = RunFolder(out).read_settings()
+    alike = FinetuneSettings.model_validate({**complete, "weights": None})
     shared = Shared(read_split(out / SPLIT)[0], images, store_dir=out / "cases")
     scratch = finetune(alike, out / TWIN_FOLDER, resume=resume, shared=shared)
     arms = [

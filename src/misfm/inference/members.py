@@ -47,8 +47,11 @@ def expand(source: Source) -> list[Source]:
     """
     if isinstance(source, (Mapping, Opened)) or (Path(source) / FILE_NAME).exists():
         return [source]
-    dealt = read_split(Path(source) / FOLDS) if (Path(source) / FOLDS).exists() else []
-    folds = {*Path(source).glob("fold_*"), *(Path(source) / f"fold_{number}" for number in range(len(dealt)))}
+    divided = read_split(Path(source) / FOLDS) if (Path(source) / FOLDS).exists() else []
+    folds = {
+        *Path(source).glob("fold_*"),
+        *(Path(source) / f"fold_{number}" for number in range(len(divided))),
+    }
     in_order = sorted(folds, key=lambda fold: (len(fold.name), fold.name))
     for fold in in_order:
         if not (fold / FILE_NAME).exists():

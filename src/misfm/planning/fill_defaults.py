@@ -198,7 +198,7 @@ def rule_text(rule: Mapping[str, Any]) -> str:
 
 
 def intensity_rule(text: str) -> IntensityRule:
-    """Return the rule of a settled ``intensity``, which is never ``auto``.
+    """Return the rule of an ``intensity`` that is filled in, which is never ``auto``.
 
     Raises:
         ConfigError: no such rule.

@@ -132,7 +132,7 @@ def plan_network(machine: Machine) -> tuple[NetworkSettings, str]:
     if machine.device != "cpu" and machine.free_bytes >= WIDE_FROM:
         wide = NetworkSettings(name="unet", options={"channels": list(WIDE)})
         return wide, f"network unet with {text(WIDE)} channels: on a {machine.name}"
-    return NetworkSettings(), f"network unet, as lean as it comes: on a {machine.name}"
+    return NetworkSettings(), f"network unet with its default channels: on a {machine.name}"
 
 
 def plan_patch(network: NetworkSettings, facts: Facts, samples: int) -> tuple[Shape, str]:

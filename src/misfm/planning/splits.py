@@ -17,7 +17,7 @@ from misfm.seeding import generator_for
 from misfm.terminal import logger
 
 SPLIT = "split.json"
-"""In the folder of a fine-tuning: the split it was begun with."""
+"""In the folder of a fine-tuning: the split it was started with."""
 
 
 def choose_cases(dataset: Dataset, settings: FinetuneSettings) -> tuple[list[Case], list[Case]]:
@@ -64,8 +64,8 @@ def find_cases(dataset: Dataset, split: Split) -> tuple[list[Case], list[Case]]:
     return [cases[name] for name in names], [cases[name] for name in held_out]
 
 
-def begun_with(dataset: Dataset, settings: FinetuneSettings, out: Path) -> Split | None:
-    """Return the split that the run in ``out`` was begun with, None where there is no such run.
+def split_of_run(dataset: Dataset, settings: FinetuneSettings, out: Path) -> Split | None:
+    """Return the split that the run in ``out`` was started with, None where there is no such run.
 
     A resumed run keeps it: chosen again after cases were added, it might judge the network on cases that it
     has trained on.
@@ -111,7 +111,7 @@ def folds_of(dataset: Dataset, settings: FinetuneSettings) -> list[Split]:
 
 
 def draw_folds(names: Sequence[str], subject: Callable[[str], str], count: int) -> list[Split]:
-    """Deal subjects out to folds of nearly equal size; every case validates once, all of a subject together.
+    """Divide subjects into folds of nearly equal size; every case validates once, all of a subject together.
 
     Drawn by the seed 0, so that all runs on a dataset agree. With fewer subjects than folds there are as many
     folds as subjects; a single subject trains, and nothing validates.

@@ -17,7 +17,7 @@ from misfm.seeding import generator_for
 from misfm.terminal import logger
 
 VOLUMES = "volumes.json"
-"""In the run folder: ids of the volumes it was begun with, in the form of a split."""
+"""In the run folder: ids of the volumes it was started with, in the form of a split."""
 
 
 def scans_of(training: Iterable[Record]) -> tuple[str, ...]:
@@ -38,7 +38,7 @@ def ids_of(training: Sequence[Record], held_out: Sequence[Record]) -> Split:
 def kept_split(
     store: Store, settings: PretrainSettings, out: Path, volumes: Split | None
 ) -> tuple[list[Record], list[Record]]:
-    """Return the volumes that the run in ``out`` was begun with, or else those chosen before, or here.
+    """Return the volumes that the run in ``out`` was started with, or else those chosen before, or here.
 
     Split again after more were ingested, volumes that it has learnt from would be held out, and its weights
     would not tell of all that they have seen.
@@ -55,7 +55,7 @@ def kept_split(
     gone = {identity for part in begun.values() for identity in part} - by_id.keys()
     if gone:
         raise ConfigError(
-            f"{len(gone)} of the volumes that the run in {out} was begun with are no longer in the store "
+            f"{len(gone)} of the volumes that the run in {out} was started with are no longer in the store "
             f"{store.path}: ingest them again, or choose another --out."
         )
     training, held_out = ([by_id[identity] for identity in begun[part]] for part in ("train", "val"))
