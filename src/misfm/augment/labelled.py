@@ -40,30 +40,24 @@ ANISOTROPIC = 3.0
 class AugmentSettings(IntensitySettings):
     """How strongly and how often patches are varied while fine-tuning; ranges are uniform and inclusive."""
 
-    p_spatial: Probability = Field(
-        default=0.7, description="Share of patches rotated and scaled. Default 0.7."
-    )
-    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = Field(
-        default=15.0, description="Largest rotation about each of (D, H, W), degrees. Default 15."
-    )
-    scale: Range = Field(default=(0.85, 1.2), description="Magnification, ratio. Default 0.85 to 1.2.")
-    p_elastic: Probability = Field(default=0.0, description="Share of patches bent elastically. Default 0.")
-    elastic: tuple[Strength, Strength] = Field(
-        default=(0.1, UNFOLDED),
-        description="Largest move of a control point along an axis over the distance between them, at most "
-        "0.4: nothing is folded. Default 0.1 to 0.4.",
-    )
-    elastic_distance: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.35, description="mm between control points over the patch's longest side. Default 0.35."
-    )
-    p_carvemix: Probability = Field(
-        default=0.0, description="Share of samples that receive an organ of another (CarveMix). Default 0."
-    )
-    flip_axes: tuple[AxisName, ...] = Field(
-        default=(),
-        description="Axes mirrored with probability 0.5 each. Default none: W is the midline axis, where "
-        "labels of paired organs change sides; see safe_flip_axes.",
-    )
+    p_spatial: Probability = 0.7
+    """Share of patches rotated and scaled."""
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    """Largest rotation about each of (D, H, W), degrees."""
+    scale: Range = (0.85, 1.2)
+    """Magnification, ratio."""
+    p_elastic: Probability = 0.0
+    """Share of patches deformed elastically."""
+    elastic: tuple[Strength, Strength] = (0.1, UNFOLDED)
+    """Largest displacement of a control point along an axis over the distance between control points; at most
+    0.4, so that nothing folds."""
+    elastic_distance: Annotated[float, Field(gt=0, le=1)] = 0.35
+    """Distance between control points over the longest side of the patch, in mm both."""
+    p_carvemix: Probability = 0.0
+    """Share of samples that receive an organ of another (CarveMix)."""
+    flip_axes: tuple[AxisName, ...] = ()
+    """Axes mirrored with probability 0.5 each. W is the midline axis, where labels of paired organs change
+    sides; see safe_flip_axes."""
 
 
 @dataclass(frozen=True)

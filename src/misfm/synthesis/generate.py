@@ -21,38 +21,28 @@ NonNegative = Annotated[float, Field(ge=0)]
 class PhantomSettings(Settings):
     """What generated scans look like. Ranges are uniform and inclusive."""
 
-    shape: PositiveShape = Field(default=(64, 64, 64), description="Voxels along (D, H, W). Default 64 each.")
-    spacing: Spacing = Field(
-        default=(5.0, 5.0, 5.0), description="Mean mm per voxel along (D, H, W). Default 5 each."
-    )
-    spacing_jitter: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.15, description="Largest relative change of each spacing. Default 0.15."
-    )
-    region: Literal["trunk", "head_neck"] = Field(
-        default="trunk", description="Part of the body that is shown. Default trunk."
-    )
-    half_width: tuple[NonNegative, NonNegative] = Field(
-        default=(135.0, 165.0),
-        description="Half the width of the trunk, or of the head (68 to 84), mm. Default 135 to 165.",
-    )
-    rotation_degrees: NonNegative = Field(
-        default=7.0, description="Largest tilt about each axis, degrees. Default 7."
-    )
-    deformation: NonNegative = Field(
-        default=0.05, description="Bending of the anatomy (deviation), share of half the width. Default 0.05."
-    )
-    num_bowel_loops: Annotated[int, Field(ge=0)] = Field(
-        default=9, description="Loops of bowel in the lower belly of a trunk. Default 9."
-    )
-    enhancement: tuple[NonNegative, NonNegative] = Field(
-        default=(0.0, 1.0), description="Contrast medium, 0 none to 1 arterial. Default 0 to 1."
-    )
-    noise: tuple[NonNegative, NonNegative] = Field(
-        default=(8.0, 28.0), description="Standard deviation of the noise, HU. Default 8 to 28."
-    )
-    labels: Literal["organs", "structures"] = Field(
-        default="organs", description="Label five organs of the trunk, or all structures. Default organs."
-    )
+    shape: PositiveShape = (64, 64, 64)
+    """Voxels along (D, H, W)."""
+    spacing: Spacing = (5.0, 5.0, 5.0)
+    """Mean mm per voxel along (D, H, W)."""
+    spacing_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Largest relative change of each spacing."""
+    region: Literal["trunk", "head_neck"] = "trunk"
+    """Part of the body that is shown."""
+    half_width: tuple[NonNegative, NonNegative] = (135.0, 165.0)
+    """Half the width of the trunk, or of the head (68 to 84), mm."""
+    rotation_degrees: NonNegative = 7.0
+    """Largest tilt about each axis, degrees."""
+    deformation: NonNegative = 0.05
+    """Standard deviation of the bending of the anatomy, as a share of half the width."""
+    num_bowel_loops: Annotated[int, Field(ge=0)] = 9
+    """Loops of bowel in the lower belly of a trunk."""
+    enhancement: tuple[NonNegative, NonNegative] = (0.0, 1.0)
+    """Contrast medium, 0 none to 1 arterial."""
+    noise: tuple[NonNegative, NonNegative] = (8.0, 28.0)
+    """Standard deviation of the noise, HU."""
+    labels: Literal["organs", "structures"] = "organs"
+    """organs: five organs of the trunk; structures: everything that is drawn."""
 
 
 _VARIED = PhantomSettings(spacing_jitter=0.3, rotation_degrees=15.0, deformation=0.07, labels="structures")
