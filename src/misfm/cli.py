@@ -327,17 +327,22 @@ def export(
 
 @app.command()
 def info(
-    path: Annotated[str, typer.Argument(help="Store, dataset, run or weights; 'published' lists weights.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="Store, dataset, run or weights; 'recipes', 'networks', 'pretexts', 'settings' or "
+            "'published' for a list; or a name in one."
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Say what a store, dataset, run folder, weights file, foreign checkpoint or published name is."""
+    """Say what a store, dataset, run folder, weights file, foreign checkpoint, recipe or setting is."""
+    from misfm.commands.catalogue import text_of
     from misfm.commands.info import describe_path
 
     description = describe_path(path)
     if not as_json:
-        width = max(14, *map(len, description))
-        for key, value in description.items():
-            print(f"{key:{width}s} {value if isinstance(value, str) else json.dumps(value)}")
+        print("\n".join(text_of(description)))
     finish(description, as_json)
 
 
