@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from misfm.config import FinetuneSettings, PretrainSettings
 
 app = typer.Typer(
-    help="Scans in, pretrained weights out; few labels in, masks and honest numbers out.",
+    help="Scans in, pretrained weights out; few labels in, label maps and honest numbers out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,7 +39,7 @@ Config = Annotated[Path | None, typer.Option(help="YAML file of settings, on top
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, on top of all.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")]
 Out = Annotated[Path, typer.Option(help="Run folder.")]
 
 DEFAULT_RECIPE = "small"
@@ -66,7 +66,7 @@ def ingest(
     store: Annotated[Path, typer.Option(help="Folder of the store; made where missing.")],
     spacing: Annotated[str, typer.Option(metavar="D,H,W|native", help="Mm per voxel.")] = "native",
     intensity: Annotated[
-        str, typer.Option(help="auto, ct, mr, or ct:LOW,HIGH with a window in HU.")
+        str, typer.Option(help="auto, ct, mr, or ct:LOW,HIGH (intensity window, HU).")
     ] = "auto",
     workers: Annotated[int, typer.Option(help="Processes; 0 works in this one.", min=0)] = 0,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,

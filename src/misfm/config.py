@@ -126,7 +126,7 @@ class FinetuneSettings(RunSettings):
     transfer: Literal["all", "encoder"] = "all"
     """all: encoder and decoder; encoder: encoder only."""
     intensity: str | None = None
-    """auto, ct, mr or ct:LOW,HIGH (intensity window in HU); null takes that of the weights, or auto."""
+    """auto, ct, mr or ct:LOW,HIGH (intensity window, HU); null takes that of the weights, or auto."""
     spacing: Spacing | Literal["native"] | None = None
     """mm per voxel along (D, H, W) or "native"; null takes that of the weights, or the dataset's median."""
     cases: tuple[str, ...] | int | None = None
@@ -168,7 +168,7 @@ class CompleteSettings(FinetuneSettings):
     spacing: Spacing | Literal["native"]
     """mm per voxel along (D, H, W) or "native"."""
     intensity: str
-    """auto, ct, mr or ct:LOW,HIGH (intensity window in HU)."""
+    """auto, ct, mr or ct:LOW,HIGH (intensity window, HU)."""
 
 
 class CompareSettings(Settings):

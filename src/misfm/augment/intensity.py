@@ -189,7 +189,7 @@ def _change_contrast(image: Tensor, plan: IntensityPlan) -> None:
 
 
 def _change_gamma(image: Tensor, plan: IntensityPlan) -> None:
-    """Bend intensities by a power of their place in the range; mean and spread stay."""
+    """Raise intensities, scaled to their range, to a power; mean and standard deviation stay."""
     index = (plan.gamma != 1).nonzero()[:, 0].to(image.device)
     if not len(index):
         return

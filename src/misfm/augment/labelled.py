@@ -117,7 +117,7 @@ def sample_augmentation(
     flips = torch.rand(batch, 3, generator=generator) < 0.5
     resolution = torch.where(coarse, 1.0, resolution)
     intensities = sample_intensities(batch, settings, generator, resolution=resolution)
-    longest = max(side * step for side, step in zip((d, h, w), spacing, strict=True))
+    longest = max(side * mm for side, mm in zip((d, h, w), spacing, strict=True))
     distance = settings.elastic_distance * longest
     points = num_control_points((d, h, w), spacing, distance)
     strength = draw_sometimes(batch, settings.p_elastic, settings.elastic, 0.0, generator)
@@ -163,10 +163,10 @@ def rotation(angles: Tensor) -> Tensor:
 
 
 def _transform(image: Tensor, label: Tensor, plan: AugmentationPlan) -> tuple[Tensor, Tensor]:
-    """Rotate, scale, bend and mirror into fresh tensors of ``plan.size``."""
+    """Rotate, scale, deform and mirror into fresh tensors of ``plan.size``."""
     device, source = image.device, image.shape[2:]
-    bent = plan.displacements.flatten(1).any(1)
-    moved = ((plan.matrix != torch.eye(3)).flatten(1).any(1) | bent).nonzero()[:, 0]
+    deformed = plan.displacements.flatten(1).any(1)
+    moved = ((plan.matrix != torch.eye(3)).flatten(1).any(1) | deformed).nonzero()[:, 0]
     centre = tuple(slice((a - b) // 2, (a - b) // 2 + b) for a, b in zip(source, plan.size, strict=True))
     new_image, new_label = image[:, :, *centre].clone(), label[:, *centre].clone()
     if len(moved):
@@ -176,7 +176,7 @@ def _transform(image: Tensor, label: Tensor, plan: AugmentationPlan) -> tuple[Te
         theta = (from_mm[:, None] * plan.matrix[moved] * to_mm).flip(1, 2)
         theta = F.pad(theta, (0, 1)).to(image)
         grid = F.affine_grid(theta, [len(moved), 1, *plan.size], align_corners=False)
-        if bent.any():
+        if deformed.any():
             # Splines are linear in their control points, so these are rotated and scaled, not each voxel.
             points = plan.displacements[moved] @ plan.matrix[moved, None, None].mT
             points = (points * from_mm).flip(4).to(image)

@@ -32,7 +32,7 @@ class IngestSettings(Settings):
     spacing: Spacing | Literal["native"] = "native"
     """mm per voxel along (D, H, W), or "native" to keep every scan's own."""
     intensity: str = "auto"
-    """auto, ct, mr or ct:LOW,HIGH (intensity window in HU)."""
+    """auto, ct, mr or ct:LOW,HIGH (intensity window, HU)."""
 
 
 class Record(Settings):

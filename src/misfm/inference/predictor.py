@@ -1,4 +1,4 @@
-"""From a scan as it came to a label map on its own grid: prepare, slide, and take the result back."""
+"""From a scan to a label map on its own grid: prepare it, slide a window over it, take the result back."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class PhantomSettings(Settings):
     rotation_degrees: NonNegative = 7.0
     """Largest tilt about each axis, degrees."""
     deformation: NonNegative = 0.05
-    """Standard deviation of the bending of the anatomy, as a share of half the width."""
+    """Standard deviation of the deformation of the anatomy, as a share of half the width."""
     num_bowel_loops: Annotated[int, Field(ge=0)] = 9
     """Loops of bowel in the lower belly of a trunk."""
     enhancement: tuple[NonNegative, NonNegative] = (0.0, 1.0)
@@ -96,13 +96,20 @@ def generate_phantom(
     return Volume(voxels[None], affine), Volume(canvas.label[None], affine)
 
 
-def _empty_canvas(settings: PhantomSettings, step: NDArray[np.float64], rng: np.random.Generator) -> Canvas:
-    """Lay out a scan of air: voxel positions, tilted, shifted and bent."""
+def _empty_canvas(
+    settings: PhantomSettings, spacing: NDArray[np.float64], rng: np.random.Generator
+) -> Canvas:
+    """Lay out a scan of air: coordinates of its voxels, tilted, shifted and deformed.
+
+    ``spacing`` is in units of half the width, as all coordinates are.
+    """
     shape = settings.shape
     shift = rng.uniform(-0.06, 0.06, 3)
     if settings.region == "head_neck":
         shift[0] -= rng.uniform(0.2, 1.2)  # how much of head and chest is seen varies from scan to scan
-    axes = [((np.arange(n) - (n - 1) / 2) * d).astype(np.float32) for n, d in zip(shape, step, strict=True)]
+    axes = [
+        ((np.arange(n) - (n - 1) / 2) * d).astype(np.float32) for n, d in zip(shape, spacing, strict=True)
+    ]
     grid = np.meshgrid(*axes, indexing="ij", sparse=True)
     a, b, c = np.radians(settings.rotation_degrees) * rng.uniform(-1, 1, 3)
     tilt, triangle = np.linalg.qr([[1, -c, b], [c, 1, -a], [-b, a, 1]])
@@ -126,7 +133,7 @@ def _empty_canvas(settings: PhantomSettings, step: NDArray[np.float64], rng: np.
         texture=smooth_field(shape, 16, rng),
         wobble=smooth_field(shape, 9, rng),
         wall=np.zeros(shape, np.float32),
-        edge=float(np.max(step) * rng.uniform(1.0, 1.6)),
+        edge=float(np.max(spacing) * rng.uniform(1.0, 1.6)),
         first=(first[0], first[1], first[2]),
-        step=(float(step[0]), float(step[1]), float(step[2])),
+        spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
     )
