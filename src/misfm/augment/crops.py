@@ -25,8 +25,8 @@ Extent = Sequence[Sequence[int]]
 class CropSettings(Settings):
     """How crops are varied, each on its own; defaults are those of VoCo and SimCLR in nnssl.
 
-    nnssl at times applies gamma twice (on the negative in 10 %, on the image in 30 %); here one of both happens,
-    equally often.
+    nnssl at times applies gamma twice (on the negative in 10 %, on the image in 30 %); here one of both
+    happens, equally often.
     """
 
     intensities: IntensitySettings = IntensitySettings(

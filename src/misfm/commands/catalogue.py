@@ -6,7 +6,6 @@ docstring of their builder, recipes from their YAML and the comment at its top.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import re
@@ -56,11 +55,10 @@ def find(name: str) -> dict[str, Any] | None:
     return {"kind": "settings", **settings} if settings else None
 
 
-def suggestion(name: str) -> str | None:
-    """The nearest thing that :func:`find` knows."""
-    names = [*LISTS, *(known for names, _ in KINDS.values() for known in names())]
-    names += [key for command in COMMANDS for key in settings_of(COMMANDS[command])]
-    return next(iter(difflib.get_close_matches(name, names, n=1, cutoff=0.6)), None)
+def known_names() -> list[str]:
+    """Everything that :func:`find` knows, settings by their full dotted name."""
+    names = [*LISTS, *(name for known, _ in KINDS.values() for name in known())]
+    return [*names, *(key for kind in COMMANDS.values() for key in settings_of(kind))]
 
 
 def matching(command: str, name: str) -> Options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections import Counter
 from pathlib import Path
@@ -55,8 +56,9 @@ def describe_name(name: str) -> dict[str, Any]:
     if entry is None:
         known = catalogue.find(name)
         if known is None:
-            near = catalogue.suggestion(name)
-            hint = f" (did you mean '{near}'?)" if near else published.suggestion(name)
+            names = [*(entry.name for entry in published.WEIGHTS), *catalogue.known_names()]
+            near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+            hint = f" (did you mean '{near[0]}'?)" if near else published.suggestion(name)
             raise DataError(f"{name} does not exist; check the path, or the name{hint}.")
         return known
     found: dict[str, Any] = {"kind": "published weights", **dataclasses.asdict(entry)}
