@@ -39,7 +39,7 @@ Config = Annotated[Path | None, typer.Option(help="YAML file of settings, on top
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, on top of all.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")]
 Out = Annotated[Path, typer.Option(help="Run folder.")]
 
 DEFAULT_RECIPE = "small"
@@ -66,7 +66,7 @@ def ingest(
     store: Annotated[Path, typer.Option(help="Folder of the store; made where missing.")],
     spacing: Annotated[str, typer.Option(metavar="D,H,W|native", help="Mm per voxel.")] = "native",
     intensity: Annotated[
-        str, typer.Option(help="auto, ct, mr, or ct:LOW,HIGH with a window in HU.")
+        str, typer.Option(help="auto, ct, mr, or ct:LOW,HIGH (intensity window, HU).")
     ] = "auto",
     workers: Annotated[int, typer.Option(help="Processes; 0 works in this one.", min=0)] = 0,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,
@@ -327,17 +327,22 @@ def export(
 
 @app.command()
 def info(
-    path: Annotated[str, typer.Argument(help="Store, dataset, run or weights; 'published' lists weights.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="Store, dataset, run or weights; 'recipes', 'networks', 'pretexts', 'settings' or "
+            "'published' for a list; or a name in one."
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Say what a store, dataset, run folder, weights file, foreign checkpoint or published name is."""
+    """Say what a store, dataset, run folder, weights file, foreign checkpoint, recipe or setting is."""
+    from misfm.commands.catalogue import text_of
     from misfm.commands.info import describe_path
 
     description = describe_path(path)
     if not as_json:
-        width = max(14, *map(len, description))
-        for key, value in description.items():
-            print(f"{key:{width}s} {value if isinstance(value, str) else json.dumps(value)}")
+        print("\n".join(text_of(description)))
     finish(description, as_json)
 
 

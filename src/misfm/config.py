@@ -91,8 +91,11 @@ class PretrainSettings(RunSettings):
     """Settings of ``misfm pretrain``."""
 
     patch_size: PositiveShape = (48, 48, 48)
+    """Voxels along (D, H, W) the network sees (MIS-FM: 64, 128, 128)."""
     batch_size: Count = 2
+    """Samples in a batch (MIS-FM: 4)."""
     training: TrainingSettings
+    """Steps, optimiser, schedule."""
     store: str
     """Folder written by ``misfm ingest``; ``phantom`` or ``phantom:COUNT`` generates anatomy instead."""
     network: NetworkSettings = NetworkSettings()
@@ -123,9 +126,9 @@ class FinetuneSettings(RunSettings):
     transfer: Literal["all", "encoder"] = "all"
     """all: encoder and decoder; encoder: encoder only."""
     intensity: str | None = None
-    """auto, ct, mr or ct:LOW,HIGH; null takes that of the weights, or auto."""
+    """auto, ct, mr or ct:LOW,HIGH (intensity window, HU); null takes that of the weights, or auto."""
     spacing: Spacing | Literal["native"] | None = None
-    """mm along (D, H, W) or "native"; null takes that of the weights, or the dataset's median."""
+    """mm per voxel along (D, H, W) or "native"; null takes that of the weights, or the dataset's median."""
     cases: tuple[str, ...] | int | None = None
     """Names or number of the training cases to use; null uses all."""
     split: str | None = None
@@ -139,7 +142,7 @@ class FinetuneSettings(RunSettings):
     labelled_share: Share = 0.6
     """Share of patches centred on a labelled voxel."""
     deep_supervision: bool = True
-    """Train on the outputs of all levels."""
+    """Train on the outputs of all resolution levels of the decoder, the finest counting most."""
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Of the cross-entropy: 0 counts all voxels alike (nnU-Net), 1 all classes; 0.5 weights a voxel by one
     over the root of its class's share."""
@@ -155,11 +158,17 @@ class CompleteSettings(FinetuneSettings):
     """Fine-tuning settings in which nothing is left open."""
 
     patch_size: PositiveShape
+    """Voxels along (D, H, W) the network sees (MIS-FM: 64, 128, 128)."""
     batch_size: Count
+    """Samples in a batch (MIS-FM: 2)."""
     training: TrainingSettings
+    """Steps, optimiser, schedule."""
     network: NetworkSettings
+    """The network to train."""
     spacing: Spacing | Literal["native"]
+    """mm per voxel along (D, H, W) or "native"."""
     intensity: str
+    """auto, ct, mr or ct:LOW,HIGH (intensity window, HU)."""
 
 
 class CompareSettings(Settings):

@@ -38,6 +38,10 @@ Spacing = tuple[
 
 
 class Settings(BaseModel):
-    """Typed, validated, immutable settings of one part; each part of the package defines its own."""
+    """Typed, validated, immutable settings of one part; each part of the package defines its own.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    The docstring below a field is its description: what it is, its unit, and the published value where that
+    differs from the default, which it does not repeat.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

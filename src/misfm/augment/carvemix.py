@@ -40,10 +40,10 @@ def sample_carvemix(batch: int, probability: float, generator: torch.Generator) 
     The margin is drawn within the organ and outside of it with equal odds (paper, section 2.2).
     """
     chosen = torch.rand(batch, generator=generator) < probability
-    steps = torch.randint(1, max(batch, 2), (batch,), generator=generator)
+    shifts = torch.randint(1, max(batch, 2), (batch,), generator=generator)
     choice, inwards, share = torch.rand(3, batch, generator=generator)
     samples = torch.arange(batch)
-    donor = torch.where(chosen, (samples + steps) % batch, samples)
+    donor = torch.where(chosen, (samples + shifts) % batch, samples)
     return CarveMixPlan(donor, choice, torch.where(inwards < 0.5, -0.5 * share, share))
 
 
@@ -55,7 +55,7 @@ def apply_carvemix(
     Padding is neither pasted nor pasted over. Distances are computed on the CPU.
 
     Args:
-        image: (B, C, D, H, W) float, not yet augmented, so that padding can be told by its planes.
+        image: (B, C, D, H, W) float, not yet augmented, so that padding can be recognised by its planes.
         label: (B, D, H, W) integer; only values above 0 are carved.
         plan: what to do.
         spacing: mm per voxel along (D, H, W), or any multiple of it.

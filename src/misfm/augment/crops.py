@@ -25,8 +25,8 @@ Extent = Sequence[Sequence[int]]
 class CropSettings(Settings):
     """How crops are varied, each on its own; defaults are those of VoCo and SimCLR in nnssl.
 
-    nnssl bends intensities twice at times (gamma on the negative in 10 %, on the image in 30 %); here one of
-    both happens, equally often.
+    nnssl at times applies gamma twice (on the negative in 10 %, on the image in 30 %); here one of both
+    happens, equally often.
     """
 
     intensities: IntensitySettings = IntensitySettings(
@@ -138,8 +138,8 @@ def sample_turn(settings: CropSettings, size: Shape, generator: Generator) -> Tu
     flips = sample_flips(settings.flip_probability, generator)
     if not settings.quarter_turns:
         return Turn(flips)
-    step = 1 if size[0] == size[1] else 2
-    return Turn(flips, step * draw_int(0, 4 // step - 1, generator))
+    unit = 1 if size[0] == size[1] else 2
+    return Turn(flips, unit * draw_int(0, 4 // unit - 1, generator))
 
 
 def apply_turn(x: Tensor, turn: Turn) -> Tensor:

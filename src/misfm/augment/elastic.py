@@ -26,7 +26,7 @@ def num_control_points(size: Shape, spacing: FloatTriple, distance: float) -> Sh
         spacing: mm per voxel.
         distance: mm between control points.
     """
-    d, h, w = (math.ceil(side * step / distance) + 3 for side, step in zip(size, spacing, strict=True))
+    d, h, w = (math.ceil(side * mm / distance) + 3 for side, mm in zip(size, spacing, strict=True))
     return d, h, w
 
 
@@ -40,8 +40,8 @@ def displacement_field(points: Tensor, size: Shape, spacing: FloatTriple, distan
         distance: mm between control points.
     """
     along_d, along_h, along_w = (
-        spline_matrix(side, count, step / distance).to(points)
-        for side, count, step in zip(size, points.shape[1:4], spacing, strict=True)
+        spline_matrix(side, count, mm / distance).to(points)
+        for side, count, mm in zip(size, points.shape[1:4], spacing, strict=True)
     )
     # The coarse axes first: what is large is then written only once.
     field = torch.einsum("bdhwx,Dd->bDhwx", points, along_d)
@@ -49,15 +49,15 @@ def displacement_field(points: Tensor, size: Shape, spacing: FloatTriple, distan
     return torch.einsum("bDHwx,Ww->bDHWx", field, along_w)
 
 
-def spline_matrix(side: int, count: int, step: float) -> Tensor:
+def spline_matrix(side: int, count: int, ratio: float) -> Tensor:
     """Return the (side, count) weights of ``count`` control points in each of ``side`` voxels.
 
     Args:
         side: number of voxels.
         count: number of control points, centred on the voxels.
-        step: size of a voxel over the distance of control points.
+        ratio: size of a voxel over the distance between control points.
     """
-    places = (torch.arange(side) - (side - 1) / 2) * step
+    places = (torch.arange(side) - (side - 1) / 2) * ratio
     points = torch.arange(count) - (count - 1) / 2
     away = (places[:, None] - points).abs()
     near = 2 / 3 - away**2 + away**3 / 2

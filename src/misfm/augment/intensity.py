@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from misfm.settings import Probability, Range, Settings
@@ -20,39 +19,32 @@ from misfm.settings import Probability, Range, Settings
 class IntensitySettings(Settings):
     """How strongly and how often intensities are varied; ranges are uniform and inclusive."""
 
-    p_noise: Probability = Field(
-        default=0.1, description="Share of patches with Gaussian noise. Default 0.1."
-    )
-    noise: Range = Field(
-        default=(0.02, 0.3), description="Noise over the patch's standard deviation. Default 0.02-0.3."
-    )
-    p_blur: Probability = Field(default=0.2, description="Share of patches blurred. Default 0.2.")
-    blur: Range = Field(default=(0.5, 1.0), description="Gaussian sigma, voxels. Default 0.5 to 1.")
-    p_low_resolution: Probability = Field(
-        default=0.25, description="Share sampled down and up again. Default 0.25."
-    )
-    low_resolution: Range = Field(
-        default=(0.5, 1.0), description="Share of voxels kept along an axis. Default 0.5 to 1."
-    )
-    p_brightness: Probability = Field(
-        default=0.15, description="Share of patches multiplied by a factor. Default 0.15."
-    )
-    brightness: Range = Field(
-        default=(0.75, 1.25), description="Factor of all intensities. Default 0.75 to 1.25."
-    )
-    p_contrast: Probability = Field(
-        default=0.15, description="Share of patches with other contrast. Default 0.15."
-    )
-    contrast: Range = Field(
-        default=(0.75, 1.25), description="Factor of the distance to the mean. Default 0.75 to 1.25."
-    )
-    p_gamma: Probability = Field(default=0.3, description="Share of patches with a gamma curve. Default 0.3.")
-    gamma: Range = Field(
-        default=(0.7, 1.5), description="Exponent on intensities scaled to 0..1. Default 0.7 to 1.5."
-    )
-    p_gamma_inverted: Probability = Field(
-        default=0.25, description="Share of gamma curves that act on the negative image. Default 0.25."
-    )
+    p_noise: Probability = 0.1
+    """Share of patches with Gaussian noise."""
+    noise: Range = (0.02, 0.3)
+    """Standard deviation of the noise over that of the patch."""
+    p_blur: Probability = 0.2
+    """Share of patches blurred."""
+    blur: Range = (0.5, 1.0)
+    """Sigma of the Gaussian blur, voxels."""
+    p_low_resolution: Probability = 0.25
+    """Share of patches sampled down and up again."""
+    low_resolution: Range = (0.5, 1.0)
+    """Share of the voxels kept along an axis."""
+    p_brightness: Probability = 0.15
+    """Share of patches multiplied by a factor."""
+    brightness: Range = (0.75, 1.25)
+    """Factor of all intensities."""
+    p_contrast: Probability = 0.15
+    """Share of patches with another contrast."""
+    contrast: Range = (0.75, 1.25)
+    """Factor of the distance to the mean."""
+    p_gamma: Probability = 0.3
+    """Share of patches with a gamma curve."""
+    gamma: Range = (0.7, 1.5)
+    """Exponent on intensities scaled to 0..1."""
+    p_gamma_inverted: Probability = 0.25
+    """Share of gamma curves that act on the negative image."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +189,7 @@ def _change_contrast(image: Tensor, plan: IntensityPlan) -> None:
 
 
 def _change_gamma(image: Tensor, plan: IntensityPlan) -> None:
-    """Bend intensities by a power of their place in the range; mean and spread stay."""
+    """Raise intensities, scaled to their range, to a power; mean and standard deviation stay."""
     index = (plan.gamma != 1).nonzero()[:, 0].to(image.device)
     if not len(index):
         return

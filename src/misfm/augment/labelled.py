@@ -40,30 +40,24 @@ ANISOTROPIC = 3.0
 class AugmentSettings(IntensitySettings):
     """How strongly and how often patches are varied while fine-tuning; ranges are uniform and inclusive."""
 
-    p_spatial: Probability = Field(
-        default=0.7, description="Share of patches rotated and scaled. Default 0.7."
-    )
-    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = Field(
-        default=15.0, description="Largest rotation about each of (D, H, W), degrees. Default 15."
-    )
-    scale: Range = Field(default=(0.85, 1.2), description="Magnification, ratio. Default 0.85 to 1.2.")
-    p_elastic: Probability = Field(default=0.0, description="Share of patches bent elastically. Default 0.")
-    elastic: tuple[Strength, Strength] = Field(
-        default=(0.1, UNFOLDED),
-        description="Largest move of a control point along an axis over the distance between them, at most "
-        "0.4: nothing is folded. Default 0.1 to 0.4.",
-    )
-    elastic_distance: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.35, description="mm between control points over the patch's longest side. Default 0.35."
-    )
-    p_carvemix: Probability = Field(
-        default=0.0, description="Share of samples that receive an organ of another (CarveMix). Default 0."
-    )
-    flip_axes: tuple[AxisName, ...] = Field(
-        default=(),
-        description="Axes mirrored with probability 0.5 each. Default none: W is the midline axis, where "
-        "labels of paired organs change sides; see safe_flip_axes.",
-    )
+    p_spatial: Probability = 0.7
+    """Share of patches rotated and scaled."""
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    """Largest rotation about each of (D, H, W), degrees."""
+    scale: Range = (0.85, 1.2)
+    """Magnification, ratio."""
+    p_elastic: Probability = 0.0
+    """Share of patches deformed elastically."""
+    elastic: tuple[Strength, Strength] = (0.1, UNFOLDED)
+    """Largest displacement of a control point along an axis over the distance between control points; at most
+    0.4, so that nothing folds."""
+    elastic_distance: Annotated[float, Field(gt=0, le=1)] = 0.35
+    """Distance between control points over the longest side of the patch, in mm both."""
+    p_carvemix: Probability = 0.0
+    """Share of samples that receive an organ of another (CarveMix)."""
+    flip_axes: tuple[AxisName, ...] = ()
+    """Axes mirrored with probability 0.5 each. W is the midline axis, where labels of paired organs change
+    sides; see safe_flip_axes."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,7 @@ def sample_augmentation(
     flips = torch.rand(batch, 3, generator=generator) < 0.5
     resolution = torch.where(coarse, 1.0, resolution)
     intensities = sample_intensities(batch, settings, generator, resolution=resolution)
-    longest = max(side * step for side, step in zip((d, h, w), spacing, strict=True))
+    longest = max(side * mm for side, mm in zip((d, h, w), spacing, strict=True))
     distance = settings.elastic_distance * longest
     points = num_control_points((d, h, w), spacing, distance)
     strength = draw_sometimes(batch, settings.p_elastic, settings.elastic, 0.0, generator)
@@ -169,10 +163,10 @@ def rotation(angles: Tensor) -> Tensor:
 
 
 def _transform(image: Tensor, label: Tensor, plan: AugmentationPlan) -> tuple[Tensor, Tensor]:
-    """Rotate, scale, bend and mirror into fresh tensors of ``plan.size``."""
+    """Rotate, scale, deform and mirror into fresh tensors of ``plan.size``."""
     device, source = image.device, image.shape[2:]
-    bent = plan.displacements.flatten(1).any(1)
-    moved = ((plan.matrix != torch.eye(3)).flatten(1).any(1) | bent).nonzero()[:, 0]
+    deformed = plan.displacements.flatten(1).any(1)
+    moved = ((plan.matrix != torch.eye(3)).flatten(1).any(1) | deformed).nonzero()[:, 0]
     centre = tuple(slice((a - b) // 2, (a - b) // 2 + b) for a, b in zip(source, plan.size, strict=True))
     new_image, new_label = image[:, :, *centre].clone(), label[:, *centre].clone()
     if len(moved):
@@ -182,7 +176,7 @@ def _transform(image: Tensor, label: Tensor, plan: AugmentationPlan) -> tuple[Te
         theta = (from_mm[:, None] * plan.matrix[moved] * to_mm).flip(1, 2)
         theta = F.pad(theta, (0, 1)).to(image)
         grid = F.affine_grid(theta, [len(moved), 1, *plan.size], align_corners=False)
-        if bent.any():
+        if deformed.any():
             # Splines are linear in their control points, so these are rotated and scaled, not each voxel.
             points = plan.displacements[moved] @ plan.matrix[moved, None, None].mT
             points = (points * from_mm).flip(4).to(image)

@@ -71,8 +71,8 @@ class Tails:
         if weight == 0:
             return at
         following = self.at(rank + 1)
-        step = following - at
-        return at + step * weight if weight < 0.5 else following - step * (1 - weight)
+        gap = following - at
+        return at + gap * weight if weight < 0.5 else following - gap * (1 - weight)
 
     def at(self, rank: int) -> float:
         """Value number ``rank`` in ascending order."""

@@ -1,13 +1,15 @@
-"""What something is: a store, a dataset, a run folder, weights of whatever origin, or a published name."""
+"""What something is: a store, a dataset, a run folder, weights of whatever origin, or a known name."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from misfm.commands import catalogue
 from misfm.data.dataset import Dataset
 from misfm.data.store import Store
 from misfm.errors import DataError
@@ -19,7 +21,7 @@ PUBLISHED = "published"
 
 
 def describe_path(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Describe a store, dataset, run folder, weights or published weights, ready for JSON.
+    """Describe a store, dataset, run folder, weights or a name that misfm knows, ready for JSON.
 
     Of these only an address ``hf://owner/repo`` uses a network.
 
@@ -45,14 +47,20 @@ def describe_path(source: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def describe_name(name: str) -> dict[str, Any]:
-    """Describe published weights, fully where they are at hand, or list them all."""
+    """Describe published weights, fully where they are at hand, or what the catalogue has under a name."""
     if name == PUBLISHED:
         return {"kind": "published weights", **{entry.name: entry.summary for entry in published.WEIGHTS}}
     if name == published.BUILTIN:
         return {"kind": "weights", **describe_weights(name)}
     entry = published.by_name(name)
     if entry is None:
-        raise DataError(f"{name} does not exist; check the path, or the name{published.suggestion(name)}.")
+        known = catalogue.find(name)
+        if known is None:
+            names = [*(entry.name for entry in published.WEIGHTS), *catalogue.known_names()]
+            near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+            hint = f" (did you mean '{near[0]}'?)" if near else published.suggestion(name)
+            raise DataError(f"{name} does not exist; check the path, or the name{hint}.")
+        return known
     found: dict[str, Any] = {"kind": "published weights", **dataclasses.asdict(entry)}
     if not entry.on_hub:
         return found

@@ -27,50 +27,44 @@ Row = tuple[float, float, float, float]
 
 
 class IngestSettings(Settings):
-    """How scans become volumes of a store; the same for all of its volumes.
-
-    Attributes:
-        spacing: millimetres along (D, H, W), or "native" to keep every scan's own.
-        intensity: "auto", "ct", "mr" or "ct:LOW,HIGH" (window in HU).
-    """
+    """How scans become volumes of a store; the same for all of its volumes."""
 
     spacing: Spacing | Literal["native"] = "native"
+    """mm per voxel along (D, H, W), or "native" to keep every scan's own."""
     intensity: str = "auto"
+    """auto, ct, mr or ct:LOW,HIGH (intensity window, HU)."""
 
 
 class Record(Settings):
-    """One volume of a store.
-
-    Attributes:
-        id: hash of stored voxels, affine, settings and, where there are any, label map and case name, and the
-            mask of what was removed.
-        case: name of the case.
-        source: path of the scan it came from.
-        channels: number of channels.
-        shape: voxels along (D, H, W) as stored.
-        spacing: millimetres along (D, H, W) as stored.
-        rows: the affine of the stored grid, row by row; see ``affine``.
-        kind: "ct" or "mr", of the first channel.
-        normalisation: one for each channel.
-        lowest: smallest stored value of each channel; what lies outside the volume reads as this.
-        labels: label values that occur, 0 included, or None without a label map.
-        fingerprint: hash of the scan's own voxels before any preprocessing.
-        anonymised: whether there is a mask of what was removed to make the patient unknown.
-    """
+    """One volume of a store."""
 
     id: str
+    """Hash of stored voxels, affine, settings and, where there are any, label map and case name, and the mask
+    of what was removed."""
     case: str
+    """Name of the case."""
     source: str
+    """Path of the scan it came from."""
     channels: int
+    """Number of channels."""
     shape: Shape
+    """Voxels along (D, H, W) as stored."""
     spacing: FloatTriple
+    """mm per voxel along (D, H, W) as stored."""
     rows: tuple[Row, Row, Row, Row]
+    """The affine of the stored grid, row by row; see ``affine``."""
     kind: Kind
+    """ct or mr, of the first channel."""
     normalisation: tuple[Normalisation, ...]
+    """One for each channel."""
     lowest: tuple[float, ...]
+    """Smallest stored value of each channel; what lies outside the volume reads as this."""
     labels: tuple[int, ...] | None
+    """Label values that occur, 0 included, or null without a label map."""
     fingerprint: str
+    """Hash of the scan's own voxels before any preprocessing."""
     anonymised: bool = False
+    """Whether there is a mask of what was removed to make the patient unknown."""
 
     @property
     def affine(self) -> Affine:

@@ -1,4 +1,4 @@
-"""From weights to a predictor: networks built, placed on the best device, and told how scans are prepared."""
+"""From weights to a predictor: networks on the best device, with the preparation of scans they need."""
 
 from __future__ import annotations
 

@@ -41,16 +41,16 @@ def members_of(weights_or_runs: Source | Sequence[Source]) -> list[Source]:
 
 
 def expand(source: Source) -> list[Source]:
-    """Return the folds of a cross-validation, or what else the source is as it is.
+    """Return the folds of a cross-validation, or the source itself where it is anything else.
 
     Folds may also have been trained one by one, into a folder of their own (``fold_0``, ``fold_1``, …).
     """
     if isinstance(source, (Mapping, Opened)) or (Path(source) / FILE_NAME).exists():
         return [source]
-    divided = read_split(Path(source) / FOLDS) if (Path(source) / FOLDS).exists() else []
+    splits = read_split(Path(source) / FOLDS) if (Path(source) / FOLDS).exists() else []
     folds = {
         *Path(source).glob("fold_*"),
-        *(Path(source) / f"fold_{number}" for number in range(len(divided))),
+        *(Path(source) / f"fold_{number}" for number in range(len(splits))),
     }
     in_order = sorted(folds, key=lambda fold: (len(fold.name), fold.name))
     for fold in in_order:

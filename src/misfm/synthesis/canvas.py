@@ -35,7 +35,8 @@ class Canvas:
         wall: distance below the inner side of the body wall, of a head below the fat under the skin;
             negative in and outside of it.
         edge: width of a blurred border.
-        first, step: coordinates of the first voxel and along (D, H, W), tilt and bending left out.
+        first, spacing: coordinates of the first voxel, and their change from voxel to voxel along (D, H, W),
+            tilt and deformation left out.
     """
 
     image: Array
@@ -48,14 +49,14 @@ class Canvas:
     wall: Array
     edge: float
     first: FloatTriple
-    step: FloatTriple
+    spacing: FloatTriple
 
     def near(self, centre: FloatTriple, radii: FloatTriple) -> Canvas:
         """Return the part that an ellipsoid can reach, sharing memory; the margin covers bending and
         the tilt of what is near."""
         box = tuple(
             slice(max(0, int((c - r - 0.3 - a) / b)), max(1, math.ceil((c + r + 0.3 - a) / b)))
-            for c, r, a, b in zip(centre, radii, self.first, self.step, strict=True)
+            for c, r, a, b in zip(centre, radii, self.first, self.spacing, strict=True)
         )
         fields = ("image", "label", "up", "back", "left", "texture", "wobble", "wall")
         return replace(self, **{name: getattr(self, name)[box] for name in fields})

@@ -21,38 +21,28 @@ NonNegative = Annotated[float, Field(ge=0)]
 class PhantomSettings(Settings):
     """What generated scans look like. Ranges are uniform and inclusive."""
 
-    shape: PositiveShape = Field(default=(64, 64, 64), description="Voxels along (D, H, W). Default 64 each.")
-    spacing: Spacing = Field(
-        default=(5.0, 5.0, 5.0), description="Mean mm per voxel along (D, H, W). Default 5 each."
-    )
-    spacing_jitter: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.15, description="Largest relative change of each spacing. Default 0.15."
-    )
-    region: Literal["trunk", "head_neck"] = Field(
-        default="trunk", description="Part of the body that is shown. Default trunk."
-    )
-    half_width: tuple[NonNegative, NonNegative] = Field(
-        default=(135.0, 165.0),
-        description="Half the width of the trunk, or of the head (68 to 84), mm. Default 135 to 165.",
-    )
-    rotation_degrees: NonNegative = Field(
-        default=7.0, description="Largest tilt about each axis, degrees. Default 7."
-    )
-    deformation: NonNegative = Field(
-        default=0.05, description="Bending of the anatomy (deviation), share of half the width. Default 0.05."
-    )
-    num_bowel_loops: Annotated[int, Field(ge=0)] = Field(
-        default=9, description="Loops of bowel in the lower belly of a trunk. Default 9."
-    )
-    enhancement: tuple[NonNegative, NonNegative] = Field(
-        default=(0.0, 1.0), description="Contrast medium, 0 none to 1 arterial. Default 0 to 1."
-    )
-    noise: tuple[NonNegative, NonNegative] = Field(
-        default=(8.0, 28.0), description="Standard deviation of the noise, HU. Default 8 to 28."
-    )
-    labels: Literal["organs", "structures"] = Field(
-        default="organs", description="Label five organs of the trunk, or all structures. Default organs."
-    )
+    shape: PositiveShape = (64, 64, 64)
+    """Voxels along (D, H, W)."""
+    spacing: Spacing = (5.0, 5.0, 5.0)
+    """Mean mm per voxel along (D, H, W)."""
+    spacing_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Largest relative change of each spacing."""
+    region: Literal["trunk", "head_neck"] = "trunk"
+    """Part of the body that is shown."""
+    half_width: tuple[NonNegative, NonNegative] = (135.0, 165.0)
+    """Half the width of the trunk, or of the head (68 to 84), mm."""
+    rotation_degrees: NonNegative = 7.0
+    """Largest tilt about each axis, degrees."""
+    deformation: NonNegative = 0.05
+    """Standard deviation of the deformation of the anatomy, as a share of half the width."""
+    num_bowel_loops: Annotated[int, Field(ge=0)] = 9
+    """Loops of bowel in the lower belly of a trunk."""
+    enhancement: tuple[NonNegative, NonNegative] = (0.0, 1.0)
+    """Contrast medium, 0 none to 1 arterial."""
+    noise: tuple[NonNegative, NonNegative] = (8.0, 28.0)
+    """Standard deviation of the noise, HU."""
+    labels: Literal["organs", "structures"] = "organs"
+    """organs: five organs of the trunk; structures: everything that is drawn."""
 
 
 _VARIED = PhantomSettings(spacing_jitter=0.3, rotation_degrees=15.0, deformation=0.07, labels="structures")
@@ -106,13 +96,20 @@ def generate_phantom(
     return Volume(voxels[None], affine), Volume(canvas.label[None], affine)
 
 
-def _empty_canvas(settings: PhantomSettings, step: NDArray[np.float64], rng: np.random.Generator) -> Canvas:
-    """Lay out a scan of air: voxel positions, tilted, shifted and bent."""
+def _empty_canvas(
+    settings: PhantomSettings, spacing: NDArray[np.float64], rng: np.random.Generator
+) -> Canvas:
+    """Lay out a scan of air: coordinates of its voxels, tilted, shifted and deformed.
+
+    ``spacing`` is in units of half the width, as all coordinates are.
+    """
     shape = settings.shape
     shift = rng.uniform(-0.06, 0.06, 3)
     if settings.region == "head_neck":
         shift[0] -= rng.uniform(0.2, 1.2)  # how much of head and chest is seen varies from scan to scan
-    axes = [((np.arange(n) - (n - 1) / 2) * d).astype(np.float32) for n, d in zip(shape, step, strict=True)]
+    axes = [
+        ((np.arange(n) - (n - 1) / 2) * d).astype(np.float32) for n, d in zip(shape, spacing, strict=True)
+    ]
     grid = np.meshgrid(*axes, indexing="ij", sparse=True)
     a, b, c = np.radians(settings.rotation_degrees) * rng.uniform(-1, 1, 3)
     tilt, triangle = np.linalg.qr([[1, -c, b], [c, 1, -a], [-b, a, 1]])
@@ -136,7 +133,7 @@ def _empty_canvas(settings: PhantomSettings, step: NDArray[np.float64], rng: np.
         texture=smooth_field(shape, 16, rng),
         wobble=smooth_field(shape, 9, rng),
         wall=np.zeros(shape, np.float32),
-        edge=float(np.max(step) * rng.uniform(1.0, 1.6)),
+        edge=float(np.max(spacing) * rng.uniform(1.0, 1.6)),
         first=(first[0], first[1], first[2]),
-        step=(float(step[0]), float(step[1]), float(step[2])),
+        spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
     )

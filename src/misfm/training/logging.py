@@ -1,4 +1,4 @@
-"""What a training run tells: ``metrics.jsonl``, TensorBoard, ``log.txt`` and the terminal."""
+"""What a training run records: ``metrics.jsonl``, TensorBoard, ``log.txt`` and the terminal."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def fit(
         The trained model on the CPU, in eval mode, with averaged weights if ``settings.ema`` is on.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM, after saving; says how to go on.
+        Interrupted: on SIGINT or SIGTERM, after saving; says how to resume.
         MisfmError: the loss is not finite.
     """
     session = begin_session(model, objective, settings, run, seed)
@@ -150,7 +150,7 @@ def fit(
                 log.write(state.step, report)
                 began, first = time.perf_counter(), state.step
             if saved:
-                save_checkpoint(run.last, snapshot(session))
+                save_checkpoint(run.last, checkpoint_of(session))
             if stopping and state.step < steps:
                 raise Interrupted(
                     f"Stopped after step {state.step}; the state is saved in {run.path}: run the same "
@@ -246,7 +246,7 @@ def validate(session: Session, validation: Validation, run: RunFolder) -> Mappin
         is_better = best is None or (score < best if validation.lower_is_better else score > best)
         if is_better and not math.isnan(score):
             session.state.best_score, session.state.best_step = score, session.state.step
-            save_checkpoint(run.best, replace(snapshot(session), average={}))
+            save_checkpoint(run.best, replace(checkpoint_of(session), average={}))
     session.model.train()
     return numbers
 
@@ -260,7 +260,7 @@ def out_of_patience(state: Checkpoint, validation: Validation | None, settings: 
     return state.step - state.best_step >= validation.patience * settings.validate_every
 
 
-def snapshot(session: Session) -> Checkpoint:
+def checkpoint_of(session: Session) -> Checkpoint:
     """Return the present state of the run."""
     return replace(
         session.state,

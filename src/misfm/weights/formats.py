@@ -29,9 +29,10 @@ ALLOWED_GLOBALS: list[Any] = [
 
 
 class ForeignInfo(WeightsInfo):
-    """The description of another project's weights, with what their reader noticed, in sentences."""
+    """The description of another project's weights."""
 
     notes: tuple[str, ...] = ()
+    """What the reader noticed, in sentences."""
     transposed: bool = False
     """Whether its axes are in another order than those of files: such weights are described only."""
 
