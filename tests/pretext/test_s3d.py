@@ -7,7 +7,7 @@ import torch
 
 from misfm.errors import ConfigError
 from misfm.models import create
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.s3d import S3D, Activity, Densify, encoder_channels, sparse, sparse_norm
 from misfm.seeding import generator_for
 
@@ -34,9 +34,7 @@ def batch_for(task=TASK, size=SIZE, channels=1):
     patches = torch.nn.functional.avg_pool3d(
         torch.randn(2, channels, *(side + 4 for side in size), generator=generator_for(0)), 5, stride=1
     )
-    zeros = torch.zeros(2, 1, 3)
-    valid = torch.tensor([[0, 0, 0], size]).expand(2, 1, 2, 3)
-    return task.prepare(4 * patches[:, None], Placement(valid, zeros, zeros + 1), size, generator_for(1))
+    return task.prepare(4 * patches[:, None], Placement.whole(2, 1, size), size, generator_for(1))
 
 
 @every_network

@@ -9,7 +9,7 @@ import torch
 
 from misfm.errors import ConfigError
 from misfm.models.unet import build_unet
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.swinunetr import Answers, Cutout, SwinUNETR, apply_cutouts, sample_boxes
 from misfm.seeding import generator_for
 from misfm.volume import Box
@@ -20,8 +20,10 @@ PATCH_SIZE = (6, 8, 12)
 def sources(task, batch_size=3, extent=None):
     size = task.source_size(PATCH_SIZE)
     patches = torch.randn(batch_size, 1, 2, *size, generator=generator_for(0))
-    valid = torch.tensor(extent or [[0, 0, 0], size]).expand(batch_size, 1, 2, 3)
-    return patches, Placement(valid, torch.zeros(batch_size, 1, 3), torch.ones(batch_size, 1, 3))
+    whole = Placement.whole(batch_size, 1, size)
+    return patches, replace(
+        whole, valid=torch.tensor(extent).expand(batch_size, 1, 2, 3)
+    ) if extent else whole
 
 
 def tiny_model(task):

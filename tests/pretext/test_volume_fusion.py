@@ -12,8 +12,7 @@ from misfm.errors import ConfigError
 from misfm.losses import IGNORE
 from misfm.models.primus import build_primus
 from misfm.models.unet import build_unet
-from misfm.pretext import PRETEXTS
-from misfm.pretext.base import Placement
+from misfm.pretext import PRETEXTS, Placement
 from misfm.pretext.volume_fusion import (
     VolumeFusionV1,
     VolumeFusionV2,
@@ -32,10 +31,7 @@ TASKS = [VolumeFusionV1(**SMALL_BLOCKS), VolumeFusionV2(**SMALL_BLOCKS)]
 def patches_for(task, batch_size=3, channels=1, seed=0, patch_size=PATCH_SIZE):
     shape = (batch_size, task.num_patches, channels, *task.source_size(patch_size))
     patches = torch.randn(shape, generator=generator_for(seed))
-    inside = torch.tensor([[0, 0, 0], shape[-3:]]).expand(batch_size, task.num_patches, 2, 3)
-    origin = torch.zeros(batch_size, task.num_patches, 3)
-    labels = torch.randint(3, (*shape[:2], *shape[3:]), generator=generator_for(seed, "labels"))
-    return patches, Placement(inside, origin, torch.ones_like(origin), labels)
+    return patches, Placement.whole(*shape[:2], shape[3:])
 
 
 def tiny_backbone(in_channels=1):
@@ -307,14 +303,3 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_an_unknown_task_is_answered_with_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'volume-fusion-v2'"):
         PRETEXTS.get("volume-fusion2")
-
-
-def test_placement_tells_voxels_from_padding():
-    placement = Placement(torch.tensor([[[[2, 0, 1], [4, 3, 5]]]]), torch.zeros(1, 1, 3), torch.ones(1, 1, 3))
-    mask = placement.real((5, 3, 5))
-    assert mask.shape == (1, 1, 5, 3, 5)
-    assert int(mask.sum()) == 2 * 3 * 4
-    assert bool(mask[0, 0, 2:4, 0:3, 1:5].all())
-    hidden = torch.zeros(1, 1, 5, 3, 5, dtype=torch.bool)
-    hidden[..., 3:] = True
-    assert torch.equal(replace(placement, hidden=hidden).real((5, 3, 5)), mask & ~hidden)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from misfm.batches import Placement
 from misfm.commands.evaluate import evaluate
 from misfm.commands.finetune import finetune
 from misfm.commands.predict import predict_files
@@ -31,7 +32,6 @@ from misfm.errors import ConfigError
 from misfm.evaluation.arms import ALL, Arm, compare_arms, dice_by_case, learning_curve
 from misfm.files import write_json
 from misfm.models import create
-from misfm.pretext.base import Placement
 from misfm.pretext.volume_fusion import VolumeFusionV2
 from misfm.report.figures import loss_curves
 from misfm.report.html import Picture, render_report
@@ -221,7 +221,7 @@ def fusion_picture(out: Path) -> bytes:
     network = task.build_model(backbone)
     tensors, _ = read_weights(RunFolder(out / "pretrain").weights)
     network.load_state_dict(tensors)
-    samples = fused_samples(task, raw[0], Placement(*raw[1:]), network)
+    samples = fused_samples(task, raw.patches, raw.placement, network)
     return fusion_strip(samples, num_levels=task.num_levels)
 
 

@@ -27,10 +27,11 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
 from misfm.augment.crops import cut
+from misfm.batches import Batch, Placement
 from misfm.errors import ConfigError
 from misfm.losses import masked_mean
 from misfm.models.base import Backbone, image_channels
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
+from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.embedding import Level, encode, encoder_levels, matching_score, nt_xent, require_others
 from misfm.seeding import draw_below, draw_int, draw_uniform
 from misfm.settings import Probability, ascending
@@ -46,7 +47,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TurnedViews(PretextBatch):
+class TurnedViews(Batch):
     """``targets`` (2B, C, D, H, W) are the turned patches before anything was cut out, first views first.
 
     Attributes:
@@ -144,7 +145,7 @@ class SwinUNETR(PretextTask):
         """Three heads on the bottleneck."""
         return ThreeHeads(backbone, self.embedding_channels)
 
-    def loss(self, outputs: Answers, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Answers, batch: Batch) -> Mapping[str, Tensor]:
         """Cross-entropy, NT-Xent and mean absolute error of the three heads."""
         assert isinstance(batch, TurnedViews)
         error = (outputs.restored.float() - batch.targets).abs()
@@ -154,7 +155,7 @@ class SwinUNETR(PretextTask):
             "reconstruction": masked_mean(error, batch.real),
         }
 
-    def score(self, outputs: Answers, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Answers, batch: Batch) -> Mapping[str, float]:
         """Accuracies beside chance, and the error beside that of the mean intensity."""
         assert isinstance(batch, TurnedViews)
         hits = outputs.quarters.argmax(1) == batch.quarters
