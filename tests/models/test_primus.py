@@ -193,13 +193,9 @@ def test_initial_weights():
         assert block.gamma_1.tolist() == pytest.approx([0.1] * 48)
 
 
-def test_drop_path_grows_with_depth_and_keeps_the_mean():
+def test_drop_path_grows_with_depth():
     blocks = tiny(depth=5, drop_path=0.2).backbone.encoder.blocks
     assert [block.drop_path for block in blocks] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
-    torch.manual_seed(0)
-    branch = blocks[-1].train()._sometimes(torch.ones(5000, 2, 4))
-    assert set(branch.unique().tolist()) == {0.0, 1.25}
-    assert branch.mean() == pytest.approx(1, abs=0.02)
 
 
 def test_mixed_precision_stays_close():

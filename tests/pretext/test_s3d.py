@@ -8,7 +8,7 @@ import torch
 from misfm.errors import ConfigError
 from misfm.models import create
 from misfm.pretext import Placement
-from misfm.pretext.s3d import S3D, Activity, Densify, encoder_channels, sparse, sparse_norm
+from misfm.pretext.s3d import S3D, Activity, Densify, sparse, sparse_norm
 from misfm.seeding import generator_for
 
 SIZE = (16, 16, 16)
@@ -140,11 +140,6 @@ def test_loss_falls_on_one_batch_and_reaches_every_parameter(network, overfit):
     model, batch = TASK.build_model(backbone), batch_for()
     losses = overfit(TASK, model, batch)
     assert losses[-1] < 0.75 * losses[0]
-
-
-def test_widths_of_the_encoder_are_found_without_computing():
-    for network, options in NETWORKS.items():
-        assert encoder_channels(tiny(network, in_channels=2)) == list(options["channels"])
 
 
 def test_networks_that_mix_what_is_visible_with_what_is_not_are_refused():

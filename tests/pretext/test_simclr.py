@@ -25,10 +25,10 @@ def sources(task, batch_size=2, extent=None):
     d, h, w = (torch.arange(side, dtype=torch.float32) for side in size)
     place = 100 * d[:, None, None] + h[:, None] + w / 100
     patches = torch.stack([place + 10000 * index for index in range(batch_size)])[:, None, None]
-    whole = Placement.whole(batch_size, 1, size)
-    return patches, replace(
-        whole, valid=torch.tensor(extent).expand(batch_size, 1, 2, 3)
-    ) if extent else whole
+    placement = Placement.whole(batch_size, 1, size)
+    if extent is not None:
+        placement = replace(placement, valid=torch.tensor(extent).expand(batch_size, 1, 2, 3))
+    return patches, placement
 
 
 def place_of(crop):

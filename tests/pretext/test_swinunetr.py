@@ -20,10 +20,10 @@ PATCH_SIZE = (6, 8, 12)
 def sources(task, batch_size=3, extent=None):
     size = task.source_size(PATCH_SIZE)
     patches = torch.randn(batch_size, 1, 2, *size, generator=generator_for(0))
-    whole = Placement.whole(batch_size, 1, size)
-    return patches, replace(
-        whole, valid=torch.tensor(extent).expand(batch_size, 1, 2, 3)
-    ) if extent else whole
+    placement = Placement.whole(batch_size, 1, size)
+    if extent is not None:
+        placement = replace(placement, valid=torch.tensor(extent).expand(batch_size, 1, 2, 3))
+    return patches, placement
 
 
 def tiny_model(task):

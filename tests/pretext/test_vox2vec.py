@@ -19,10 +19,10 @@ PLAIN = {f"p_{kind}": 0 for kind in ("noise", "blur", "low_resolution", "brightn
 def sources(task, batch_size=2, extent=None):
     size = task.source_size(PATCH_SIZE)
     patches = torch.randn(batch_size, 1, 1, *size, generator=generator_for(0))
-    whole = Placement.whole(batch_size, 1, size)
-    return patches, replace(
-        whole, valid=torch.tensor(extent).expand(batch_size, 1, 2, 3)
-    ) if extent else whole
+    placement = Placement.whole(batch_size, 1, size)
+    if extent is not None:
+        placement = replace(placement, valid=torch.tensor(extent).expand(batch_size, 1, 2, 3))
+    return patches, placement
 
 
 def values_at(batch):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from misfm.batches import Batch
 from misfm.losses import masked_mean
-from misfm.models.base import Backbone, SegmentationModel, image_channels
+from misfm.models.base import Backbone, SegmentationModel
 from misfm.pretext.base import PretextTask
 
 
@@ -29,7 +29,7 @@ class Restoration(PretextTask):
 
     def build_model(self, backbone: Backbone) -> nn.Module:
         """Intensities for each voxel, as many channels as the image has."""
-        return SegmentationModel(backbone, image_channels(backbone))
+        return SegmentationModel(backbone, backbone.in_channels)
 
     def loss(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Mean squared error over all voxels that are real, distorted or not."""

@@ -43,7 +43,7 @@ from torch import Generator, Tensor, nn
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
 from misfm.batches import Batch, Placement
 from misfm.losses import IGNORE, masked_mean, segmentation_loss
-from misfm.models.base import Backbone, SegmentationModel, image_channels
+from misfm.models.base import Backbone, SegmentationModel
 from misfm.pretext.anatomy import STRONG_INTENSITIES, dice_score
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.masks import grid_size, sample_blocks, spread_blocks
@@ -118,7 +118,7 @@ class RestorePlaceSegment(PretextTask):
 
     def build_model(self, backbone: Backbone) -> nn.Module:
         """Intensities, three coordinates, and the structures with background for each voxel."""
-        return SegmentationModel(backbone, image_channels(backbone) + 3 + NUM_STRUCTURES + 1)
+        return SegmentationModel(backbone, backbone.in_channels + 3 + NUM_STRUCTURES + 1)
 
     def parts_of(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return h (B, C, D, H, W), f (B, 3, D, H, W) and the logits of classes in float32."""

@@ -39,6 +39,7 @@ from misfm.batches import Batch, Placement
 from misfm.errors import ConfigError
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel
+from misfm.models.heads import finest
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.seeding import draw_below, draw_int
 from misfm.settings import CountRange, Probability
@@ -195,8 +196,7 @@ class VolumeFusion(PretextTask):
 
     def score(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, float]:
         """Mean Dice of the levels above 0, and what guessing by the shares of the levels would reach."""
-        logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-        dice = hard_dice(logits.detach(), batch.targets)[1:]
+        dice = hard_dice(finest(outputs).detach(), batch.targets)[1:]
         known = batch.targets[batch.targets != IGNORE]
         shares = torch.bincount(known, minlength=self.num_levels + 1)[1:] / max(len(known), 1)
         return {"pretext_dice": float(dice.nanmean()), "chance_dice": float(shares[shares > 0].mean())}

@@ -31,7 +31,6 @@ from misfm.batches import Batch, Placement
 from misfm.models.base import Backbone, pad_to_fit
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.embedding import (
-    encoder_levels,
     matching_score,
     nt_xent,
     pair_up,
@@ -148,7 +147,7 @@ class VoxelModel(nn.Module):
     def __init__(self, backbone: Backbone, embedding_channels: int) -> None:
         super().__init__()
         self.backbone = backbone
-        width = sum(backbone.channels) + encoder_levels(backbone)[-1].channels
+        width = sum(backbone.channels) + backbone.encoder_channels[-1]
         self.projector = projector(width, (width, width, embedding_channels))
 
     def forward(self, x: Tensor, voxels: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from misfm.batches import Batch, RawPatches
 from misfm.data.patches import LabelledBatch, LabelledPatches, UnlabelledPatches
 from misfm.losses import masked_mean
 from misfm.models.base import SegmentationModel
+from misfm.models.heads import finest
 from misfm.settings import Settings
 from misfm.training.ema import decay_at, move_average, weights_of
 from misfm.training.objectives import SegmentationBatch, SegmentationObjective
@@ -170,8 +171,3 @@ class PairedPatches(Dataset[tuple[LabelledBatch, RawPatches]]):
 def first(logits: Logits, count: int) -> Logits:
     """Logits of the first ``count`` patches."""
     return logits[:count] if isinstance(logits, Tensor) else [level[:count] for level in logits]
-
-
-def finest(logits: Logits) -> Tensor:
-    """The finest level of what a network returns."""
-    return logits if isinstance(logits, Tensor) else logits[0]

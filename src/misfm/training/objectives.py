@@ -14,6 +14,7 @@ from misfm.augment.labelled import AugmentSettings, apply_augmentation, sample_a
 from misfm.batches import Batch, RawPatches
 from misfm.data.patches import LabelledBatch
 from misfm.losses import hard_dice, merge_unannotated, segmentation_loss
+from misfm.models.heads import finest
 from misfm.pretext.base import PretextTask
 from misfm.volume import FloatTriple, Shape
 
@@ -96,7 +97,7 @@ class SegmentationObjective:
     def score(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, float]:
         """Mean Dice of the labels in this (augmented, training) batch."""
         assert isinstance(batch, SegmentationBatch)
-        logits, target = outputs if isinstance(outputs, Tensor) else outputs[0], batch.targets
+        logits, target = finest(outputs), batch.targets
         if batch.annotated is not None:
             logits, target = merge_unannotated(logits, target, batch.annotated)
         return {"train_dice": float(torch.nanmean(hard_dice(logits.detach(), target)[1:]))}
