@@ -23,6 +23,7 @@ LAYERS = [
     "inference",
     "evaluation",
     "report",
+    "testing",
     "config",
     "planning",
     "commands",

@@ -13,10 +13,20 @@ import misfm.weights
 from misfm.errors import ConfigError
 from misfm.models.eva import EvaBlock, RotaryAttention, rotary_table, rotate
 from misfm.models.primus import PRESETS, PatchDecoder
+from misfm.testing import NetworkExample
 
 GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 PATCH = (16, 24, 40)
+EXAMPLES = [
+    NetworkExample(
+        name,
+        TINY,
+        patch_sizes=[(16, 32, 32), (8, 24, 40)],
+        wrong_options=[{"drop_path": "a"}, {"token_order": 1}],
+    )
+    for name in ("primus", *PRESETS)
+]
 
 
 def tiny(patch_size=PATCH, seed=0, **options):
@@ -224,8 +234,3 @@ def test_mixed_precision_stays_close():
 def test_options_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         tiny(**change)
-
-
-def test_a_patch_of_another_size_is_refused():
-    with pytest.raises(ConfigError, match=r"built for patches of \(16, 24, 40\)"):
-        tiny()(torch.zeros(1, 1, 16, 24, 32))

@@ -146,10 +146,3 @@ def test_networks_that_mix_what_is_visible_with_what_is_not_are_refused():
     pctnet = create("pctnet", num_classes=1, patch_size=(32, 32, 32), channels=(4, 8, 8, 16, 16))
     with pytest.raises(ConfigError, match="PCTNet's encoder cannot"):
         TASK.build_model(pctnet.backbone)
-
-
-def test_half_precision_is_no_obstacle():
-    model, batch = TASK.build_model(tiny("unet")), batch_for()
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = model(batch.inputs, *batch.context)
-    assert bool(TASK.loss(outputs, batch)["reconstruction"].isfinite())

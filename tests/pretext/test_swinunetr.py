@@ -135,7 +135,7 @@ def test_score_is_perfect_for_the_truth_and_chance_for_the_mean():
     assert flat["restored_error"] == pytest.approx(flat["mean_error"], rel=1e-5)
 
 
-def test_loss_falls_on_one_batch_and_is_finite_in_bfloat16(overfit):
+def test_loss_falls_on_one_batch(overfit):
     task = SwinUNETR()
     patches, placement = sources(task)
     smooth = torch.nn.functional.avg_pool3d(patches.flatten(0, 1), 3, 1, 1).view_as(patches)
@@ -143,7 +143,3 @@ def test_loss_falls_on_one_batch_and_is_finite_in_bfloat16(overfit):
     model = tiny_model(task)
     losses = overfit(task, model, batch, steps=30)
     assert losses[-1] < 0.7 * losses[0]
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = model(batch.inputs)
-    half = task.loss(outputs, replace(batch))
-    assert all(bool(term.isfinite()) for term in half.values())
