@@ -26,7 +26,7 @@ class Backbone(nn.Module):
 
     Attributes:
         encoder: module, (B, C, D, H, W) -> list of features, high to low resolution. Its parameters are
-            defined from the stem to the deepest level, with the number of their level in their names.
+            defined from the stem to the deepest level; their names number the levels behind the stem from 0.
         decoder: module, list of encoder features -> list of features, finest first.
         in_channels: C, channels of the image.
         encoder_channels: channels of each feature that the encoder returns, high to low resolution.

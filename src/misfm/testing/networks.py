@@ -239,9 +239,8 @@ def wrong_options_are_refused_in_a_sentence(example: NetworkExample) -> None:
     for wrong in WRONG_SIZES:
         assert "three positive sides" in refusal(partial(example.build, **wrong))
     option = next(iter(example.options))
-    assert f"did you mean '{option}'" in refusal(
-        partial(create, example.name, num_classes=2, patch_size=SIZE, **{option[:-1]: 4})
-    )
+    mistyped: dict[str, Any] = {option[:-1]: 4}
+    assert f"did you mean '{option}'" in refusal(partial(example.build, **mistyped))
 
 
 def a_network_of_fixed_size_says_so(example: NetworkExample) -> None:
