@@ -34,8 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from misfm.augment.views import View, apply_view
-from misfm.pretext import Placement
 from misfm.files import write_json, write_text
+from misfm.pretext import Placement
 from misfm.pretext.volume_fusion import VolumeFusionV2
 from misfm.seeding import generator_for
 from misfm.training.memory import keep_freed_memory
