@@ -1,4 +1,4 @@
-"""What a training step keeps for its backward pass, in bytes a voxel: the table of ``misfm/recipes/plan.py``.
+"""What a training step keeps for its backward pass, in bytes a voxel: the ``Demand`` of each network.
 
 One forward pass of each network with deep supervision and of the loss, float32, on the CPU; every tensor that
 autograd saves counts once, parameters left out. Twelve classes against two give what each class adds.

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from misfm.augment.views import View, apply_view
 from misfm.files import write_json, write_text
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.volume_fusion import VolumeFusionV2
 from misfm.seeding import generator_for
 from misfm.training.memory import keep_freed_memory
@@ -101,8 +101,7 @@ def pymic_batch(crop4vf: ModuleType, zoom: Callable[..., Any], volume: Tensor, s
 def misfm_batch(volume: Tensor, size: int, threads: int, seed: int) -> None:
     torch.set_num_threads(threads)
     patches = volume.expand(size, 2, *volume.shape)
-    valid = torch.tensor([[0, 0, 0], volume.shape[1:]]).expand(size, 2, 2, 3)
-    placement = Placement(valid, torch.zeros(size, 2, 3), torch.ones(size, 2, 3))
+    placement = Placement.whole(size, 2, volume.shape[1:])
     VolumeFusionV2().prepare(patches, placement, PATCH_SIZE, generator_for(seed))
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytest.register_assert_rewrite("misfm.testing")
+
 TINY_PRETRAINING = [
     "network.options.channels=[4, 8]",
     "patch_size=[16, 16, 16]",

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "misfm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = ["errors", "registry", "volume", "settings", "seeding", "files", "terminal", "parallel"]
+GROUND = ["errors", "registry", "volume", "settings", "seeding", "files", "terminal", "parallel", "batches"]
 METHODS = ["models", "losses", "pretext"]
 LAYERS = [
     *GROUND,
@@ -23,6 +23,7 @@ LAYERS = [
     "inference",
     "evaluation",
     "report",
+    "testing",
     "config",
     "planning",
     "commands",

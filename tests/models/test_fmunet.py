@@ -10,9 +10,17 @@ from safetensors.torch import load_file
 import misfm.models
 import misfm.weights
 from misfm.errors import ConfigError
+from misfm.testing import NetworkExample
 
 GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
 CHANNELS = (3, 4, 5, 6, 8)
+EXAMPLES = [
+    NetworkExample(
+        "fmunet",
+        {"channels": (4, 5, 6, 7, 8), "depth": 1},
+        wrong_options=[{"dropout": "a"}, {"anisotropy": 1.0}],
+    )
+]
 
 
 def tiny(patch_size=(16, 32, 32), **options):

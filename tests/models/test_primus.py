@@ -13,10 +13,20 @@ import misfm.weights
 from misfm.errors import ConfigError
 from misfm.models.eva import EvaBlock, RotaryAttention, rotary_table, rotate
 from misfm.models.primus import PRESETS, PatchDecoder
+from misfm.testing import NetworkExample
 
 GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 PATCH = (16, 24, 40)
+EXAMPLES = [
+    NetworkExample(
+        name,
+        TINY,
+        patch_sizes=[(16, 32, 32), (8, 24, 40)],
+        wrong_options=[{"drop_path": "a"}, {"token_order": 1}],
+    )
+    for name in ("primus", *PRESETS)
+]
 
 
 def tiny(patch_size=PATCH, seed=0, **options):
@@ -193,13 +203,9 @@ def test_initial_weights():
         assert block.gamma_1.tolist() == pytest.approx([0.1] * 48)
 
 
-def test_drop_path_grows_with_depth_and_keeps_the_mean():
+def test_drop_path_grows_with_depth():
     blocks = tiny(depth=5, drop_path=0.2).backbone.encoder.blocks
     assert [block.drop_path for block in blocks] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
-    torch.manual_seed(0)
-    branch = blocks[-1].train()._sometimes(torch.ones(5000, 2, 4))
-    assert set(branch.unique().tolist()) == {0.0, 1.25}
-    assert branch.mean() == pytest.approx(1, abs=0.02)
 
 
 def test_mixed_precision_stays_close():
@@ -228,8 +234,3 @@ def test_mixed_precision_stays_close():
 def test_options_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         tiny(**change)
-
-
-def test_a_patch_of_another_size_is_refused():
-    with pytest.raises(ConfigError, match=r"built for patches of \(16, 24, 40\)"):
-        tiny()(torch.zeros(1, 1, 16, 24, 32))

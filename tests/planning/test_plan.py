@@ -13,15 +13,13 @@ from misfm.commands.trials import finetune_settings as arm_settings
 from misfm.commands.twins import finetune_twins
 from misfm.config import CompareSettings, FinetuneSettings, NetworkSettings
 from misfm.models import create
-from misfm.models.base import NETWORKS
+from misfm.models.base import NETWORKS, UNKNOWN_DEMAND
 from misfm.planning import fill_defaults as filling
 from misfm.planning.machine import Machine
 from misfm.planning.plan import (
     CPU_VOXELS,
-    DEMANDS,
     GPU_VOXELS,
     MEMORY_SHARE,
-    UNKNOWN,
     Facts,
     multiple_of,
     plan,
@@ -35,7 +33,7 @@ CPU = Machine("cpu")
 HEAD_NECK = Facts((96, 64, 112), (3.0, 4.0, 4.0), 5, 1, 6, CPU)
 
 shapes = st.tuples(*[st.integers(1, 600)] * 3)
-networks = st.sampled_from(sorted(DEMANDS)).map(lambda name: NetworkSettings(name=name))
+networks = st.sampled_from(NETWORKS.names()).map(lambda name: NetworkSettings(name=name))
 
 
 def gpu(gib):
@@ -128,7 +126,7 @@ def test_the_longest_side_of_the_scan_is_the_longest_of_the_patch():
 def test_every_network_takes_what_is_planned_for_it(name, shape):
     import torch
 
-    assert name in DEMANDS, "measure it with benchmarks/activation_memory.py"
+    assert NETWORKS.demand(name) != UNKNOWN_DEMAND, "measure it with benchmarks/activation_memory.py"
     found = planned(shape=shape, network=NetworkSettings(name=name))
     with torch.device("meta"):
         backbone = create(name, num_classes=2, patch_size=found.patch_size).backbone
@@ -182,12 +180,12 @@ def test_strides_of_weights_divide_the_sides():
     network = NetworkSettings(name="resenc", options={"strides": strides})
     assert multiple_of(network) == 32
     assert multiple_of(NetworkSettings(name="unet", options={"strides": [[2, 2, 2]] * 4})) == 16
-    assert multiple_of(NetworkSettings(name="unknown")) == UNKNOWN.multiple
+    assert multiple_of(NetworkSettings(name="unknown")) == UNKNOWN_DEMAND.multiple
 
 
 def test_a_network_that_was_not_measured_counts_as_the_hungriest():
     assert saved_bytes(NetworkSettings(name="new"), HEAD_NECK) > max(
-        saved_bytes(NetworkSettings(name=name), HEAD_NECK) for name in DEMANDS
+        saved_bytes(NetworkSettings(name=name), HEAD_NECK) for name in NETWORKS.names()
     )
 
 

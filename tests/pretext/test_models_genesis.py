@@ -1,11 +1,13 @@
 """Models Genesis: each distortion beside an obvious loop, and what is restored."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from misfm.models.unet import build_unet
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.models_genesis import (
     Curve,
     Distortion,
@@ -33,9 +35,9 @@ def image_of(channels=2, seed=0):
 
 def batch_of(task, valid=None, size=SIZE):
     patches = torch.randn(3, 1, 1, *size, generator=generator_for(0))
-    origin = torch.zeros(3, 1, 3)
-    inside = torch.tensor(valid or ((0, 0, 0), size)).expand(3, 1, 2, 3)
-    placement = Placement(inside, origin, origin + 1)
+    placement = Placement.whole(3, 1, size)
+    if valid is not None:
+        placement = replace(placement, valid=torch.tensor(valid).expand(3, 1, 2, 3))
     return task.prepare(patches, placement, size, generator_for("prepare")), patches
 
 

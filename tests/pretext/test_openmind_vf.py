@@ -1,5 +1,7 @@
 """Volume Fusion as nnssl trains it: boxes, augmentation before the fusion, loss."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from misfm.augment.mirrors import flip, sample_flips
 from misfm.errors import ConfigError
 from misfm.losses import IGNORE
 from misfm.models.unet import build_unet
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.openmind_vf import OpenMindVolumeFusion, sample_levels
 from misfm.seeding import draw_int, generator_for
 
@@ -20,10 +22,9 @@ PLAIN = IntensitySettings(
 )
 
 
-def patches_for(volumes=3, valid=((0, 0, 0), SIZE), seed=0):
+def patches_for(volumes=3, seed=0):
     patches = torch.randn(volumes, 1, 1, *SIZE, generator=generator_for(seed))
-    origin = torch.zeros(volumes, 1, 3)
-    return patches, Placement(torch.tensor(valid).expand(volumes, 1, 2, 3), origin, origin + 1)
+    return patches, Placement.whole(volumes, 1, SIZE)
 
 
 def test_boxes_are_painted_one_by_one():
@@ -79,7 +80,7 @@ def test_padding_of_either_volume_is_left_out_of_the_loss():
     patches, placement = patches_for(volumes=2)
     valid = placement.valid.clone()
     valid[0, 0], valid[1, 0] = torch.tensor([[2, 0, 0], SIZE]), torch.tensor([[0, 0, 0], [12, 16, 10]])
-    batch = task.prepare(patches, Placement(valid, *2 * [placement.origin]), SIZE, generator_for(5))
+    batch = task.prepare(patches, replace(placement, valid=valid), SIZE, generator_for(5))
     ignored = batch.targets == IGNORE
     assert bool(ignored[:, :2].all())
     assert bool(ignored[..., 10:].all())

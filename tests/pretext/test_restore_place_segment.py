@@ -5,7 +5,7 @@ import torch
 
 from misfm.losses import IGNORE, segmentation_loss
 from misfm.models.unet import build_unet
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.restore_place_segment import RestorePlaceSegment, positions
 from misfm.seeding import generator_for
 from misfm.synthesis.structures import NUM_STRUCTURES

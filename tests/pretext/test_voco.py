@@ -8,7 +8,7 @@ import torch
 
 from misfm.augment.crops import CropSettings
 from misfm.models.unet import build_unet
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.voco import Tiles, VoCo, split
 from misfm.seeding import generator_for
 
@@ -22,8 +22,8 @@ STILL = CropSettings(flip_probability=0, quarter_turns=False, intensities=NO_INT
 def sources(task, extents, patch_size=PATCH_SIZE):
     size = task.source_size(patch_size)
     patches = torch.randn(len(extents), 1, 1, *size, generator=generator_for(0))
-    zeros = torch.zeros(len(extents), 1, 3)
-    return patches, Placement(torch.tensor(extents)[:, None], zeros, zeros + 1)
+    whole = Placement.whole(len(extents), 1, size)
+    return patches, replace(whole, valid=torch.tensor(extents)[:, None])
 
 
 def test_bases_tile_the_source_and_targets_know_their_overlap():

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from misfm.batches import Placement
 from misfm.commands.arm import read_arm, train_arm
 from misfm.commands.pretrain import pretrain
 from misfm.config import FinetuneSettings, PretrainSettings, resolve
@@ -29,7 +30,6 @@ from misfm.errors import ConfigError
 from misfm.evaluation.arms import ALL, Arm, compare_arms
 from misfm.files import write_json
 from misfm.models import create
-from misfm.pretext.base import Placement
 from misfm.pretext.volume_fusion import VolumeFusionV2
 from misfm.report.figures import loss_curves
 from misfm.report.html import Picture, render_report
@@ -217,7 +217,7 @@ def fusion_picture(out: Path) -> bytes:
     network = task.build_model(backbone)
     tensors, _ = read_weights(RunFolder(out / "pretrain").weights)
     network.load_state_dict(tensors)
-    samples = fused_samples(task, raw[0], Placement(*raw[1:]), network)
+    samples = fused_samples(task, raw.patches, raw.placement, network)
     return fusion_strip(samples, num_levels=task.num_levels)
 
 

@@ -220,7 +220,8 @@ class PretextValidation:
         for index in range(count):
             raw = self.patches[index]
             batch = self.objective.prepare(
-                (raw[0].to(device), *raw[1:]), generator_for(self.patches.seed, "prepare", index)
+                raw._replace(patches=raw.patches.to(device)),
+                generator_for(self.patches.seed, "prepare", index),
             )
             outputs = model(batch.inputs, *batch.context)
             loss = sum(float(term) for term in self.objective.loss(outputs, batch).values())

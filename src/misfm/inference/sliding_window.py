@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
+from misfm.models.heads import finest
 from misfm.volume import Shape
 
 
@@ -127,11 +128,6 @@ def _window_slices(starts: tuple[int, int], sizes: tuple[int, int]) -> tuple[sli
     return slice(h, h + height), slice(w, w + width)
 
 
-def finest(output: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return float32 logits of what a network returned: a tensor, or a list with the finest level first."""
-    return (output if isinstance(output, Tensor) else output[0]).float()
-
-
 @torch.no_grad()
 def _network_logits(network: nn.Module, patches: Tensor, mirror_axes: Sequence[int]) -> Tensor:
     """Return float32 logits (B, K, D, H, W), the mean over all mirrored versions."""
@@ -139,7 +135,7 @@ def _network_logits(network: nn.Module, patches: Tensor, mirror_axes: Sequence[i
     total: Tensor | None = None
     for axes in flips:
         dims = [axis + 2 for axis in axes]
-        logits = finest(network(patches.flip(dims) if dims else patches))
+        logits = finest(network(patches.flip(dims) if dims else patches)).float()
         logits = logits.flip(dims) if dims else logits
         total = logits if total is None else total + logits
     assert total is not None

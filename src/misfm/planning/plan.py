@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from misfm.config import FinetuneSettings, NetworkSettings
+from misfm.models import NETWORKS
 from misfm.planning.machine import Machine
 from misfm.volume import FloatTriple, Shape
 
@@ -33,41 +34,8 @@ WIDE_FROM = 6 * 2**30
 """Bytes that a GPU of 8 GiB has free once the system has taken its part."""
 
 
-@dataclass(frozen=True)
-class Demand:
-    """What a network asks of a patch.
-
-    Attributes:
-        saved: bytes that a training step keeps for each voxel, those for each class left out; in float32 on
-            64^3 voxels (primus-l: 32^3), measured with ``benchmarks/activation_memory.py``. Mixed precision
-            keeps less.
-        multiple: what the sides of a patch are multiples of.
-        is_fixed: whether weights are bound to the patch they were trained on.
-    """
-
-    saved: int
-    multiple: int
-    is_fixed: bool = False
-
-
-DEMANDS = {
-    "unet": Demand(694, 8),
-    "pctnet": Demand(5681, 16, is_fixed=True),
-    "fmunet": Demand(2834, 16),
-    "resenc": Demand(2096, 32),
-    "resenc-l": Demand(2096, 32),
-    "primus": Demand(2808, 8, is_fixed=True),
-    "primus-s": Demand(986, 8, is_fixed=True),
-    "primus-b": Demand(1950, 8, is_fixed=True),
-    "primus-m": Demand(2808, 8, is_fixed=True),
-    "primus-l": Demand(5095, 8, is_fixed=True),
-}
-UNKNOWN = Demand(10_000, 32)
-"""Taken for a network that was not measured: more than any that was."""
 SAVED_FOR_CLASS = 24
 """Bytes for each voxel and class, of logits and loss at all levels; measured alike, 14 to 24."""
-UNET_CHANNELS = 16
-"""First of the channels with which the lean U-Net was measured: what it saves grows in proportion."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +108,9 @@ def plan_patch(network: NetworkSettings, facts: Facts, samples: int) -> tuple[Sh
 
     Its shape is that of the median scan, as nnU-Net has it: the side that covers least of it grows next.
     """
-    demand = DEMANDS.get(network.name, UNKNOWN)
     budget, limit = voxel_budget(network, facts, samples)
     theirs = facts.weights_patch
-    if theirs is not None and demand.is_fixed:
+    if theirs is not None and NETWORKS.demand(network.name).is_fixed:
         return theirs, f"patch {text(theirs)}: the only one that the weights of {network.name} take"
     if theirs is not None and math.prod(theirs) <= budget:
         return theirs, f"patch {text(theirs)}: that of the weights; {limit}"
@@ -167,9 +134,10 @@ def voxel_budget(network: NetworkSettings, facts: Facts, samples: int) -> tuple[
 
 def saved_bytes(network: NetworkSettings, facts: Facts) -> float:
     """Bytes that a training step keeps for each voxel."""
-    saved: float = DEMANDS.get(network.name, UNKNOWN).saved
-    if network.name == "unet" and "channels" in network.options:
-        saved *= network.options["channels"][0] / UNET_CHANNELS
+    demand = NETWORKS.demand(network.name)
+    saved: float = demand.saved
+    if demand.width is not None and "channels" in network.options:
+        saved *= network.options["channels"][0] / demand.width
     return saved + SAVED_FOR_CLASS * facts.num_classes + 4 * facts.num_channels
 
 
@@ -177,7 +145,7 @@ def multiple_of(network: NetworkSettings) -> int:
     """Return what the sides of a patch are multiples of; strides that weights bring along have their say."""
     strides: Sequence[Sequence[int]] = network.options.get("strides") or ()
     coarsest: list[int] = [math.prod(steps) for steps in zip(*strides, strict=True)]
-    return max([DEMANDS.get(network.name, UNKNOWN).multiple, *coarsest])
+    return max([NETWORKS.demand(network.name).multiple, *coarsest])
 
 
 def grow(shape: Shape, budget: int, multiple: int) -> Shape:

@@ -16,9 +16,10 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
+from misfm.batches import Batch, Placement
 from misfm.errors import ConfigError
 from misfm.losses import masked_mean
-from misfm.pretext.base import Placement, PretextBatch, PretextTask
+from misfm.pretext.base import PretextTask
 from misfm.settings import PositiveShape
 from misfm.volume import Shape
 
@@ -26,7 +27,7 @@ PUBLISHED_BLOCK, FEWEST_BLOCKS = 16, 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedPatches(PretextBatch):
+class MaskedPatches(Batch):
     """``targets`` are the whole patches (B, C, D, H, W); in ``inputs`` hidden voxels are 0.
 
     The only ``context`` is the mask (B, D, H, W) bool of all hidden voxels, padding or not.
@@ -74,12 +75,12 @@ class MaskedBlocks(PretextTask):
             visible=~hidden & real,
         )
 
-    def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Mean squared error over hidden voxels that are real."""
         assert isinstance(batch, MaskedPatches)
         return {"reconstruction": masked_mean((outputs.float() - batch.targets).square(), batch.masked)}
 
-    def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
         """Squared errors over the hidden voxels.
 
         ``masked_error`` is the network's, ``mean_error`` that of the batch's mean visible intensity.

@@ -28,7 +28,8 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from misfm.augment.mirrors import flip
-from misfm.pretext.base import PRETEXTS, Placement
+from misfm.batches import Placement
+from misfm.pretext.base import PRETEXTS
 from misfm.pretext.restoration import Restorable, Restoration
 from misfm.seeding import draw_below, draw_int
 from misfm.settings import Probability

@@ -26,8 +26,9 @@ from torch import Generator, LongTensor, Tensor
 
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
 from misfm.augment.mirrors import sample_flips
+from misfm.batches import Batch, Placement
 from misfm.losses import segmentation_loss
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch
+from misfm.pretext.base import PRETEXTS
 from misfm.pretext.volume_fusion import VolumeFusion, require_two
 from misfm.seeding import draw_int
 from misfm.settings import CountRange, Probability
@@ -52,7 +53,7 @@ class OpenMindVolumeFusion(VolumeFusion):
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
-    ) -> PretextBatch:
+    ) -> Batch:
         """Fuse each patch with the one before it in the batch; see the base class.
 
         Raises:
@@ -65,7 +66,7 @@ class OpenMindVolumeFusion(VolumeFusion):
         levels: list[Tensor] = [sample_levels(self, patch_size, generator) for _ in flips]
         return self.fuse_neighbours(images, placement.real(patch_size)[:, 0], flips, torch.stack(levels))
 
-    def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, Tensor]:
         """Dice + cross-entropy over all K + 1 classes, averaged over the samples."""
         assert isinstance(outputs, Tensor)
         pairs = zip(outputs[:, None], batch.targets[:, None], strict=True)

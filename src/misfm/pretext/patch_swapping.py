@@ -20,7 +20,8 @@ from typing import cast
 import torch
 from torch import Generator, Tensor
 
-from misfm.pretext.base import PRETEXTS, Placement
+from misfm.batches import Placement
+from misfm.pretext.base import PRETEXTS
 from misfm.pretext.restoration import Restorable, Restoration
 from misfm.seeding import draw_int
 from misfm.settings import CountRange, PositiveShape

@@ -41,10 +41,11 @@ from pydantic import Field, PositiveFloat
 from torch import Generator, Tensor, nn
 
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
+from misfm.batches import Batch, Placement
 from misfm.losses import IGNORE, masked_mean, segmentation_loss
-from misfm.models.base import Backbone, SegmentationModel, image_channels
+from misfm.models.base import Backbone, SegmentationModel
 from misfm.pretext.anatomy import STRONG_INTENSITIES, dice_score
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
+from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.masks import grid_size, sample_blocks, spread_blocks
 from misfm.seeding import draw_uniform
 from misfm.settings import PositiveShape, Probability
@@ -56,7 +57,7 @@ UNIT_MM = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedPlaces(PretextBatch):
+class MaskedPlaces(Batch):
     """``targets`` are the whole patches; all tensors hold the two patches of a volume one after the other.
 
     Attributes:
@@ -117,7 +118,7 @@ class RestorePlaceSegment(PretextTask):
 
     def build_model(self, backbone: Backbone) -> nn.Module:
         """Intensities, three coordinates, and the structures with background for each voxel."""
-        return SegmentationModel(backbone, image_channels(backbone) + 3 + NUM_STRUCTURES + 1)
+        return SegmentationModel(backbone, backbone.in_channels + 3 + NUM_STRUCTURES + 1)
 
     def parts_of(self, outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return h (B, C, D, H, W), f (B, 3, D, H, W) and the logits of classes in float32."""
@@ -126,7 +127,7 @@ class RestorePlaceSegment(PretextTask):
         image, place, logits = torch.split(outputs.float(), sizes, dim=1)
         return image, place, logits
 
-    def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Squared errors over masked voxels and of positions, Dice and cross-entropy of structures."""
         assert isinstance(batch, MaskedPlaces)
         image, place, logits = self.parts_of(outputs)
@@ -137,7 +138,7 @@ class RestorePlaceSegment(PretextTask):
             **(segmentation if bool((batch.labels != IGNORE).any()) else {}),
         }
 
-    def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
         """Errors beside those of the scans' mean and of one position for everything, and Dice of structures.
 
         ``position_mm`` is the root mean square distance, ``position_mm_chance`` that of the best constant.

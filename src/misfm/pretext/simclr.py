@@ -28,8 +28,9 @@ from misfm.augment.crops import (
     start_limits,
     tiled_size,
 )
+from misfm.batches import Batch, Placement
 from misfm.models.base import Backbone
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
+from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.embedding import (
     EmbeddingModel,
     Widths,
@@ -68,7 +69,7 @@ class SimCLR(PretextTask):
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
-    ) -> PretextBatch:
+    ) -> Batch:
         """Cut and vary pairs of crops; ``targets`` are the indices of the partners. See the base class.
 
         Raises:
@@ -82,7 +83,7 @@ class SimCLR(PretextTask):
                 pairs.append((cut(source, starts[0], patch_size), cut(source, starts[1], patch_size)))
         crops = pair_up(pairs)
         variation = sample_variation(self.crops, len(crops), patch_size, generator)
-        return PretextBatch(apply_variation(crops, variation), partners(len(crops)).to(patches.device))
+        return Batch(apply_variation(crops, variation), partners(len(crops)).to(patches.device))
 
     def sample_pair(
         self, patch_size: Shape, extent: list[list[int]], generator: Generator
@@ -98,10 +99,10 @@ class SimCLR(PretextTask):
         """Encoder and projector."""
         return EmbeddingModel(backbone, self.widths)
 
-    def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """NT-Xent over all crops of the batch."""
         return {"nt_xent": nt_xent(outputs, self.temperature)}
 
-    def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
         """How often the partner is the most similar crop, beside chance."""
         return matching_score(outputs)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from misfm.models.base import Backbone, image_channels, pad_to_fit
+from misfm.models.base import Backbone, pad_to_fit
 from misfm.models.eva import INIT_STD
 from misfm.models.primus import TOKEN_SIDE, Primus
 from misfm.pretext.base import PRETEXTS
@@ -49,7 +49,7 @@ class ReplacingModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.mask_token = nn.Parameter(torch.empty(backbone.channels[0]))
-        self.head = backbone.build_head(image_channels(backbone), num_outputs=1)
+        self.head = backbone.build_head(backbone.in_channels, num_outputs=1)
         nn.init.trunc_normal_(self.mask_token, std=INIT_STD)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:

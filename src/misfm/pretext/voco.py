@@ -37,8 +37,9 @@ from misfm.augment.crops import (
     sample_variation,
     tiled_size,
 )
+from misfm.batches import Batch, Placement
 from misfm.models.base import Backbone
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
+from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.embedding import EmbeddingModel, Widths, cosines
 from misfm.settings import PositiveShape
 from misfm.volume import Shape
@@ -48,7 +49,7 @@ TINY = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tiles(PretextBatch):
+class Tiles(Batch):
     """``inputs`` are the bases of all volumes that hold voxels, then the targets of all volumes.
 
     ``targets`` is (B, T, G), share of each target crop that lies in each base.
@@ -119,7 +120,7 @@ class VoCo(PretextTask):
         """Encoder and projector."""
         return EmbeddingModel(backbone, self.widths)
 
-    def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """The three terms of the module's docstring."""
         assert isinstance(batch, Tiles)
         bases, targets = split(outputs, batch)
@@ -134,7 +135,7 @@ class VoCo(PretextTask):
             "bases_alike": weighted_mean(alike, pairs),
         }
 
-    def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
         """How often the most similar base is one that shares most with the crop, beside chance."""
         assert isinstance(batch, Tiles)
         bases, targets = split(outputs.detach(), batch)

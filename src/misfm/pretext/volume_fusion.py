@@ -35,10 +35,12 @@ from torch import Generator, LongTensor, Tensor, nn
 
 from misfm.augment.mirrors import flip, sample_flips
 from misfm.augment.views import ViewSettings, apply_view, sample_view, view_of_mask
+from misfm.batches import Batch, Placement
 from misfm.errors import ConfigError
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
+from misfm.models.heads import finest
+from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.seeding import draw_below, draw_int
 from misfm.settings import CountRange, Probability
 from misfm.volume import Shape
@@ -154,7 +156,7 @@ class VolumeFusion(PretextTask):
 
     def fused_batch(
         self, foreground: Tensor, background: Tensor, levels: Tensor, real: Tensor | None = None
-    ) -> PretextBatch:
+    ) -> Batch:
         """Fuse (B, C, D, H, W) pairs by (B, D, H, W) levels into inputs and targets.
 
         Voxels that are not ``real`` (B, D, H, W) in both I_f and I_b are left out of the loss; None: all are.
@@ -165,11 +167,11 @@ class VolumeFusion(PretextTask):
         if self.min_difference > 0:
             undecidable = ((foreground - background).abs() < self.min_difference).all(1)
             levels = levels.masked_fill(undecidable, IGNORE)
-        return PretextBatch(inputs, levels)
+        return Batch(inputs, levels)
 
     def fuse_neighbours(
         self, images: Tensor, real: Tensor, flips: Sequence[tuple[int, ...]], levels: Tensor
-    ) -> PretextBatch:
+    ) -> Batch:
         """Mirror (B, C, D, H, W) images, each in its own way, and fuse each with the one before it.
 
         Args:
@@ -188,14 +190,13 @@ class VolumeFusion(PretextTask):
         """Segmentation into K + 1 levels."""
         return SegmentationModel(backbone, self.num_levels + 1)
 
-    def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, Tensor]:
         """(Dice + cross-entropy) / 2 over all K + 1 classes (MIS-FM, framework figure)."""
         return segmentation_loss(outputs, batch.targets, background=True)
 
-    def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, float]:
         """Mean Dice of the levels above 0, and what guessing by the shares of the levels would reach."""
-        logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-        dice = hard_dice(logits.detach(), batch.targets)[1:]
+        dice = hard_dice(finest(outputs).detach(), batch.targets)[1:]
         known = batch.targets[batch.targets != IGNORE]
         shares = torch.bincount(known, minlength=self.num_levels + 1)[1:] / max(len(known), 1)
         return {"pretext_dice": float(dice.nanmean()), "chance_dice": float(shares[shares > 0].mean())}
@@ -214,7 +215,7 @@ class VolumeFusionV1(VolumeFusion):
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
-    ) -> PretextBatch:
+    ) -> Batch:
         """Fuse each patch with the one before it in the batch; see the base class.
 
         Raises:
@@ -257,7 +258,7 @@ class VolumeFusionV2(VolumeFusion):
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
-    ) -> PretextBatch:
+    ) -> Batch:
         """Fuse two augmented crops of each volume; see the base class."""
         return self.fused_batch(*self.draw(patches, placement, patch_size, generator))
 

@@ -21,8 +21,8 @@ from lightning_fabric import Fabric
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from misfm.batches import Batch
 from misfm.errors import MisfmError
-from misfm.pretext.base import PretextBatch
 from misfm.seeding import derive_seed, generator_for
 from misfm.terminal import logger
 from misfm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -39,15 +39,15 @@ from misfm.training.settings import TrainingSettings
 class Objective(Protocol):
     """What is trained for: turns raw patches into inputs and targets, and scores outputs."""
 
-    def prepare(self, batch: Any, generator: Generator) -> PretextBatch:
+    def prepare(self, batch: Any, generator: Generator) -> Batch:
         """Return inputs and targets on the device the batch is on."""
         ...
 
-    def loss(self, outputs: Any, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Named terms; their sum is minimised."""
         ...
 
-    def score(self, outputs: Any, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Any, batch: Batch) -> Mapping[str, float]:
         """Numbers a person can read."""
         ...
 

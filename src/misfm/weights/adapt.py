@@ -24,13 +24,13 @@ class AdaptContext:
     """What the rules need to know besides shapes.
 
     Attributes:
-        channels: image channels of the source and of the network.
+        stem: name of the weight that takes the image.
         grid: tokens of the network along (D, H, W); None for a network without tokens.
         source_grid: tokens along (D, H, W) the source was trained with, where recorded.
         token_axes: the axes of both grids in the order in which they are flattened into tokens.
     """
 
-    channels: tuple[int, int]
+    stem: str
     grid: Shape | None = None
     source_grid: Shape | None = None
     token_axes: Shape = (0, 1, 2)
@@ -60,11 +60,10 @@ def with_channels(weight: Tensor, num_channels: int) -> Tensor:
 def image_channels(
     name: str, tensor: Tensor, target: Tensor, context: AdaptContext
 ) -> tuple[Tensor, str] | None:
-    """Adapt what looks at the image, told by the source's and the network's number of channels."""
-    if not name.startswith(ENCODER) or tensor.dim() != 5 or target.dim() != 5:
+    """Adapt what takes the image to another number of image channels."""
+    if name != context.stem or tensor.dim() != target.dim() or len(tensor) != len(target):
         return None
-    channels = (tensor.shape[1], target.shape[1])
-    if channels != context.channels or channels[0] == channels[1] or len(tensor) != len(target):
+    if tensor.shape[1] == target.shape[1]:
         return None
     return (
         with_channels(tensor, target.shape[1]),
