@@ -29,7 +29,9 @@ FORMS = sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"))
 
 FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-CODE_PATH = re.compile(r"`((?:src|tests|benchmarks|docs|examples|\.ci|\.github)/[\w./-]*)`")
+CODE_PATH = re.compile(
+    r"`((?:src|tests|benchmarks|docs|examples|\.ci|\.github)/[\w./-]*)`(?! at [0-9a-f]{7})"  # not of an older commit
+)
 VERB = re.compile(r"`misfm ([a-z][\w-]*)([^`]*)`")
 
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
