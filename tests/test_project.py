@@ -29,8 +29,9 @@ FORMS = sorted(ROOT.glob(".github/ISSUE_TEMPLATE/*.yml"))
 
 FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+# A path that is said to be of an older commit need not be there any more.
 CODE_PATH = re.compile(
-    r"`((?:src|tests|benchmarks|docs|examples|\.ci|\.github)/[\w./-]*)`(?! at [0-9a-f]{7})"  # not of an older commit
+    r"`((?:src|tests|benchmarks|docs|examples|\.ci|\.github)/[\w./-]*)`(?! at [0-9a-f]{7})"
 )
 VERB = re.compile(r"`misfm ([a-z][\w-]*)([^`]*)`")
 
