@@ -79,7 +79,7 @@ class TrainingHandler(logging.Handler):
         """Show a record."""
         message = record.getMessage()
         step, steps = getattr(record, "step", None), getattr(record, "steps", None)
-        if step is None or steps is None or not sys.stderr.isatty():
+        if step is None or steps is None or (self._progress is None and not sys.stderr.isatty()):
             print(message, file=sys.stderr, flush=True)
             return
         if self._progress is None:

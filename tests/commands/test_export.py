@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from golden_files import BESIDE, HERE
 
 import misfm.models
 from misfm import weights
@@ -14,7 +15,6 @@ from misfm.errors import ConfigError, DataError, WeightsError
 from misfm.weights.nnssl_resenc import reference_names
 from misfm.weights.nnunet_plans import KNOWN_PLANS, DatasetPlans, in_file_order, plan
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 RESENC = {"channels": (4, 6, 8), "blocks": (1, 2, 1), "strides": ((1, 2, 2), (2, 2, 2))}
 NETWORKS = {
     "unet": {"channels": (4, 6, 8)},
@@ -344,7 +344,7 @@ def test_what_the_source_lacks_stays_out_of_the_file(weights_of, tmp_path):
     "name", ["resencl_mae", "resencl_s3d", "primusm_mae", "primusm_voco", "pymic_pctnet"]
 )
 def test_published_layouts_convert_and_load_the_same(tmp_path, name):
-    found = sorted(GOLDEN.glob(f"ckpt_*{name}*.p*t*"))
+    found = [path for folder in (HERE, BESIDE) for path in sorted(folder.glob(f"ckpt_*{name}*.p*t*"))]
     if not found:
         pytest.skip("the reference checkpoints are not beside this repository")
     size = (32, 32, 32) if "primus" in name else None

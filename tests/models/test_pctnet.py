@@ -2,11 +2,10 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden_files import golden_file, load_golden
 from torch import nn
 
 import misfm.models
@@ -16,7 +15,6 @@ from misfm.models.swin import SwinBlock, WindowAttention, WindowSettings, lay_ou
 from misfm.testing import NetworkExample
 from misfm.training.precision import exact_convolutions
 
-GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
 TINY = {"channels": (4, 4, 6, 8, 12), "num_heads": (2, 2, 3), "window_sizes": (3, 2, 2)}
 EXAMPLES = [
     NetworkExample(
@@ -42,10 +40,10 @@ def tiny(patch_size=(16, 32, 32), **options):
 
 def golden(name, **changes):
     """The published network with the weights of a fixture, its input and its outputs."""
-    if not (GOLDEN / f"{name}.json").exists():
+    if not golden_file(f"{name}.safetensors").exists():
         pytest.skip("the golden files are not beside this repository")
-    config = json.loads((GOLDEN / f"{name}.json").read_text())["config"]
-    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    config = json.loads(golden_file(f"{name}.json").read_text())["config"]
+    tensors = load_golden(golden_file(f"{name}.safetensors"))
     options = {
         "channels": config["feature_chns"],
         "depths": config["depths"],

@@ -1,11 +1,10 @@
 """Weights of Primus from nnssl and nnU-Net: what plan, trainer and tensors tell, and the order of tokens."""
 
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden_files import golden_file, load_golden, needs
 
 import misfm.models
 from misfm import weights
@@ -13,10 +12,11 @@ from misfm.errors import WeightsError
 from misfm.models.primus import PRESETS
 from misfm.weights.nnssl_primus import RENAMES
 
-GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
-MAE, VOCO = (GOLDEN / f"ckpt_nnssl_primusm_{name}.pth" for name in ("mae", "voco"))
-needs_golden = pytest.mark.skipif(not MAE.exists(), reason="the golden files are not beside this repository")
-CASES = [(MAE, "same"), (MAE, "twochannel"), (MAE, "resized"), (VOCO, "resized")]
+MAE, VOCO = (golden_file(f"ckpt_nnssl_primusm_{name}.pth") for name in ("mae", "voco"))
+CASES = [
+    *(pytest.param(MAE, case, marks=needs(MAE)) for case in ("same", "twochannel", "resized")),
+    (VOCO, "resized"),
+]
 
 SIZE = {"embed_dim": 48, "depth": 3, "num_heads": 4}
 PATCH = (32, 32, 32)
@@ -30,7 +30,7 @@ def network(seed=0, patch_size=PATCH, num_classes=2, **changes):
 
 def expected_of(path, case):
     prefix = f"{case}."
-    tensors = load_file(path.with_suffix(".expected.safetensors"))
+    tensors = load_golden(path.with_suffix(".expected.safetensors"))
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
@@ -66,7 +66,6 @@ def close(ours, expected):
     return float((ours - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
-@needs_golden
 @pytest.mark.parametrize(("path", "case"), CASES, ids=lambda value: getattr(value, "stem", value))
 def test_published_features_are_reproduced_in_the_order_asked_for(path, case):
     expected = expected_of(path, case)
@@ -80,7 +79,6 @@ def test_published_features_are_reproduced_in_the_order_asked_for(path, case):
     assert "token_order='hwd' and this one has 'whd'" in str(report)
 
 
-@needs_golden
 @pytest.mark.parametrize("order", ["auto", "hwd"])
 @pytest.mark.parametrize(("path", "case"), [CASES[0], CASES[1], CASES[3]], ids=["same", "channels", "voco"])
 def test_published_features_are_reproduced_in_the_order_of_training(path, case, order):
@@ -196,7 +194,7 @@ def test_the_head_is_taken_where_it_fits_and_was_not_a_pretext(tmp_path):
         assert {entry.name.split(".")[0] for entry in report.reinitialised} == {"head"}
 
 
-@needs_golden
+@needs(MAE)
 def test_what_has_no_place_is_listed():
     unused = {entry.name for entry in weights.load(network(), MAE).unused}
     assert {"mask_token", "decoder.pos_embed", "decoder.norm.weight"} < unused
@@ -206,7 +204,6 @@ def test_what_has_no_place_is_listed():
     }
 
 
-@needs_golden
 def test_a_checkpoint_describes_itself():
     description = weights.describe(VOCO)
     assert description["network"] == {"name": "primus", "options": {**SIZE, "token_order": "hwd"}}
