@@ -1,8 +1,9 @@
 """Fine-tunings that differ in their start or in a setting, on validation cases: what defaults are chosen by.
 
 Every (arm, seed) is a resumable run of its own; results of what is finished are written after each.
+``DATA`` is made by ``benchmarks/data.py``.
 
-    python benchmarks/arms.py --dataset DIR/Dataset002_HeadNeckCT --out RUNS --name few_labels_search \\
+    python benchmarks/arms.py --dataset DATA/Dataset002_HeadNeckCT --out RUNS --name few_labels_search \\
         --arm base= --arm "elastic=,augmentation.p_elastic=0.3" \\
         --arm pretrained=PRETRAINING/weights.safetensors --set "patch_size=[40,40,40]"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The comparisons of pretext tasks in the README: head-neck CT at two budgets, hippocampus MR.
+# The comparisons of pretext tasks in docs/results.md: head-neck CT at two budgets, hippocampus MR.
 # usage: bash benchmarks/compare_pretexts.sh DATA RUNS [OPTIONS OF misfm compare]
-# DATA holds Dataset001_Hippocampus, Dataset002_HeadNeckCT and unlabelled/. Stopped, it goes on where it was.
+# DATA is made by `python benchmarks/data.py fetch DATA`. Stopped, it goes on where it was.
 # Steps: what 240, 960 and 120 processor seconds bought (benchmarks/pretext_cost.py). The fine-tuning is that of
 # `small` before it bent patches elastically.
 set -euo pipefail

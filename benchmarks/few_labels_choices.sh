@@ -2,7 +2,7 @@
 # Around the few-label study: how to fine-tune from pretrained weights and with unlabelled scans (validation cases),
 # and misfm beside nnU-Net for the same seconds (test cases).
 # usage: bash benchmarks/few_labels_choices.sh DATA RUNS
-# DATA holds Dataset002_HeadNeckCT and unlabelled/head_neck_ct. Stopped, it goes on.
+# DATA is made by `python benchmarks/data.py fetch DATA`. Stopped, it goes on.
 set -euo pipefail
 data=$1 runs=$2
 here=$(dirname "$0")

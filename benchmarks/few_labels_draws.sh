@@ -3,8 +3,8 @@
 # to the plateau and for a third of that, with the weights of one pretraining on generated anatomy; then other
 # numbers of labels with `builtin`, the half-precision copy of such weights.
 # usage: bash benchmarks/few_labels_draws.sh DATA RUNS
-# DATA holds Dataset001_Hippocampus and Dataset002_HeadNeckCT. Stopped, it goes on where it was, as long as misfm is
-# the same: RUNS of another version belong in a folder of their own. With KNOWN=1, runs from scratch that are in the
+# DATA is made by `python benchmarks/data.py fetch DATA`. Stopped, it goes on where it was, as long as misfm is the
+# same: RUNS of another version belong in a folder of their own. With KNOWN=1, runs from scratch that are in the
 # committed results of the study with weights of trunks alone are taken from there.
 set -euo pipefail
 data=$1 runs=$2

@@ -3,14 +3,15 @@
 One call trains and scores one arm; rows of many calls add up in ``results/nnunet_peer.json`` and ``.md``, and
 a finished arm is not computed again. Pin the process, so that each arm has the same cores:
 
-    taskset -c 0 python benchmarks/nnunet_peer.py --dataset DIR --labels 5 --seconds 3600 --out RUNS
+    taskset -c 0 python benchmarks/nnunet_peer.py --dataset DATASET --labels 5 --seconds 800 --out RUNS
     taskset -c 0 python benchmarks/nnunet_peer.py ... --misfm [--weights builtin]
 
 ``matched`` gives both the same spacing, patch and batch size, and each plans the rest by its rules; in
 ``default`` each chooses all by itself. The time of a few steps is measured first, and steps = seconds / that
 time; neither this nor preprocessing, validation and prediction count. nnU-Net prepares its batches in the
 training process, as misfm does, so that all its work falls on the same cores. A killed call goes on from its
-last checkpoint when it is repeated. Needs ``misfm[bench]`` unless ``--misfm``.
+last checkpoint when it is repeated. DATASET is made by ``benchmarks/data.py``. Needs ``misfm[bench]`` unless
+``--misfm``.
 """
 
 from __future__ import annotations
