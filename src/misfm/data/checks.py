@@ -17,6 +17,8 @@ MAX_SHEAR = 0.01
 """Largest cosine between two axes of a grid that still counts as rounding of the header (0.6 degrees)."""
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+REVERSED = [2, 1, 0, 3]
+"""Columns of an affine for axes in the reverse order: files name x first, volumes D."""
 
 
 @contextmanager
