@@ -16,7 +16,7 @@ from misfm.augment.intensity import IntensityPlan, IntensitySettings, apply_inte
 from misfm.augment.mirrors import flip, sample_flips
 from misfm.seeding import draw_int
 from misfm.settings import Probability, Settings
-from misfm.volume import Shape
+from misfm.volume import Shape, triple
 
 Extent = Sequence[Sequence[int]]
 """First voxel and first voxel behind, along (D, H, W), of the part of a source that is not padding."""
@@ -62,8 +62,7 @@ class Variation:
 
 def tiled_size(size: Shape, counts: Shape) -> Shape:
     """Voxels along (D, H, W) of a source that holds so many crops of ``size`` voxels side by side."""
-    d, h, w = (side * count for side, count in zip(size, counts, strict=True))
-    return d, h, w
+    return triple(side * count for side, count in zip(size, counts, strict=True))
 
 
 def sample_start(size: Shape, source: Shape, extent: Extent, generator: Generator) -> Shape:
@@ -95,8 +94,7 @@ def start_limits(size: Shape, source: Shape, extent: Extent) -> list[tuple[int, 
 
 
 def _draw(limits: Sequence[tuple[int, int]], generator: Generator) -> Shape:
-    d, h, w = (draw_int(low, high, generator) for low, high in limits)
-    return d, h, w
+    return triple(draw_int(low, high, generator) for low, high in limits)
 
 
 def cut(source: Tensor, start: Shape, size: Shape) -> Tensor:

@@ -21,7 +21,7 @@ from misfm.augment.mirrors import flip, sample_flips
 from misfm.augment.percentiles import Pair, percentile_pair
 from misfm.seeding import draw_int, draw_uniform
 from misfm.settings import Probability, Range, Settings, ascending
-from misfm.volume import Shape
+from misfm.volume import Shape, triple
 
 LowPercent = Annotated[float, Field(ge=0, le=50)]
 HighPercent = Annotated[float, Field(ge=50, le=100)]
@@ -46,8 +46,7 @@ class ViewSettings(Settings):
 
     def source_size(self, patch_size: Shape) -> Shape:
         """Voxels along (D, H, W) that hold the largest crop for a view of ``patch_size``."""
-        d, h, w = (math.ceil(side * max(self.scale[1], 1.0)) for side in patch_size)
-        return d, h, w
+        return triple(math.ceil(side * max(self.scale[1], 1.0)) for side in patch_size)
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ def sample_view(
         sizes.append(size)
         starts.append(draw_int(low, high - size, generator))
     return View(
-        start=(starts[0], starts[1], starts[2]),
-        size=(sizes[0], sizes[1], sizes[2]),
+        start=triple(starts),
+        size=triple(sizes),
         flips=sample_flips(settings.flip_probability, generator),
         percentiles=(
             draw_uniform(*settings.low_percentile, generator),

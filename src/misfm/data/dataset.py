@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -16,10 +15,7 @@ from misfm.data.case_notes import check_cases, guess_subject, parse_annotated, p
 from misfm.data.intensity import Kind
 from misfm.data.readers import read_volume
 from misfm.errors import DataError
-from misfm.volume import Affine, Shape, Volume
-
-GRID_TOLERANCE = 0.02
-"""How far corners of two equal grids may lie apart, in voxels: rounding of header numbers, no more."""
+from misfm.volume import Volume, grid_difference
 
 
 @dataclass(frozen=True)
@@ -264,22 +260,9 @@ def _parse_labels(labels: dict[str, Any], path: Path) -> tuple[dict[int, str], i
 
 
 def check_grid(path: Path, volume: Volume, reference_path: Path, reference: Volume) -> None:
-    """Raise a DataError unless a volume lies on the grid of a reference, but for rounding of the headers."""
-    if volume.shape != reference.shape:
+    """Raise a DataError unless a volume lies on the grid of a reference; see :func:`grid_difference`."""
+    if difference := grid_difference(volume, reference):
         raise DataError(
-            f"{path} lies on another grid than {reference_path.name}: its shape is {volume.shape}, not "
-            f"{reference.shape}; resample it to the image."
+            f"{path} lies on another grid than {reference_path.name}: {difference}; resample it to the image "
+            "or correct its header."
         )
-    apart = _corners(volume.affine, volume.shape) - _corners(reference.affine, volume.shape)
-    distance = float(np.linalg.norm(apart, axis=1).max())
-    if distance > max(1e-3, GRID_TOLERANCE * min(reference.spacing)):
-        raise DataError(
-            f"{path} lies on another grid than {reference_path.name}: their affines place a corner "
-            f"{distance:.3g} mm apart; resample it to the image or correct its header."
-        )
-
-
-def _corners(affine: Affine, shape: Shape) -> Affine:
-    """Millimetres (8, 3) of the centres of a grid's corner voxels."""
-    corners = np.array(list(itertools.product(*((0.0, side - 1.0) for side in shape))))
-    return corners @ affine[:3, :3].T + affine[:3, 3]
