@@ -173,8 +173,14 @@ def shifted():
         (lambda p, r: save(p, "a", blocks().astype(np.int16) - 1), "no label map"),
         (lambda p, r: (p / "a.nii.gz").write_bytes(b"junk"), "a.nii.gz"),
         (lambda p, r: save(p, "a", blocks()) or nib.save(nib.load(p / "a.nii.gz"), p / "a.nii"), "twice"),
-        (lambda p, r: (r.parent / "dataset.json").write_text('{"labels": [1]}'), "no readable 'labels'"),
+        (lambda p, r: (r.parent / "dataset.json").write_text('{"labels": [1]}'), "must hold 'labels'"),
         (lambda p, r: (r.parent / "dataset.json").write_text('{"labels": {"all": 1, "b": 2}}'), "'all'"),
+        (
+            lambda p, r: (r.parent / "dataset.json").write_text('{"labels": {"a": 1, "b": 1}}'),
+            "its own value",
+        ),
+        (lambda p, r: (r.parent / "dataset.json").write_text('{"labels": {"a": "1"}}'), "whole numbers"),
+        (lambda p, r: (r.parent / "dataset.json").write_text('{"labels": {"air": 0}}'), "no label above 0"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(folders, tmp_path, spoil, message):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,9 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from misfm.data.case_notes import check_cases, guess_subject, parse_annotated, parse_subjects
+from misfm.data.dataset_json import parse_channels, parse_labels, read_dataset_json
 from misfm.data.intensity import Kind
 from misfm.data.readers import read_volume
-from misfm.errors import DataError
+from misfm.data.splits import Split, read_split
+from misfm.errors import ConfigError, DataError
 from misfm.volume import Volume, grid_difference
 
 
@@ -64,15 +65,12 @@ class Dataset:
                 (see :mod:`misfm.data.case_notes`) properly.
         """
         path = Path(path)
-        content = _read_json(path / "dataset.json")
-        names = _parse_channels(content, path)
-        try:
-            labels = dict(content["labels"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path / 'dataset.json'} must hold 'labels' as nnU-Net wants them.") from error
-        values, ignore = _parse_labels(labels, path / "dataset.json")
         file = path / "dataset.json"
-        annotated = parse_annotated(content, {name: value for value, name in values.items()}, file)
+        content = read_dataset_json(file)
+        names = parse_channels(content, file)
+        labels, ignore = parse_labels(content, file)
+        values = _by_value(labels, ignore, file)
+        annotated = parse_annotated(content, labels, file)
         subjects, ending = parse_subjects(content, file), str(content.get("file_ending", ".nii.gz"))
         dataset = cls(path, names, values, ignore, ending, annotated, subjects)
         if annotated or subjects:
@@ -88,8 +86,9 @@ class Dataset:
             DataError: no such file, or one that does not name the channels.
         """
         path = Path(path)
-        content = _read_json(path / "dataset.json")
-        return cls(path, _parse_channels(content, path), {}, None, str(content.get("file_ending", ".nii.gz")))
+        content = read_dataset_json(path / "dataset.json")
+        names = parse_channels(content, path / "dataset.json")
+        return cls(path, names, {}, None, str(content.get("file_ending", ".nii.gz")))
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -130,7 +129,7 @@ class Dataset:
             raise DataError(f"{folder} holds no image; name images CASE_0000{self.file_ending}.")
         return [self._case(name, split) for name in sorted(names)]
 
-    def splits(self) -> list[dict[str, list[str]]]:
+    def splits(self) -> list[Split]:
         """Folds of ``splits_final.json`` as {"train": names, "val": names}; empty without that file.
 
         Raises:
@@ -139,15 +138,10 @@ class Dataset:
         file = self.path / "splits_final.json"
         if not file.exists():
             return []
-        folds = _read_json(file, list)
         try:
-            splits = [
-                {part: [str(name) for name in fold[part]] for part in ("train", "val")} for fold in folds
-            ]
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{file} must hold a list of folds, each with 'train' and 'val' names."
-            ) from error
+            splits = read_split(file)
+        except ConfigError as error:
+            raise DataError(str(error)) from error
         known = {case.name for case in self.cases("Tr")}
         unknown = sorted({name for fold in splits for part in fold.values() for name in part} - known)
         if unknown:
@@ -212,43 +206,8 @@ class Dataset:
         return label.data.astype(np.uint8 if max(known) <= 255 else np.int16)
 
 
-def _read_json(path: Path, kind: type = dict) -> Any:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; give the folder of a dataset in nnU-Net format.") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}); correct it.") from error
-    if not isinstance(content, kind):
-        raise DataError(f"{path} must hold a JSON {'list' if kind is list else 'object'}; correct it.")
-    return content
-
-
-def _parse_channels(content: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Names of the channels in their order."""
-    try:
-        channels = content["channel_names"] if "channel_names" in content else content["modality"]
-        return tuple(str(channels[key]) for key in sorted(channels, key=int))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path / 'dataset.json'} must hold 'channel_names' as nnU-Net wants them."
-        ) from error
-
-
-def _parse_labels(labels: dict[str, Any], path: Path) -> tuple[dict[int, str], int | None]:
-    """Label values to names, and the value to ignore."""
-    if all(str(key).isdigit() and isinstance(value, str) for key, value in labels.items()):
-        labels = {value: int(key) for key, value in labels.items()}
-    if "all" in labels:
-        raise DataError(f"{path} calls a label 'all', which is the name of the mean over labels: rename it.")
-    for name, value in labels.items():
-        if isinstance(value, list):
-            raise DataError(
-                f"{path} defines label '{name}' as a region {value}; only single labels are supported."
-            )
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise DataError(f"{path} gives label '{name}' the value {value!r}; labels are whole numbers.")
-    ignore = labels.pop("ignore", None)
+def _by_value(labels: Mapping[str, int], ignore: int | None, path: Path) -> dict[int, str]:
+    """Label values to names, which a network needs to be 0, 1, 2, ..."""
     values = sorted(labels.values())
     if len(values) < 2 or values != list(range(len(values))):
         raise DataError(
@@ -256,7 +215,7 @@ def _parse_labels(labels: dict[str, Any], path: Path) -> tuple[dict[int, str], i
         )
     if ignore is not None and ignore < len(values):
         raise DataError(f"{path} gives 'ignore' the value {ignore}; it must be above all other labels.")
-    return {labels[name]: name for name in sorted(labels, key=labels.__getitem__)}, ignore
+    return {labels[name]: name for name in sorted(labels, key=labels.__getitem__)}
 
 
 def check_grid(path: Path, volume: Volume, reference_path: Path, reference: Volume) -> None:
