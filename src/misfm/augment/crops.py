@@ -33,7 +33,7 @@ class CropSettings(Settings):
         p_low_resolution=0.1, p_gamma=0.37, p_gamma_inverted=0.27
     )
     """Noise, blur, low resolution, brightness, contrast and gamma."""
-    flip_probability: Probability = 0.5
+    p_flip: Probability = 0.5
     """Chance of a mirror along each axis."""
     quarter_turns: bool = True
     """Turn by a random multiple of 90 degrees in the plane of D and H; of 180 where their sides differ."""
@@ -133,7 +133,7 @@ def apply_variation(crops: Tensor, variation: Variation) -> Tensor:
 
 def sample_turn(settings: CropSettings, size: Shape, generator: Generator) -> Turn:
     """Draw mirrors and a turn that keep ``size``."""
-    flips = sample_flips(settings.flip_probability, generator)
+    flips = sample_flips(settings.p_flip, generator)
     if not settings.quarter_turns:
         return Turn(flips)
     step = 1 if size[0] == size[1] else 2

@@ -35,7 +35,7 @@ class ViewSettings(Settings):
 
     scale: Range = (0.7, 1.5)
     """Side of the crop over side of the view, drawn for each axis."""
-    flip_probability: Probability = 0.5
+    p_flip: Probability = 0.5
     """Chance of a mirror along each axis."""
     low_percentile: Annotated[tuple[LowPercent, LowPercent], AfterValidator(ascending)] = (0.1, 2.0)
     """Percentile that is mapped to 0.1."""
@@ -88,7 +88,7 @@ def sample_view(
     return View(
         start=triple(starts),
         size=triple(sizes),
-        flips=sample_flips(settings.flip_probability, generator),
+        flips=sample_flips(settings.p_flip, generator),
         percentiles=(
             draw_uniform(*settings.low_percentile, generator),
             draw_uniform(*settings.high_percentile, generator),
