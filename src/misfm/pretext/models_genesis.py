@@ -32,7 +32,7 @@ from misfm.pretext.base import PRETEXTS, Placement
 from misfm.pretext.restoration import Restorable, Restoration
 from misfm.seeding import draw_below, draw_int
 from misfm.settings import Probability
-from misfm.volume import Box, Shape
+from misfm.volume import Box, Shape, triple
 
 MAX_FLIPS, MAX_BOXES, ANOTHER_BOX = 3, 5, 0.95
 """Most mirrors and most painted boxes, and the chance of each further box (Models Genesis, authors' code)."""
@@ -191,7 +191,7 @@ def sample_painting(shape: Shape, outside: bool, generator: Generator) -> Painti
             sizes.append(draw_int(max(1, int(low * side)), max(1, int(high * side)), generator))
             border = min(BORDER, (side - sizes[-1]) // 2)
             starts.append(draw_int(border, side - sizes[-1] - border, generator))
-        boxes.append(Box((starts[0], starts[1], starts[2]), (sizes[0], sizes[1], sizes[2])))
+        boxes.append(Box(triple(starts), triple(sizes)))
     return Painting(tuple(boxes), outside, draw_seed(generator))
 
 
