@@ -73,6 +73,7 @@ def test_without_the_reader_they_are_no_scans(volumes):
         misfm.read_volume(volumes / "good.npz")
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_new_export_format_is_written(extend, finetuned, tmp_path, run_command):
     extend("An export format", EXPORTS)
     out = tmp_path / "network.pt"
