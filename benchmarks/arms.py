@@ -38,6 +38,7 @@ from misfm.files import write_json, write_text
 from misfm.planning.fill_defaults import fill_flips
 from misfm.planning.splits import choose_cases, nested_subset
 from misfm.report.comparison import curve_table
+from misfm.report.markdown import markdown_table
 from misfm.training.run import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
@@ -206,13 +207,14 @@ def write_results(
     }
     write_json(RESULTS / f"{arguments.name}.json", result)
     labels = list(comparison.scores[comparison.baseline])
-    lines = [f"| arm | seeds | {' | '.join(labels)} | difference of the mean to {comparison.baseline} |"]
-    lines.append("|" + "---|" * (len(labels) + 3))
+    rows = []
     for name, scores in comparison.scores.items():
         cells = [f"{scores[label].mean:.3f}" for label in labels]
         paired = scores["all"].difference
         gap = "" if paired is None else f"{paired}, p {paired.p_value:.3f}"
-        lines.append(f"| {name} | {len(comparison.seeds[name])} | {' | '.join(cells)} | {gap} |")
+        rows.append((name, len(comparison.seeds[name]), *cells, gap))
+    heads = ("arm", "seeds", *labels, f"difference of the mean to {comparison.baseline}")
+    lines = markdown_table(heads, rows)
     scored = "test" if arguments.test else "validation"
     if arguments.draws:
         lines += ["", *draw_table(arms, labelled, comparison.baseline)]
@@ -229,7 +231,7 @@ def draw_table(arms: list[Arm], labelled: dict[tuple[str, int], tuple[str, ...]]
     as given. Seeds with the same labelled cases are averaged first.
     """
     runs = {(arm.name, arm.seed): arm for arm in arms}
-    lines = ["| arm | by choice of labelled cases | mean [95 %, t over choices] |", "|---|---|---|"]
+    rows = []
     for name in dict.fromkeys(arm.name for arm in arms):
         by_choice: dict[tuple[str, ...], list[float]] = {}
         for arm in arms:
@@ -242,8 +244,8 @@ def draw_table(arms: list[Arm], labelled: dict[tuple[str, int], tuple[str, ...]]
             half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / len(gaps) ** 0.5
             cells = [", ".join(f"{gap:+.3f}" for gap in gaps)]
             cells.append(f"{gaps.mean():+.3f} [{gaps.mean() - half:+.3f}, {gaps.mean() + half:+.3f}]")
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+            rows.append((name, *cells))
+    return markdown_table(("arm", "by choice of labelled cases", "mean [95 %, t over choices]"), rows)
 
 
 if __name__ == "__main__":

@@ -307,7 +307,7 @@ def compare(
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_WEIGHTS", help="Run folder, file or name.")],
-    to: Annotated[str, typer.Option(metavar="nnunet|safetensors|onnx", help="What to write.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="nnunet, safetensors, onnx or one you added.")],
     out: Annotated[Path, typer.Option(help="File to write; for nnunet a folder.")],
     dataset: Annotated[
         Path | None, typer.Option(help="For nnunet: the dataset's folder in nnUNet_preprocessed.")

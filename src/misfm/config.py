@@ -48,6 +48,12 @@ class PretextSettings(Settings):
     options: dict[str, Any] = Field(default={})
     """Fields of the task; what is left out keeps its default."""
 
+    @field_validator("options")
+    @classmethod
+    def _understands_older_words(cls, options: dict[str, Any]) -> dict[str, Any]:
+        # Runs that are resumed and files of settings may be older than the words of today.
+        return renamed(options)
+
     def build(self) -> PretextTask:
         """Return the task.
 
@@ -282,6 +288,23 @@ def merge(base: Tree, overrides: Tree) -> Tree:
         old = merged.get(key)
         merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+OLDER_WORDS = {
+    f"{what}_probability": f"p_{what}" for what in ("flip", "inversion", "shuffle", "curve", "painting")
+}
+"""Options of pretext tasks as files of settings written before they were renamed have them."""
+
+
+def renamed(options: Mapping[str, Any]) -> Tree:
+    """Return options under the words of today, at every depth.
+
+    Beside a new word the older one wins: recipes have the new ones, so it can only come from what was put on
+    top of them.
+    """
+    current = {key: renamed(value) if isinstance(value, dict) else value for key, value in options.items()}
+    older = {new: current.pop(old) for old, new in OLDER_WORDS.items() if old in current}
+    return {**current, **older}
 
 
 def nest(key: str, value: Any) -> Tree:

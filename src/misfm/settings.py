@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
@@ -35,6 +36,11 @@ Spacing = tuple[
     Annotated[float, Field(gt=0)],
 ]
 """Millimetres per voxel along (D, H, W)."""
+
+
+def as_option(numbers: Sequence[float] | str) -> str:
+    """Write a spacing or shape as options take it: ``3,1,1``; a word such as "native" as it is."""
+    return numbers if isinstance(numbers, str) else ",".join(f"{number:g}" for number in numbers)
 
 
 class Settings(BaseModel):

@@ -74,7 +74,7 @@ def test_turns_keep_the_size_and_are_all_drawn():
     assert len(square) == 8 * 4
     oblong = {sample_turn(CropSettings(), (6, 5, 4), generator) for _ in range(200)}
     assert {turn.quarters for turn in oblong} == {0, 2}
-    still = CropSettings(quarter_turns=False, flip_probability=0)
+    still = CropSettings(quarter_turns=False, p_flip=0)
     assert sample_turn(still, (6, 6, 4), generator) == Turn()
     x = torch.rand(1, 6, 5, 4)
     assert torch.equal(apply_turn(x, Turn((-1,), 2)), x.flip(-3, -2, -1))
@@ -92,5 +92,5 @@ def test_varying_leaves_the_crops_alone_and_repeats():
     nothing = {
         f"p_{kind}": 0 for kind in ("noise", "blur", "low_resolution", "brightness", "contrast", "gamma")
     }
-    still = CropSettings(quarter_turns=False, flip_probability=0, intensities=nothing)
+    still = CropSettings(quarter_turns=False, p_flip=0, intensities=nothing)
     assert torch.equal(apply_variation(crops, sample_variation(still, 4, (6, 6, 4), generator_for(4))), crops)

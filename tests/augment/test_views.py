@@ -185,7 +185,7 @@ def test_a_view_of_the_patch_itself_leaves_it_alone():
         {"gamma": (-1.0, 1.0)},
         {"low_percentile": (1.0, 60.0)},
         {"high_percentile": (99.0, 98.0)},
-        {"flip_probability": 1.5},
+        {"p_flip": 1.5},
         {"flips": 0.5},
     ],
 )

@@ -66,7 +66,7 @@ def test_both_volumes_are_augmented_before_they_are_fused():
 
 
 def test_without_augmentation_volumes_are_only_fused():
-    task = OpenMindVolumeFusion(flip_probability=0, intensities=PLAIN, smallest_block=3)
+    task = OpenMindVolumeFusion(p_flip=0, intensities=PLAIN, smallest_block=3)
     patches, placement = patches_for()
     batch = task.prepare(patches, placement, SIZE, generator_for(4))
     for sample in range(3):
@@ -76,7 +76,7 @@ def test_without_augmentation_volumes_are_only_fused():
 
 
 def test_padding_of_either_volume_is_left_out_of_the_loss():
-    task = OpenMindVolumeFusion(flip_probability=0, smallest_block=3)
+    task = OpenMindVolumeFusion(p_flip=0, smallest_block=3)
     patches, placement = patches_for(volumes=2)
     valid = placement.valid.clone()
     valid[0, 0], valid[1, 0] = torch.tensor([[2, 0, 0], SIZE]), torch.tensor([[0, 0, 0], [12, 16, 10]])

@@ -16,7 +16,7 @@ PATCH_SIZE = (8, 12, 10)
 NO_INTENSITIES = {
     f"p_{kind}": 0 for kind in ("noise", "blur", "low_resolution", "brightness", "contrast", "gamma")
 }
-STILL = CropSettings(flip_probability=0, quarter_turns=False, intensities=NO_INTENSITIES)
+STILL = CropSettings(p_flip=0, quarter_turns=False, intensities=NO_INTENSITIES)
 
 
 def sources(task, batch_size=2, extent=None):

@@ -58,7 +58,7 @@ def test_targets_are_levels(task):
 
 
 def test_v1_fuses_each_patch_with_the_one_before_it():
-    task = VolumeFusionV1(flip_probability=0, **SMALL_BLOCKS)
+    task = VolumeFusionV1(p_flip=0, **SMALL_BLOCKS)
     patches, placement = patches_for(task)
     batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(3))
     for sample, (x, levels) in enumerate(zip(batch.inputs, batch.targets, strict=True)):
@@ -67,7 +67,7 @@ def test_v1_fuses_each_patch_with_the_one_before_it():
 
 
 def test_v1_mirrors_voxels_without_changing_them():
-    task = VolumeFusionV1(flip_probability=1, num_blocks=(1, 1), block_size=((1, 1),) * 3)
+    task = VolumeFusionV1(p_flip=1, num_blocks=(1, 1), block_size=((1, 1),) * 3)
     patches, placement = patches_for(task)
     batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(4))
     unpainted = batch.targets[0] == 0
@@ -78,7 +78,7 @@ def test_v1_mirrors_voxels_without_changing_them():
 def test_v1_leaves_out_what_either_volume_lacks(what):
     patches, placement = patches_for(TASKS[0])
     placement, gone = without_half(patches, placement, what)
-    task = VolumeFusionV1(flip_probability=0, **SMALL_BLOCKS)
+    task = VolumeFusionV1(p_flip=0, **SMALL_BLOCKS)
     batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(3))
     assert torch.equal(batch.targets == IGNORE, gone[:, 0])
     # Marked by their intensities, the voxels can be told in the mirrored and fused patches, too.
@@ -120,9 +120,9 @@ def test_v1_refuses_to_fuse_a_patch_with_itself():
         TASKS[0].prepare(patches, placement, PATCH_SIZE, generator_for(0))
 
 
-@pytest.mark.parametrize("inversion_probability", [0.0, 1.0])
-def test_v2_is_two_views_fused_and_inverted_together(inversion_probability):
-    task = VolumeFusionV2(inversion_probability=inversion_probability, **SMALL_BLOCKS)
+@pytest.mark.parametrize("p_inversion", [0.0, 1.0])
+def test_v2_is_two_views_fused_and_inverted_together(p_inversion):
+    task = VolumeFusionV2(p_inversion=p_inversion, **SMALL_BLOCKS)
     patches, placement = patches_for(task)
     batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(5))
     generator = generator_for(5)
@@ -135,7 +135,7 @@ def test_v2_is_two_views_fused_and_inverted_together(inversion_probability):
         torch.rand((), generator=generator)
         levels = sample_levels_v2(PATCH_SIZE, generator=generator, **SMALL_BLOCKS)
         fused = fuse(foreground[None], background[None], levels)[0]
-        expected = 1 - fused if inversion_probability else fused
+        expected = 1 - fused if p_inversion else fused
         assert torch.equal(batch.targets[sample], levels)
         assert torch.allclose(batch.inputs[sample], expected, atol=1e-6)
 
@@ -164,7 +164,7 @@ def test_voxels_whose_level_nobody_could_tell_are_left_out_of_the_loss():
 
 
 def test_air_on_air_is_left_out_of_the_loss_whatever_the_gammas():
-    views = ViewSettings(scale=(1, 1), flip_probability=0)
+    views = ViewSettings(scale=(1, 1), p_flip=0)
     task = VolumeFusionV2(min_difference=1e-3, views=views, **SMALL_BLOCKS)
     patches, placement = patches_for(task)
     patches[..., :5] = patches.min() - 1  # clipped air on one side of both crops

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from misfm.evaluation.arms import Arm
-from misfm.report.comparison import as_markdown, compare_budgets, savings
+from unittest.mock import patch
+
+import pytest
+
+from misfm.evaluation.arms import Arm, mean_curve
+from misfm.report.comparison import as_markdown, compare_budgets, curve_table, savings
+from misfm.report.figures import learning_curves
+from misfm.report.markdown import markdown_table
 
 CURVE = [(100, 0.5), (200, 0.6), (300, 0.7)]
 
@@ -30,6 +36,28 @@ def test_five_labels_after_pretraining_are_told_in_labels_and_steps_of_scratch()
         in table
     )
     assert "| outside the budgets | never, scratch 300 |" in table
+
+
+def test_the_mean_curve_is_over_the_same_runs_everywhere_in_picture_and_table():
+    """One report once gave 0.40 and 0.45 for the same step, where one of two runs had ended."""
+    runs = [
+        arm("mae", 0.5, [(100, 0.3), (200, 0.4), (300, 0.5)]),
+        arm("mae", 0.5, [(100, 0.4), (300, 0.5)], 1),
+    ]
+    assert mean_curve(runs, "mae") == [(100, pytest.approx(0.35)), (200, pytest.approx(0.425)), (300, 0.5)]
+    early = [runs[0], arm("mae", 0.5, [(100, 0.4)], 1)]
+    assert mean_curve(early, "mae") == [(100, pytest.approx(0.35))]
+    assert curve_table(early) == ["| recipe | 100 |", "|---|---|", "| mae | 0.350 |"]
+    assert mean_curve([arm("mae", 0.5, [])], "mae") == []
+    with patch("misfm.report.figures.mean_curve", wraps=mean_curve) as asked:
+        learning_curves(early)
+    assert asked.call_count == 1
+
+
+def test_cells_of_a_table_are_as_many_as_its_headers_and_keep_their_bars():
+    assert markdown_table(("a", 2), [("x|y", 0.5)]) == ["| a | 2 |", "|---|---|", "| x\\|y | 0.5 |"]
+    with pytest.raises(ValueError, match="expected 2 cells"):
+        markdown_table(("a", "b"), [("x",)])
 
 
 def test_without_validation_nothing_is_said_about_savings():

@@ -16,7 +16,7 @@ from misfm.augment.intensity import IntensityPlan, IntensitySettings, apply_inte
 from misfm.augment.mirrors import flip, sample_flips
 from misfm.seeding import draw_int
 from misfm.settings import Probability, Settings
-from misfm.volume import Shape
+from misfm.volume import Shape, triple
 
 Extent = Sequence[Sequence[int]]
 """First voxel and first voxel behind, along (D, H, W), of the part of a source that is not padding."""
@@ -33,7 +33,7 @@ class CropSettings(Settings):
         p_low_resolution=0.1, p_gamma=0.37, p_gamma_inverted=0.27
     )
     """Noise, blur, low resolution, brightness, contrast and gamma."""
-    flip_probability: Probability = 0.5
+    p_flip: Probability = 0.5
     """Chance of a mirror along each axis."""
     quarter_turns: bool = True
     """Turn by a random multiple of 90 degrees in the plane of D and H; of 180 where their sides differ."""
@@ -62,8 +62,7 @@ class Variation:
 
 def tiled_size(size: Shape, counts: Shape) -> Shape:
     """Voxels along (D, H, W) of a source that holds so many crops of ``size`` voxels side by side."""
-    d, h, w = (side * count for side, count in zip(size, counts, strict=True))
-    return d, h, w
+    return triple(side * count for side, count in zip(size, counts, strict=True))
 
 
 def sample_start(size: Shape, source: Shape, extent: Extent, generator: Generator) -> Shape:
@@ -95,8 +94,7 @@ def start_limits(size: Shape, source: Shape, extent: Extent) -> list[tuple[int, 
 
 
 def _draw(limits: Sequence[tuple[int, int]], generator: Generator) -> Shape:
-    d, h, w = (draw_int(low, high, generator) for low, high in limits)
-    return d, h, w
+    return triple(draw_int(low, high, generator) for low, high in limits)
 
 
 def cut(source: Tensor, start: Shape, size: Shape) -> Tensor:
@@ -135,7 +133,7 @@ def apply_variation(crops: Tensor, variation: Variation) -> Tensor:
 
 def sample_turn(settings: CropSettings, size: Shape, generator: Generator) -> Turn:
     """Draw mirrors and a turn that keep ``size``."""
-    flips = sample_flips(settings.flip_probability, generator)
+    flips = sample_flips(settings.p_flip, generator)
     if not settings.quarter_turns:
         return Turn(flips)
     unit = 1 if size[0] == size[1] else 2

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from misfm.volume import FloatTriple, Shape
+from misfm.volume import FloatTriple, Shape, triple
 
 UNFOLDED = 0.4
 """Share of their distance that control points may move by; 1 / 2.48, rounded down."""
@@ -26,8 +26,7 @@ def num_control_points(size: Shape, spacing: FloatTriple, distance: float) -> Sh
         spacing: mm per voxel.
         distance: mm between control points.
     """
-    d, h, w = (math.ceil(side * mm / distance) + 3 for side, mm in zip(size, spacing, strict=True))
-    return d, h, w
+    return triple(math.ceil(side * mm / distance) + 3 for side, mm in zip(size, spacing, strict=True))
 
 
 def displacement_field(points: Tensor, size: Shape, spacing: FloatTriple, distance: float) -> Tensor:

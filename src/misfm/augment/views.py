@@ -21,7 +21,7 @@ from misfm.augment.mirrors import flip, sample_flips
 from misfm.augment.percentiles import Pair, percentile_pair
 from misfm.seeding import draw_int, draw_uniform
 from misfm.settings import Probability, Range, Settings, ascending
-from misfm.volume import Shape
+from misfm.volume import Shape, triple
 
 LowPercent = Annotated[float, Field(ge=0, le=50)]
 HighPercent = Annotated[float, Field(ge=50, le=100)]
@@ -35,7 +35,7 @@ class ViewSettings(Settings):
 
     scale: Range = (0.7, 1.5)
     """Side of the crop over side of the view, drawn for each axis."""
-    flip_probability: Probability = 0.5
+    p_flip: Probability = 0.5
     """Chance of a mirror along each axis."""
     low_percentile: Annotated[tuple[LowPercent, LowPercent], AfterValidator(ascending)] = (0.1, 2.0)
     """Percentile that is mapped to 0.1."""
@@ -46,8 +46,7 @@ class ViewSettings(Settings):
 
     def source_size(self, patch_size: Shape) -> Shape:
         """Voxels along (D, H, W) that hold the largest crop for a view of ``patch_size``."""
-        d, h, w = (math.ceil(side * max(self.scale[1], 1.0)) for side in patch_size)
-        return d, h, w
+        return triple(math.ceil(side * max(self.scale[1], 1.0)) for side in patch_size)
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,9 @@ def sample_view(
         sizes.append(size)
         starts.append(draw_int(low, high - size, generator))
     return View(
-        start=(starts[0], starts[1], starts[2]),
-        size=(sizes[0], sizes[1], sizes[2]),
-        flips=sample_flips(settings.flip_probability, generator),
+        start=triple(starts),
+        size=triple(sizes),
+        flips=sample_flips(settings.p_flip, generator),
         percentiles=(
             draw_uniform(*settings.low_percentile, generator),
             draw_uniform(*settings.high_percentile, generator),

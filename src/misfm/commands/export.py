@@ -1,9 +1,8 @@
-"""Handing weights over: to nnU-Net, to ONNX, or as our own file, which converts published checkpoints."""
+"""Handing weights over to other tools; :mod:`misfm.weights.exports` has the formats."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,43 +10,14 @@ import torch
 from torch import Tensor
 
 from misfm.errors import ConfigError, WeightsError
-from misfm.files import atomic_write, write_json, write_text
 from misfm.models import create
 from misfm.models.base import SegmentationModel
-from misfm.models.resenc import ResEnc
-from misfm.registry import closest
 from misfm.volume import Shape
 from misfm.weights import NetworkInfo, TransferReport, WeightsInfo, load
-from misfm.weights.file import write
-from misfm.weights.nnssl_resenc import reference_names
-from misfm.weights.nnunet_plans import CHECKPOINT, PLANS_NAME, STEPS_FILE, DatasetPlans, next_steps, plan
-from misfm.weights.onnx_file import write_onnx
+from misfm.weights.exports import EXPORTS, ExportedModel, ExportFormat
+from misfm.weights.nnunet_plans import DatasetPlans
 from misfm.weights.pretrained import UNRECORDED_PATCH_SIZE
 from misfm.weights.source import Source, open_source
-from misfm.weights.transfer import BACKBONE, AdaptedEntry, Entry
-
-
-@dataclass(frozen=True)
-class ExportedModel:
-    """A network with weights, and what became of them.
-
-    Attributes:
-        model: without deep supervision.
-        info: description of the weights, sizes and options being those of the model.
-        patch_size: voxels (D, H, W) the model was built for.
-        report: which of its tensors come from the source, the head included.
-    """
-
-    model: SegmentationModel
-    info: WeightsInfo
-    patch_size: Shape
-    report: TransferReport
-
-    @property
-    def taken(self) -> set[str]:
-        """Names of the tensors that come from the source."""
-        entries: list[Entry | AdaptedEntry] = [*self.report.loaded, *self.report.adapted]
-        return {entry.name for entry in entries}
 
 
 def export(
@@ -57,8 +27,9 @@ def export(
 
     Args:
         source: as for :func:`misfm.weights.load`; a mapping needs the names of a known other project.
-        to: ``"nnunet"``: a folder with a checkpoint and plans that ``nnUNetv2_train -pretrained_weights``
-            accepts, for ResEnc only; ``"onnx"``: a network for one patch size; ``"safetensors"``: our file.
+        to: a format: ``"nnunet"``: a folder with a checkpoint and plans that ``nnUNetv2_train
+            -pretrained_weights`` accepts, for ResEnc only; ``"onnx"``: a network for one patch size;
+            ``"safetensors"``: our file.
         out: the folder or file.
         dataset: for nnU-Net, the dataset's folder in ``nnUNet_preprocessed``, with nnU-Net's own plans.
         patch_size: voxels (D, H, W); by default that of the weights, then that of the dataset's plans.
@@ -71,24 +42,31 @@ def export(
         WeightsError: weights that cannot be read, or that the target cannot hold.
         DataError: no plans in ``dataset``, or ``out`` cannot be written.
     """
-    if to not in WRITERS:
-        raise ConfigError(f"There is no export to '{to}'; {closest(to, list(WRITERS))}")
-    if dataset is not None and to != "nnunet":
-        raise ConfigError("--dataset is for --to nnunet only; leave it out.")
-    if patch_size is not None and to == "safetensors":
-        raise ConfigError("--patch-size is for --to nnunet and onnx; leave it out.")
+    form = EXPORTS.get(to)()
+    check_options(form, dataset, patch_size)
     plans = None if dataset is None else DatasetPlans.read(dataset)
-    filled = fill(source, patch_size, plans)
-    written = WRITERS[to](filled, out, plans)
-    report = filled.report
+    exported = fill(source, patch_size, plans)
+    written = form.write(exported, out)
+    report = exported.report
     return {
         "to": to,
         "written": [str(path) for path in written],
-        "network": filled.info.network.name,
+        "network": exported.info.network.name,
         "pretrained_parameters": report.pretrained_parameters,
         "num_parameters": report.num_parameters,
-        "notes": [*report.notes, *fresh_parts(filled)],
+        "notes": [*report.notes, *exported.fresh_parts],
     }
+
+
+def check_options(form: ExportFormat, dataset: Path | None, patch_size: Shape | None) -> None:
+    """Refuse options that have no meaning for a format, and name the formats for which they have."""
+    formats = {name: EXPORTS.get(name) for name in EXPORTS.names()}
+    if dataset is not None and not form.takes_dataset:
+        takers = " and ".join(name for name, one in formats.items() if one.takes_dataset)
+        raise ConfigError(f"--dataset is for --to {takers} only; leave it out.")
+    if patch_size is not None and not form.takes_patch_size:
+        takers = " and ".join(name for name, one in formats.items() if one.takes_patch_size)
+        raise ConfigError(f"--patch-size is for --to {takers}; leave it out.")
 
 
 def fill(source: Source, patch_size: Shape | None = None, plans: DatasetPlans | None = None) -> ExportedModel:
@@ -119,7 +97,8 @@ def fill(source: Source, patch_size: Shape | None = None, plans: DatasetPlans | 
     network = NetworkInfo(name=opened.info.network.name, options=model.backbone.options)
     known = {name: getattr(opened.info, name) for name in WeightsInfo.model_fields}
     sizes = {"in_channels": in_channels, "patch_size": recorded}
-    return ExportedModel(model, WeightsInfo(**{**known, **sizes, "network": network}), size, report)
+    info = WeightsInfo(**{**known, **sizes, "network": network})
+    return ExportedModel(model, info, size, report, plans)
 
 
 def take_head(model: SegmentationModel, offered: Mapping[str, Tensor], report: TransferReport) -> None:
@@ -136,54 +115,3 @@ def take_head(model: SegmentationModel, offered: Mapping[str, Tensor], report: T
     report.loaded += [entry for entry in report.reinitialised if entry.name in head]
     report.reinitialised = [entry for entry in report.reinitialised if entry.name not in head]
     report.pretrained_parameters += sum(tensor.numel() for tensor in model.head.parameters())
-
-
-def fresh_parts(filled: ExportedModel) -> list[str]:
-    """Say which parts of the backbone do not come from the source."""
-    fresh = [entry.name for entry in filled.report.reinitialised if entry.name.startswith(BACKBONE)]
-    parts = sorted({name.split(".")[1] for name in fresh})
-    if not fresh:
-        return []
-    return [f"{len(fresh)} tensors of the {' and '.join(parts)} are not in the source and start untrained."]
-
-
-def to_safetensors(filled: ExportedModel, out: Path, plans: DatasetPlans | None) -> list[Path]:
-    """Write what the source holds and nothing else, so that loading it reports the same."""
-    state = filled.model.state_dict()
-    write(out, {name: state[name] for name in state if name in filled.taken}, filled.info)
-    return [out]
-
-
-def to_onnx(filled: ExportedModel, out: Path, plans: DatasetPlans | None) -> list[Path]:
-    """Write the network; one with a head of random values would answer nothing."""
-    if not any(name.startswith("head.") for name in filled.taken):
-        raise WeightsError(
-            f"{filled.report.source} holds no head, so the network has no output: fine-tune it first."
-        )
-    info = filled.info.model_copy(update={"patch_size": filled.patch_size})
-    write_onnx(out, filled.model, info, filled.patch_size)
-    return [out]
-
-
-def to_nnunet(filled: ExportedModel, out: Path, plans: DatasetPlans | None) -> list[Path]:
-    """Write checkpoint, plans and what to run; what the source lacks has its initial values."""
-    backbone = filled.model.backbone
-    if not isinstance(backbone, ResEnc):
-        raise WeightsError(
-            f"The network of {filled.report.source} is '{filled.info.network.name}', and nnU-Net takes "
-            "weights of 'resenc' and 'resenc-l' alone; for others use --to safetensors or onnx."
-        )
-    planned = plan(backbone, filled.info, filled.patch_size, plans)
-    paths = [out / CHECKPOINT, out / f"{PLANS_NAME}.json", out / STEPS_FILE]
-    with atomic_write(paths[0]) as temporary:
-        torch.save({"network_weights": reference_names(filled.model.state_dict())}, temporary)
-    write_json(paths[1], planned)
-    write_text(paths[2], next_steps(planned, fresh_parts(filled)))
-    return paths
-
-
-WRITERS: dict[str, Callable[[ExportedModel, Path, DatasetPlans | None], list[Path]]] = {
-    "nnunet": to_nnunet,
-    "safetensors": to_safetensors,
-    "onnx": to_onnx,
-}

@@ -16,6 +16,7 @@ from misfm.data.readers import stem
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.writers import write_label_map
 from misfm.errors import ConfigError, DataError
+from misfm.files import make_folder
 from misfm.inference.load import load_predictor
 from misfm.inference.predictor import PredictionSpec
 from misfm.terminal import logger
@@ -111,14 +112,6 @@ def refuse_overwriting(cases: Mapping[str, Sequence[ScanSource]], output_dir: Pa
             raise ConfigError(
                 f"The label map of {case} would overwrite the scan {path}: choose another folder."
             )
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder before anything is computed for it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{path} cannot be made ({error.strerror}); choose another folder.") from error
 
 
 def is_smaller_than_window(volume: Volume, spec: PredictionSpec) -> bool:

@@ -13,7 +13,7 @@ from misfm.errors import ConfigError
 from misfm.models import SegmentationModel
 from misfm.planning.fill_defaults import intensity_rule
 from misfm.seeding import derive_seed
-from misfm.settings import Spacing
+from misfm.settings import as_option
 from misfm.training.loop import Objective
 from misfm.training.mean_teacher import MeanTeacher, MeanTeacherObjective, PairedPatches
 from misfm.training.objectives import SegmentationObjective
@@ -33,11 +33,11 @@ def unlabelled_patches(settings: CompleteSettings, dataset: Dataset) -> Unlabell
         return None
     store = Store.open(settings.unlabelled.store)
     records = store.records()
-    wanted = f"--spacing {spacing_text(settings.spacing)} --intensity {settings.intensity}"
+    wanted = f"--spacing {as_option(settings.spacing)} --intensity {settings.intensity}"
     if not records or not fits(store, settings):
         held = store.settings
         raise ConfigError(
-            f"The store {store.path} with {len(records)} volumes at --spacing {spacing_text(held.spacing)} "
+            f"The store {store.path} with {len(records)} volumes at --spacing {as_option(held.spacing)} "
             f"--intensity {held.intensity} does not fit the fine-tuning: make one with "
             f"`misfm ingest SCANS --store DIR {wanted}`."
         )
@@ -68,11 +68,6 @@ def fits(store: Store, settings: CompleteSettings) -> bool:
         detected = all(record.kind == wanted.kind for record in store.records())
         return alike and detected and wanted.window is None
     return alike and rule == wanted
-
-
-def spacing_text(spacing: Spacing | str) -> str:
-    """Write a spacing as ``--spacing`` takes it."""
-    return spacing if isinstance(spacing, str) else ",".join(f"{side:g}" for side in spacing)
 
 
 def with_unlabelled(

@@ -10,13 +10,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from misfm.data.checks import REVERSED
 from misfm.data.dataset import Dataset
 from misfm.data.ingest import ingest_dataset
 from misfm.data.record import IngestSettings
 from misfm.data.store import Store
 from misfm.data.writers import write_label_map
-from misfm.errors import ConfigError, DataError
-from misfm.files import write_bytes, write_json
+from misfm.errors import ConfigError
+from misfm.files import make_folder, write_bytes, write_json
 from misfm.synthesis.generate import TO_PRETRAIN_ON, PhantomSettings, generate_phantom
 from misfm.synthesis.structures import NUM_ORGANS, NUM_STRUCTURES, ORGAN_NAMES
 from misfm.terminal import logger
@@ -122,7 +123,7 @@ def write_phantom_dataset(
     """
     settings = settings or PhantomSettings()
     for part, (suffix, count) in enumerate((("Tr", num_train), ("Ts", num_test))):
-        _make_dir(dataset_dir / f"images{suffix}")
+        make_folder(dataset_dir / f"images{suffix}")
         for i in range(count):
             image, label = generate_phantom(settings, np.random.default_rng((seed, part, i)))
             name = case_name(settings, suffix.lower(), i)
@@ -161,21 +162,14 @@ def write_phantom_scans(
         DataError: the folder cannot be written.
     """
     settings = settings or PhantomSettings()
-    _make_dir(scan_dir)
+    make_folder(scan_dir)
     for i in range(num_scans):
         image, _ = generate_phantom(settings, np.random.default_rng((seed, 2, i)))
         _write_scan(scan_dir / f"scan_{i:04d}.nii.gz", image)
 
 
 def _write_scan(path: Path, image: Volume) -> None:
-    file = nib.Nifti1Image(image.data[0].transpose(2, 1, 0), image.affine[:, [2, 1, 0, 3]])
+    file = nib.Nifti1Image(image.data[0].transpose(2, 1, 0), image.affine[:, REVERSED])
     file.header.set_xyzt_units("mm")
     # Noise hardly compresses, so the fastest level; the fixed time stamp makes equal scans equal files.
     write_bytes(path, gzip.compress(file.to_bytes(), compresslevel=1, mtime=0))
-
-
-def _make_dir(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be made ({error.strerror}); choose another folder.") from error

@@ -22,7 +22,7 @@ from misfm.data.scan import ScanSource, find_scans
 from misfm.data.store import Store
 from misfm.errors import DataError, MisfmError
 from misfm.parallel import pool
-from misfm.volume import Box, Volume
+from misfm.volume import Box, Volume, bounding_box
 
 __all__ = ["IngestEvent", "IngestReport", "IngestSettings", "ingest", "ingest_dataset", "prepare"]
 
@@ -260,15 +260,8 @@ def _check_scan(volume: Volume, path: Path) -> None:
 
 def _around_labels(box: Box, label: Volume) -> Box:
     """The smallest box with all of ``box`` and all labelled voxels."""
-    start, size = list(box.start), list(box.size)
-    labelled = label.data[0] != 0
-    for axis in range(3):
-        rows = np.flatnonzero(labelled.any(axis=tuple({0, 1, 2} - {axis})))
-        if len(rows):
-            stop = max(box.stop[axis], int(rows[-1]) + 1)
-            start[axis] = min(start[axis], int(rows[0]))
-            size[axis] = stop - start[axis]
-    return Box((start[0], start[1], start[2]), (size[0], size[1], size[2]))
+    labelled = bounding_box(label.data[0] != 0)
+    return box if labelled is None else box.around(labelled)
 
 
 def _lost(scan: ScanSource) -> str:

@@ -21,7 +21,7 @@ from misfm.data.intensity import normalise
 from misfm.data.record import Record
 from misfm.data.store import Store
 from misfm.seeding import generator_for
-from misfm.volume import Box, Shape
+from misfm.volume import Box, Shape, triple
 
 IGNORED_CLASS = -1
 """Class of voxels that were not annotated (the ``ignore`` label of nnU-Net datasets)."""
@@ -221,7 +221,7 @@ def draw_box(anchors: NDArray[np.int16], shape: Shape, size: Shape, generator: G
         fit_start(int(middle) - side // 2, side, length)
         for middle, side, length in zip(center, size, shape, strict=True)
     ]
-    return Box((starts[0], starts[1], starts[2]), size)
+    return Box(triple(starts), size)
 
 
 def grow(box: Box, margin: Shape) -> Box:

@@ -18,7 +18,7 @@ def read_split(path: Path) -> list[Split]:
         ConfigError: no such file, or another form.
     """
     try:
-        splits = json.loads(path.read_text(encoding="utf-8"))
+        splits = json.loads(path.read_bytes())
         folds = [splits] if isinstance(splits, dict) else list(splits)
         parsed = [{part: [str(name) for name in fold[part]] for part in ("train", "val")} for fold in folds]
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -26,5 +26,5 @@ def read_split(path: Path) -> list[Split]:
             f'{path} is not a split; expected [{{"train": [names], "val": [names]}}, …] in JSON.'
         ) from error
     if not parsed:
-        raise ConfigError(f"{path} holds no fold; write at least one, or leave out --split.")
+        raise ConfigError(f"{path} holds no fold; write at least one, or leave the file out.")
     return parsed

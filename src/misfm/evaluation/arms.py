@@ -121,6 +121,27 @@ def learning_curve(run_dir: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["validation_dice"]) for row in rows if row.get("validation_dice") is not None]
 
 
+def mean_curve(arms: Sequence[Arm], name: str) -> list[tuple[int, float]]:
+    """Return the mean validation Dice of the runs of an arm, by step.
+
+    The mean is over the same runs at every step: it begins and ends where all of them have been, and between
+    two validations a run is taken to be straight. A mean over whichever runs were judged at a step would
+    jump where one of them begins or ends.
+
+    Args:
+        arms: runs of any arms; those without validation are left out.
+        name: of the arm.
+    """
+    curves = [np.array(arm.curve, dtype=np.float64) for arm in arms if arm.name == name and arm.curve]
+    if not curves:
+        return []
+    start, end = max(curve[0, 0] for curve in curves), min(curve[-1, 0] for curve in curves)
+    steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+    steps = steps[(steps >= start) & (steps <= end)]
+    mean = np.mean([np.interp(steps, curve[:, 0], curve[:, 1]) for curve in curves], axis=0)
+    return [(int(step), float(dice)) for step, dice in zip(steps, mean, strict=True)]
+
+
 def dice_by_case(scores: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """Return Dice by case and label of a ``misfm evaluate`` result."""
     return {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from misfm.errors import ConfigError
 from misfm.models.heads import SegmentationHead
 from misfm.registry import Registry
-from misfm.volume import Shape
+from misfm.volume import Shape, triple
 
 
 class Backbone(nn.Module):
@@ -148,7 +148,7 @@ class SegmentationModel(nn.Module):
         Raises:
             ConfigError: the network has a fixed input size and the patch has another.
         """
-        shape = cast(Shape, tuple(x.shape[2:]))
+        shape = triple(x.shape[2:])
         logits = self.head(self.backbone(pad_to_fit(x, self.backbone)))
         cropped = [
             crop_to(level, [-(-side // stride) for side, stride in zip(shape, strides, strict=True)])
@@ -165,7 +165,7 @@ class SegmentationModel(nn.Module):
 
 def pad_to_fit(x: Tensor, backbone: Backbone) -> Tensor:
     """Zero-pad a patch (B, C, D, H, W) behind its last voxels to a size the backbone takes."""
-    shape = cast(Shape, tuple(x.shape[2:]))
+    shape = triple(x.shape[2:])
     if backbone.input_size is not None and shape != backbone.input_size:
         raise ConfigError(
             f"{type(backbone).__name__} was built for patches of {backbone.input_size} voxels and got "

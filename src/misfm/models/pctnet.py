@@ -20,7 +20,7 @@ from misfm.models.cpu import Dropout, PointwiseConv, PReLU, StepUp, fast_layout
 from misfm.models.heads import SegmentationHead
 from misfm.models.swin import PositionIndex, SwinBlock, WindowSettings
 from misfm.registry import closest
-from misfm.volume import Shape
+from misfm.volume import Shape, triple
 
 FIRST_PCT_LEVEL = 2
 
@@ -164,7 +164,7 @@ class PCTNet(Backbone):
         self.encoder_channels, self.encoder_strides = tuple(channels), total_strides(steps)
         self.channels, self.strides = self.encoder_channels[:-1], self.encoder_strides[:-1]
         coarsest = self.strides[FIRST_PCT_LEVEL]
-        self.input_size = cast(Shape, tuple(n * s for n, s in zip(windows[0].grid, coarsest, strict=True)))
+        self.input_size = triple(n * s for n, s in zip(windows[0].grid, coarsest, strict=True))
         self.anisotropy = anisotropy
         self.position_index: PositionIndex = windows[0].position_index
         # The sides as built: a larger patch shall have the bias tables that these windows have.
@@ -229,7 +229,7 @@ def build_pctnet(
     strides = total_strides(steps_of("PCT-Net", anisotropy))
     _check_patch_size(patch_size, strides[-1], anisotropy)
     grids = [
-        cast(Shape, tuple(n // s for n, s in zip(patch_size, stride, strict=True)))
+        triple(n // s for n, s in zip(patch_size, stride, strict=True))
         for stride in strides[FIRST_PCT_LEVEL:]
     ]
     windows = [

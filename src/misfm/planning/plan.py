@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from misfm.config import FinetuneSettings, NetworkSettings
 from misfm.models import NETWORKS
 from misfm.planning.machine import Machine
-from misfm.volume import FloatTriple, Shape
+from misfm.settings import as_option
+from misfm.volume import FloatTriple, Shape, triple
 
 CPU_VOXELS = 2**16
 """Voxels of a patch on a CPU, where time is short: with the lean U-Net, two take a core about a second."""
@@ -99,7 +100,7 @@ def plan_network(machine: Machine) -> tuple[NetworkSettings, str]:
     """Choose the width of the lean U-Net."""
     if machine.device != "cpu" and machine.free_bytes >= WIDE_FROM:
         wide = NetworkSettings(name="unet", options={"channels": list(WIDE)})
-        return wide, f"network unet with {text(WIDE)} channels: on a {machine.name}"
+        return wide, f"network unet with {as_option(WIDE)} channels: on a {machine.name}"
     return NetworkSettings(), f"network unet with its default channels: on a {machine.name}"
 
 
@@ -111,13 +112,14 @@ def plan_patch(network: NetworkSettings, facts: Facts, samples: int) -> tuple[Sh
     budget, limit = voxel_budget(network, facts, samples)
     theirs = facts.weights_patch
     if theirs is not None and NETWORKS.demand(network.name).is_fixed:
-        return theirs, f"patch {text(theirs)}: the only one that the weights of {network.name} take"
+        return theirs, f"patch {as_option(theirs)}: the only one that the weights of {network.name} take"
     if theirs is not None and math.prod(theirs) <= budget:
-        return theirs, f"patch {text(theirs)}: that of the weights; {limit}"
+        return theirs, f"patch {as_option(theirs)}: that of the weights; {limit}"
     patch = grow(facts.shape, budget, multiple_of(network))
-    reason = f"patch {text(patch)}: {limit}; median scan {text(facts.shape)} at {text(facts.spacing)} mm"
+    median = f"median scan {as_option(facts.shape)} at {as_option(facts.spacing)} mm"
+    reason = f"patch {as_option(patch)}: {limit}; {median}"
     if theirs is not None:
-        reason += f"; the {text(theirs)} of the weights are more than that"
+        reason += f"; the {as_option(theirs)} of the weights are more than that"
     return patch, reason
 
 
@@ -162,7 +164,7 @@ def grow(shape: Shape, budget: int, multiple: int) -> Shape:
         taller = list(sides)
         taller[axis] += max(multiple, 8 if sides[axis] < 64 else 16)
         if max(sides) > multiple and (cover[axis] >= 1 or math.prod(taller) > budget):
-            return sides[0], sides[1], sides[2]
+            return triple(sides)
         sides = taller
 
 
@@ -193,8 +195,3 @@ def plan_steps(facts: Facts) -> tuple[int, str]:
         f"steps {steps}: {cases} on a {'GPU' if on_gpu else 'CPU'}; {base} up to {FEW_CASES}, "
         "and more with the root of their number"
     )
-
-
-def text(numbers: Sequence[float]) -> str:
-    """Write numbers as options take them."""
-    return ",".join(f"{number:g}" for number in numbers)

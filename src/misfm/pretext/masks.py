@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, cast
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -21,7 +21,7 @@ from misfm.errors import ConfigError
 from misfm.losses import masked_mean
 from misfm.pretext.base import PretextTask
 from misfm.settings import PositiveShape
-from misfm.volume import Shape
+from misfm.volume import Shape, triple
 
 PUBLISHED_BLOCK, FEWEST_BLOCKS = 16, 4
 
@@ -96,12 +96,12 @@ class MaskedBlocks(PretextTask):
 def default_block_size(patch_size: Shape) -> Shape:
     """Along each axis the largest power of two that is at most 16 and leaves four blocks; at least 1."""
     sides = (min(PUBLISHED_BLOCK, max(side // FEWEST_BLOCKS, 1)) for side in patch_size)
-    return cast(Shape, tuple(1 << (side.bit_length() - 1) for side in sides))
+    return triple(1 << (side.bit_length() - 1) for side in sides)
 
 
 def grid_size(patch_size: Shape, block_size: Shape) -> Shape:
     """Blocks along (D, H, W), those cut off at the border included."""
-    return cast(Shape, tuple(-(-side // block) for side, block in zip(patch_size, block_size, strict=True)))
+    return triple(-(-side // block) for side, block in zip(patch_size, block_size, strict=True))
 
 
 def sample_blocks(num_samples: int, grid: Shape, ratio: float, generator: Generator) -> Tensor:

@@ -45,7 +45,7 @@ class OpenMindVolumeFusion(VolumeFusion):
     """Smallest side of a box, voxels."""
     largest_block: Annotated[float, Field(gt=0, le=1)] = 0.625
     """Largest side of a box over that of the patch."""
-    flip_probability: Probability = 0.5
+    p_flip: Probability = 0.5
     """Chance of a mirror along each axis."""
     # nnssl draws a gamma curve with 0.3 and one on the negative with 0.1: 0.37 for any of them.
     intensities: IntensitySettings = IntensitySettings(p_gamma=0.37)
@@ -62,7 +62,7 @@ class OpenMindVolumeFusion(VolumeFusion):
         require_two(patches)
         images = patches[:, 0]
         images = apply_intensities(images, sample_intensities(len(images), self.intensities, generator))
-        flips = [sample_flips(self.flip_probability, generator) for _ in images]
+        flips = [sample_flips(self.p_flip, generator) for _ in images]
         levels: list[Tensor] = [sample_levels(self, patch_size, generator) for _ in flips]
         return self.fuse_neighbours(images, placement.real(patch_size)[:, 0], flips, torch.stack(levels))
 

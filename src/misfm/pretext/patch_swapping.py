@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Generator, Tensor
@@ -25,7 +24,7 @@ from misfm.pretext.base import PRETEXTS
 from misfm.pretext.restoration import Restorable, Restoration
 from misfm.seeding import draw_int
 from misfm.settings import CountRange, PositiveShape
-from misfm.volume import Box, Shape
+from misfm.volume import Box, Shape, triple
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def sample_swaps(
 
     def draw_box() -> Box:
         start = [draw_int(a, b - n, generator) for a, b, n in zip(low, high, size, strict=True)]
-        return Box(cast(Shape, tuple(start)), cast(Shape, tuple(size)))
+        return Box(triple(start), triple(size))
 
     swaps: list[Swap] = []
     num_swaps = draw_int(*settings.num_swaps, generator)

@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, ClassVar, NamedTuple, cast
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.embedding import encode, matching_score, nt_xent, require_others
 from misfm.seeding import draw_below, draw_int, draw_uniform
 from misfm.settings import Probability, ascending
-from misfm.volume import Box, Shape
+from misfm.volume import Box, Shape, triple
 
 NUM_TURNS = 4
 MIN_CHANNELS = 16
@@ -231,7 +231,7 @@ class ThreeHeads(nn.Module):
         Raises:
             ConfigError: a single voxel is left of the patch at the bottleneck.
         """
-        size = cast(Shape, tuple(x.shape[2:]))
+        size = triple(x.shape[2:])
         if all(side <= stride for side, stride in zip(size, self.restoring_head.stride, strict=True)):
             raise ConfigError(
                 f"A patch of {size} leaves one voxel at the bottleneck, too little to restore it "

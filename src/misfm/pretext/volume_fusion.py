@@ -210,7 +210,7 @@ class VolumeFusionV1(VolumeFusion):
     """Fewest and most boxes in a sample."""
     block_size: tuple[CountRange, CountRange, CountRange] = ((8, 40), (8, 80), (8, 80))
     """Smallest and largest side along (D, H, W), voxels (published for 64x128x128 patches)."""
-    flip_probability: Probability = 0.5
+    p_flip: Probability = 0.5
     """Chance of a mirror along each axis."""
 
     def prepare(
@@ -222,7 +222,7 @@ class VolumeFusionV1(VolumeFusion):
             ConfigError: there is only one patch, which would be fused with itself.
         """
         require_two(patches)
-        flips = [sample_flips(self.flip_probability, generator) for _ in patches]
+        flips = [sample_flips(self.p_flip, generator) for _ in patches]
         levels: list[Tensor] = [
             sample_levels_v1(
                 patch_size,
@@ -249,7 +249,7 @@ class VolumeFusionV2(VolumeFusion):
     """Smallest and largest side along (D, H, W), voxels (published for 64x128x128 patches)."""
     views: ViewSettings = ViewSettings()
     """How the two crops are drawn and augmented."""
-    inversion_probability: Probability = 0.25
+    p_inversion: Probability = 0.25
     """Chance that both crops are inverted together, x -> 1 - x."""
 
     def source_size(self, patch_size: Shape) -> Shape:
@@ -282,7 +282,7 @@ class VolumeFusionV2(VolumeFusion):
                 seen = [view_of_mask(m, p, patch_size) for m, p in zip(hidden[sample], plans, strict=True)]
                 real.append(~(seen[0] | seen[1]))
             views = [apply_view(crop, plan, patch_size) for crop, plan in zip(pair, plans, strict=True)]
-            if float(torch.rand((), generator=generator)) < self.inversion_probability:
+            if float(torch.rand((), generator=generator)) < self.p_inversion:
                 views = [1 - view for view in views]
             foregrounds.append(views[0])
             backgrounds.append(views[1])

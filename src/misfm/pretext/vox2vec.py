@@ -38,7 +38,7 @@ from misfm.pretext.embedding import (
     projector,
     require_others,
 )
-from misfm.volume import Shape
+from misfm.volume import Shape, triple
 
 
 @PRETEXTS.register("vox2vec")
@@ -67,8 +67,7 @@ class Vox2Vec(PretextTask):
 
     def source_size(self, patch_size: Shape) -> Shape:
         """Room for two crops that lie apart, yet share a voxel."""
-        d, h, w = (min(math.ceil(self.source_scale * side), 2 * side - 1) for side in patch_size)
-        return d, h, w
+        return triple(min(math.ceil(self.source_scale * side), 2 * side - 1) for side in patch_size)
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from misfm.evaluation.arms import ALL, SCRATCH, Arm, Comparison, compare_arms
+from misfm.evaluation.arms import ALL, SCRATCH, Arm, Comparison, compare_arms, mean_curve
 from misfm.evaluation.savings import labels_worth, steps_to_reach
 from misfm.evaluation.statistics import PairedDifference, holm
 from misfm.report.figures import dice_by_labels, learning_curves
 from misfm.report.html import Picture, ReportData, Table
+from misfm.report.markdown import markdown_table
 from misfm.report.twins import verdicts
 
 HEADERS = ("recipe", "seeds", "mean Dice [95 %]", "difference to scratch [95 %]", "p (Holm)", "cases ahead")
@@ -134,16 +135,6 @@ def saving_of(budget: Budget, recipe: str, scratch: Mapping[int, float]) -> Savi
     )
 
 
-def mean_curve(arms: Sequence[Arm], name: str) -> list[tuple[int, float]]:
-    """Mean validation Dice of the runs of an arm, by step."""
-    curves = [dict(arm.curve) for arm in arms if arm.name == name]
-    known = {
-        step: [curve[step] for curve in curves if step in curve]
-        for step in sorted(set().union(*curves) if curves else ())
-    }
-    return [(step, sum(values) / len(values)) for step, values in known.items()]
-
-
 def compare_budgets(arms: Mapping[tuple[str, int], Sequence[Arm]]) -> list[Budget]:
     """Compare the arms of each network and budget, where scratch and at least one case are there."""
     budgets = []
@@ -194,28 +185,26 @@ def as_markdown(budgets: Sequence[Budget], failed: Mapping[str, str | None]) -> 
     """One table for each network and budget, then the curves, then what failed."""
     lines: list[str] = []
     for budget in budgets:
-        lines += [f"### {budget.network}, {budget.labels} labels", "", f"| {' | '.join(HEADERS)} |"]
-        lines.append("|" + "---|" * len(HEADERS))
-        lines += [f"| {' | '.join(row)} |" for row in rows(budget)]
+        lines += [f"### {budget.network}, {budget.labels} labels", ""]
+        lines += markdown_table(HEADERS, rows(budget))
         lines += ["", "Mean validation Dice while training:", "", *curve_table(budget.arms), ""]
     saved = savings(budgets)
     if saved:
-        lines += [f"### {SAVINGS}", "", f"| {' | '.join(SAVING_HEADERS)} |"]
-        lines.append("|" + "---|" * len(SAVING_HEADERS))
-        lines += [*(f"| {' | '.join(saving.row())} |" for saving in saved), ""]
+        table = markdown_table(SAVING_HEADERS, [saving.row() for saving in saved])
+        lines += [f"### {SAVINGS}", "", *table, ""]
     lines += [f"Failed: {name}: {reason}" for name, reason in failed.items()]
     return "\n".join(lines) + "\n"
 
 
 def curve_table(arms: Sequence[Arm]) -> list[str]:
     """Markdown of the mean curve of each arm."""
-    steps = sorted({step for arm in arms for step, _ in arm.curve})
-    lines = [f"| recipe | {' | '.join(map(str, steps))} |", "|" + "---|" * (len(steps) + 1)]
-    for name in dict.fromkeys(arm.name for arm in arms):
-        curve = dict(mean_curve(arms, name))
-        cells = [f"{curve[step]:.3f}" if step in curve else "" for step in steps]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+    curves = {name: dict(mean_curve(arms, name)) for name in dict.fromkeys(arm.name for arm in arms)}
+    steps = sorted({step for curve in curves.values() for step in curve})
+    rows = [
+        (name, *(f"{curve[step]:.3f}" if step in curve else "" for step in steps))
+        for name, curve in curves.items()
+    ]
+    return markdown_table(("recipe", *steps), rows)
 
 
 def compare_report(budgets: Sequence[Budget], failed: Mapping[str, str | None]) -> ReportData:

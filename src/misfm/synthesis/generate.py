@@ -13,7 +13,7 @@ from misfm.settings import PositiveShape, Settings, Spacing
 from misfm.synthesis import head_neck, trunk
 from misfm.synthesis.canvas import Canvas, smooth_field
 from misfm.synthesis.structures import NUM_ORGANS
-from misfm.volume import Volume
+from misfm.volume import Volume, triple
 
 NonNegative = Annotated[float, Field(ge=0)]
 
@@ -134,6 +134,6 @@ def _empty_canvas(
         wobble=smooth_field(shape, 9, rng),
         wall=np.zeros(shape, np.float32),
         edge=float(np.max(spacing) * rng.uniform(1.0, 1.6)),
-        first=(first[0], first[1], first[2]),
+        first=triple(first),
         spacing=(float(spacing[0]), float(spacing[1]), float(spacing[2])),
     )

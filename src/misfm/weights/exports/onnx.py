@@ -19,6 +19,7 @@ import torch
 from misfm.errors import ConfigError, WeightsError
 from misfm.files import atomic_write
 from misfm.models.base import SegmentationModel
+from misfm.weights.exports.base import EXPORTS, ExportedModel, ExportFormat
 from misfm.weights.file import METADATA_KEY, WeightsInfo
 
 OPSET = 20
@@ -27,6 +28,21 @@ OPSET = 20
 INPUT, OUTPUT, BATCH = "image", "logits", "batch"
 LARGEST = 2**31 - 2**20
 """Bytes of parameters that fit into one file of ONNX, with some room for the graph."""
+
+
+@EXPORTS.register("onnx")
+class OnnxExport(ExportFormat):
+    """Writes a network for one patch size; one with a head of random values would answer nothing."""
+
+    def write(self, exported: ExportedModel, out: Path) -> list[Path]:
+        """Write one file."""
+        if not any(name.startswith("head.") for name in exported.taken):
+            raise WeightsError(
+                f"{exported.report.source} holds no head, so the network has no output: fine-tune it first."
+            )
+        info = exported.info.model_copy(update={"patch_size": exported.patch_size})
+        write_onnx(out, exported.model, info, exported.patch_size)
+        return [out]
 
 
 def write_onnx(path: Path, model: SegmentationModel, info: WeightsInfo, patch_size: Sequence[int]) -> None:
