@@ -31,31 +31,6 @@ EXCEPTIONS = {
 }
 """(file, word) -> reason."""
 
-PENDING = {
-    "commands/compare.py": ["stage"],
-    "commands/finetune.py": ["begun with", "settled"],
-    "commands/folds.py": ["settled", "dealt"],
-    "commands/pretrain.py": ["begun with"],
-    "commands/twins.py": ["settled"],
-    "data/generated.py": ["*_count"],
-    "data/intensity.py": ["as it came"],
-    "data/patches.py": ["center"],
-    "models/base.py": ["settle"],
-    "planning/fill_defaults.py": ["settled"],
-    "planning/plan.py": ["as it comes", "as lean as"],
-    "planning/splits.py": ["begun with"],
-    "planning/volumes.py": ["begun with"],
-    "pretext/restore_place_segment.py": ["made-up"],
-    "weights/adapt.py": ["told by"],
-    "weights/containers.py": ["told by"],
-    "weights/formats.py": ["told by"],
-    "weights/nnssl_primus.py": ["told by"],
-    "weights/published.py": ["heed"],
-    "weights/pymic_pctnet.py": ["told by"],
-    "weights/transfer.py": ["told by"],
-}
-"""File -> words still to be replaced in it; to be emptied."""
-
 
 def forbidden():
     """What the tables forbid, in their order."""
@@ -128,7 +103,7 @@ def test_a_file_uses_the_words_of_the_glossary(file):
     wrong = {
         word: found
         for word in WORDS
-        if (file, word) not in EXCEPTIONS and word not in PENDING.get(file, ())
+        if (file, word) not in EXCEPTIONS
         if (found := occurs(word, source))
     }
     assert not wrong
@@ -144,4 +119,3 @@ def test_every_exception_is_needed():
 
 
 def test_every_pending_file_exists():
-    assert all(set(words) <= set(WORDS) for words in PENDING.values())

@@ -83,11 +83,11 @@ def compare(
     outcomes: dict[Trial, Outcome] = {}
     result: dict[str, Any] = {}
     with pool(workers, scheduler) as workplace:
-        for stage, run in (
+        for trials, run in (
             (pretrainings(settings), partial(attempt, partial(pretrain_trial, settings, out))),
             (finetunings(settings), partial(attempt, partial(finetune_trial, settings, out))),
         ):
-            for trial, outcome in workplace.map(run, list(stage), lost):
+            for trial, outcome in workplace.map(run, list(trials), lost):
                 outcomes[trial] = outcome
                 if outcome.failure is not None:
                     logger.warning("%s failed: %s", trial.folder(out).name, outcome.failure)

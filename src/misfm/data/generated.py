@@ -24,7 +24,7 @@ from misfm.terminal import logger
 from misfm.volume import Volume
 
 PREFIX = "phantom"
-DEFAULT_COUNT = 200
+DEFAULT_NUM_VOLUMES = 200
 FOLDER = "phantoms"
 """Appended to the name of the run folder, beside which the generated store lies."""
 SETTINGS = IngestSettings(spacing="native", intensity="ct:-200,600")
@@ -45,9 +45,9 @@ def open_store(store: str, out: Path) -> Store:
     if not is_generated(store):
         return Store.open(store)
     _, _, text = store.partition(":")
-    if not (text or str(DEFAULT_COUNT)).isdecimal() or int(text or DEFAULT_COUNT) < 2:
+    if not (text or str(DEFAULT_NUM_VOLUMES)).isdecimal() or int(text or DEFAULT_NUM_VOLUMES) < 2:
         raise ConfigError(f"--store {PREFIX}:COUNT takes a number of two or more, got '{text}'.")
-    return generate(int(text or DEFAULT_COUNT), out, SETTINGS)
+    return generate(int(text or DEFAULT_NUM_VOLUMES), out, SETTINGS)
 
 
 def generate_beside(scans: Store, count: int, out: Path) -> Store:

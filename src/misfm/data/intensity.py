@@ -91,7 +91,7 @@ def detect(volume: Volume, modality_hint: str | None = None) -> Kind:
     """Tell CT from MR.
 
     Args:
-        volume: the scan (C, D, H, W) as it came from its file.
+        volume: the scan (C, D, H, W) as read from its file.
         modality_hint: DICOM Modality or channel name of a dataset, where there is one. It decides, except
             that a scan tagged CT without any voxel below -50 is not in HU and therefore taken as MR.
     """

@@ -216,10 +216,10 @@ def draw_records(records: Sequence[Record], count: int, generator: Generator) ->
 
 def draw_box(anchors: NDArray[np.int16], shape: Shape, size: Shape, generator: Generator) -> Box:
     """Draw a box around one of the anchors (N, 3); see the module's docstring for how it meets the border."""
-    center = anchors[int(torch.randint(len(anchors), (), generator=generator))]
+    centre = anchors[int(torch.randint(len(anchors), (), generator=generator))]
     starts = [
         fit_start(int(middle) - side // 2, side, length)
-        for middle, side, length in zip(center, size, shape, strict=True)
+        for middle, side, length in zip(centre, size, shape, strict=True)
     ]
     return Box(triple(starts), size)
 

@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         return (0, 1, 2)
 
     def adopt(self, recorded: Mapping[str, Any] | None, *, source: str = "The weights") -> list[str]:
-        """Settle what the options left to the weights; called before a tensor is taken, when all else fits.
+        """Fill in what the options left to the weights; called before a tensor is taken, when all else fits.
 
         Args:
             recorded: options of the network the weights were trained in; None where nothing is known.

@@ -1,4 +1,4 @@
-r"""Our own task: restore what was masked, say where in the body each voxel lies, and segment made-up anatomy.
+r"""Our own task: restore what was masked, say where in the body a voxel lies, segment generated anatomy.
 
 Half of the volumes of a batch are scans and half are generated anatomy, whose label maps are known. Two
 patches of each volume go through encoder and decoder in one pass, and from it come for each voxel :math:`v`

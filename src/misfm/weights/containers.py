@@ -1,4 +1,4 @@
-"""What lies around the tensors in checkpoints of nnssl and nnU-Net, told by the keys.
+"""What lies around the tensors in checkpoints of nnssl and nnU-Net, recognised by the keys.
 
 Both keep the network under ``network_weights``. nnssl's released files add an adaptation plan; its raw
 training checkpoints and nnU-Net's hold everything else in ``init_args``. Any field may be absent: where plan

@@ -78,7 +78,7 @@ FORMATS: Registry[ForeignFormat] = Registry("weights format", "misfm.weights")
 
 
 def recognise(content: Mapping[str, object]) -> ForeignFormat | None:
-    """The reader of ``content``, told by its keys."""
+    """The reader of ``content``, recognised by its keys."""
     readers = (FORMATS.get(name) for name in FORMATS.names())
     return next((reader for reader in readers if reader.tensors(content) is not None), None)
 

@@ -175,7 +175,7 @@ def _num_heads(embed_dim: int, origin: Origin, notes: list[str]) -> int:
 
 
 def _token_order(tensors: Mapping[str, Tensor], origin: Origin, notes: list[str]) -> TokenOrder | None:
-    """The order told by the trainer, or without one by parts that only some pretext tasks leave."""
+    """The order recognised by the trainer, or without one by parts that only some pretext tasks leave."""
     trainer = (origin.trainer or "").lower()
     if "simmim" in trainer:
         return "whd"

@@ -43,7 +43,7 @@ def described(
     """What a PyMIC checkpoint tells about its weights.
 
     Args:
-        network: as told by shapes.
+        network: as its shapes say.
         kernel: of the first convolution, which tells the channels of the image.
         bias: of the last convolution, which tells the classes.
         content: of the file.
