@@ -31,7 +31,7 @@ from scipy import stats
 
 from misfm.commands.arm import SCORES, read_arm, score_test_cases
 from misfm.commands.finetune import finetune
-from misfm.config import FinetuneSettings, resolve
+from misfm.config import FinetuneSettings
 from misfm.data.dataset import Dataset
 from misfm.evaluation.arms import Arm, compare_arms
 from misfm.files import write_json, write_text
@@ -39,6 +39,7 @@ from misfm.planning.fill_defaults import fill_flips
 from misfm.planning.splits import choose_cases, nested_subset
 from misfm.report.comparison import curve_table
 from misfm.report.markdown import markdown_table
+from misfm.resolve import resolve
 from misfm.training.run import RunFolder
 
 RESULTS = Path(__file__).parent / "results"

@@ -122,7 +122,8 @@ def store(phantom_dir):
 @pytest.fixture(scope="session")
 def pretrain_settings(store):
     """Build settings of a tiny pretraining, with more assignments on top."""
-    from misfm.config import PretrainSettings, resolve
+    from misfm.config import PretrainSettings
+    from misfm.resolve import resolve
 
     def build(*assignments):
         tiny = list(TINY_PRETRAINING)
@@ -138,7 +139,8 @@ def pretrain_settings(store):
 @pytest.fixture(scope="session")
 def finetune_settings(dataset):
     """Build settings of a tiny fine-tuning, with more assignments on top."""
-    from misfm.config import FinetuneSettings, resolve
+    from misfm.config import FinetuneSettings
+    from misfm.resolve import resolve
 
     def build(*assignments):
         options = {"dataset": str(dataset)}

@@ -4,18 +4,11 @@ import pytest
 import torch
 import yaml
 
-from misfm.config import (
-    FinetuneSettings,
-    NetworkSettings,
-    PretextSettings,
-    PretrainSettings,
-    merge,
-    parse,
-    recipe_names,
-    resolve,
-)
+from misfm.config import FinetuneSettings, NetworkSettings, PretextSettings, PretrainSettings
 from misfm.errors import ConfigError
 from misfm.models import create
+from misfm.resolve import merge, recipe_names, resolve
+from misfm.settings import parse
 from misfm.training.run import RunFolder
 
 NEEDED = {PretrainSettings: {"store": "a-store"}, FinetuneSettings: {"dataset": "a-dataset"}}

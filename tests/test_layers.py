@@ -25,6 +25,7 @@ LAYERS = [
     "report",
     "testing",
     "config",
+    "resolve",
     "planning",
     "commands",
     "cli_options",

@@ -101,10 +101,7 @@ def test_what_is_looked_for_is_found():
 def test_a_file_uses_the_words_of_the_glossary(file):
     source = FILES[file].read_text()
     wrong = {
-        word: found
-        for word in WORDS
-        if (file, word) not in EXCEPTIONS
-        if (found := occurs(word, source))
+        word: found for word in WORDS if (file, word) not in EXCEPTIONS if (found := occurs(word, source))
     }
     assert not wrong
 
@@ -116,6 +113,3 @@ def test_every_exception_is_needed():
         if file not in FILES or not occurs(word, FILES[file].read_text())
     }
     assert not idle
-
-
-def test_every_pending_file_exists():

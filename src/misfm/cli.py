@@ -121,7 +121,8 @@ def pretrain(
 ) -> None:
     """Pretrain a network on the scans of a store, without labels."""
     from misfm.commands.pretrain import pretrain as run
-    from misfm.config import PretrainSettings, resolve
+    from misfm.config import PretrainSettings
+    from misfm.resolve import resolve
 
     settings: PretrainSettings = resolve(
         PretrainSettings,
@@ -172,7 +173,8 @@ def finetune(
     from misfm.commands.finetune import finetune as run
     from misfm.commands.folds import cross_validate
     from misfm.commands.twins import finetune_twins
-    from misfm.config import FinetuneSettings, resolve
+    from misfm.config import FinetuneSettings
+    from misfm.resolve import resolve
 
     settings: FinetuneSettings = resolve(
         FinetuneSettings,
@@ -281,7 +283,8 @@ def compare(
 ) -> None:
     """Compare pretext tasks, networks and label budgets; run it again to go on or to add arms."""
     from misfm.commands.compare import compare as run
-    from misfm.config import CompareSettings, parse
+    from misfm.config import CompareSettings
+    from misfm.settings import parse
 
     tree = {
         "store": str(store),

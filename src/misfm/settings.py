@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
+from misfm.errors import ConfigError
+from misfm.registry import closest
+
+Tree = dict[str, Any]
+"""Settings as YAML has them, not checked yet."""
 Number = TypeVar("Number", int, float)
 
 
@@ -51,3 +56,37 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def parse(kind: type[SettingsT], tree: Tree, what: str) -> SettingsT:
+    """Validate ``tree``; an error names the key, what is wrong and the nearest valid key."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            options = sibling_keys(kind, first["loc"])
+            raise ConfigError(
+                f"There is no setting '{key}' in the {what}; {closest(key, options)}"
+            ) from error
+        raise ConfigError(
+            f"Setting '{key}' of the {what} is wrong: {first['msg']} (got {first.get('input')!r})."
+        ) from error
+
+
+def sibling_keys(kind: type[Settings], location: Sequence[int | str]) -> list[str]:
+    """Dotted names of the settings that lie beside a misspelt one."""
+    names: list[str] = []
+    for part in location[:-1]:
+        annotation = kind.model_fields[str(part)].annotation
+        candidates = [annotation, *get_args(annotation)]  # a setting may be "NetworkSettings | None"
+        nested = [one for one in candidates if isinstance(one, type) and issubclass(one, Settings)]
+        if not nested:
+            break
+        kind = nested[0]
+        names.append(str(part))
+    return [".".join([*names, field]) for field in kind.model_fields]

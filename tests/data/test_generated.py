@@ -31,7 +31,8 @@ def generated(tmp_path_factory):
 
 @pytest.fixture
 def tiny(tiny_pretraining):
-    from misfm.config import PretrainSettings, resolve
+    from misfm.config import PretrainSettings
+    from misfm.resolve import resolve
 
     def build(store, name):
         shared = [line for line in tiny_pretraining[1::2] if not line.startswith("pretext")]

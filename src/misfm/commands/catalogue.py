@@ -19,11 +19,12 @@ from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from misfm.config import CompareSettings, FinetuneSettings, PretrainSettings, read_recipe, recipe_names
+from misfm.config import CompareSettings, FinetuneSettings, PretrainSettings
 from misfm.data.record import IngestSettings
 from misfm.models import Backbone
 from misfm.models.base import NETWORKS
 from misfm.pretext.base import PRETEXTS
+from misfm.resolve import read_recipe, recipe_names
 from misfm.settings import Settings
 
 Option = dict[str, Any]

@@ -19,7 +19,7 @@ from torch import nn
 from misfm.batches import Placement
 from misfm.commands.arm import read_arm, train_arm
 from misfm.commands.pretrain import pretrain
-from misfm.config import FinetuneSettings, PretrainSettings, resolve
+from misfm.config import FinetuneSettings, PretrainSettings
 from misfm.data.generated import write_phantom_dataset, write_phantom_scans
 from misfm.data.ingest import ingest
 from misfm.data.patches import UnlabelledPatches
@@ -35,6 +35,7 @@ from misfm.report.figures import loss_curves
 from misfm.report.html import Picture, render_report
 from misfm.report.pictures import FusionSample, fusion_strip, overlay
 from misfm.report.twins import twin_report
+from misfm.resolve import resolve
 from misfm.seeding import generator_for
 from misfm.synthesis.structures import ORGAN_NAMES
 from misfm.terminal import format_duration, logger

@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from misfm.commands.finetune import Shared, finetune
-from misfm.config import FinetuneSettings, PretrainSettings, recipe_names, resolve
+from misfm.config import FinetuneSettings, PretrainSettings
 from misfm.data.dataset import Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.splits import Split
 from misfm.evaluation.arms import ALL
 from misfm.planning.leakage import check_pretraining
 from misfm.planning.splits import SPLIT, choose_cases, shared_split, split_of
+from misfm.resolve import recipe_names, resolve
 from misfm.terminal import logger
 from misfm.training.loop import Validation
 from misfm.training.run import RunFolder

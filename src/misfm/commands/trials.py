@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from misfm.config import CompareSettings, FinetuneSettings, PretrainSettings, recipe_names, resolve
+from misfm.config import CompareSettings, FinetuneSettings, PretrainSettings
 from misfm.data.generated import PREFIX as GENERATED
 from misfm.errors import ConfigError
 from misfm.evaluation.arms import SCRATCH
 from misfm.planning.fill_defaults import fill_network
 from misfm.pretext import PRETEXTS
 from misfm.registry import closest
+from misfm.resolve import recipe_names, resolve
 
 
 @dataclass(frozen=True)
