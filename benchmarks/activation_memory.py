@@ -1,4 +1,4 @@
-"""What a training step keeps for its backward pass, in bytes a voxel: the table of ``planning/plan.py``.
+"""What a training step keeps for its backward pass, in bytes a voxel: the ``Demand`` of each network.
 
 One forward pass of each network with deep supervision and of the loss, float32, on the CPU; every tensor that
 autograd saves counts once, parameters left out. Twelve classes against two give what each class adds.
@@ -17,6 +17,7 @@ from torch import Tensor
 from misfm.losses import segmentation_loss
 from misfm.models import create
 from misfm.models.base import NETWORKS
+from misfm.report.markdown import markdown_row, markdown_table
 
 FEW, MANY = 2, 12
 
@@ -30,13 +31,12 @@ def main() -> None:
     parser.add_argument("--patch-size", default="64,64,64")
     arguments = parser.parse_args()
     size = [int(side) for side in arguments.patch_size.split(",")]
-    print(
-        f"| network | bytes a voxel | and for each class | patch {arguments.patch_size} |\n|---|---|---|---|"
-    )
+    heads = ("network", "bytes a voxel", "and for each class", f"patch {arguments.patch_size}")
+    print(*markdown_table(heads, []), sep="\n")
     for name in arguments.networks.split(","):
         few, many = (saved_bytes(name, classes, size) for classes in (FEW, MANY))
         each = (many - few) / (MANY - FEW)
-        print(f"| {name} | {few - FEW * each:.0f} | {each:.0f} | |", flush=True)
+        print(markdown_row((name, f"{few - FEW * each:.0f}", f"{each:.0f}", "")), flush=True)
 
 
 def saved_bytes(name: str, num_classes: int, patch_size: list[int], **options: Any) -> float:

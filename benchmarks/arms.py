@@ -29,17 +29,17 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from misfm.config import FinetuneSettings, resolve
+from misfm.commands.arm import SCORES, read_arm, score_test_cases
+from misfm.commands.finetune import finetune
+from misfm.config import FinetuneSettings
 from misfm.data.dataset import Dataset
 from misfm.evaluation.arms import Arm, compare_arms
 from misfm.files import write_json, write_text
-from misfm.recipes.compare_tables import curve_table
-from misfm.recipes.evaluate import evaluate
-from misfm.recipes.finetune import finetune
-from misfm.recipes.predict import predict_files
-from misfm.recipes.settle import settle_flips
-from misfm.recipes.splits import choose_cases, nested_subset
-from misfm.recipes.twins import dice_by_case, learning_curve
+from misfm.planning.fill_defaults import fill_flips
+from misfm.planning.splits import choose_cases, nested_subset
+from misfm.report.comparison import curve_table
+from misfm.report.markdown import markdown_table
+from misfm.resolve import resolve
 from misfm.training.run import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
@@ -86,19 +86,18 @@ def main() -> None:
                 labelled[name, seed] = settings.cases
                 continue
             if (run / "validation.json").exists():
-                flips = settle_flips(settings.augmentation, Dataset.open(settings.dataset))
+                flips = fill_flips(settings.augmentation, Dataset.open(settings.dataset))
                 RunFolder(run).require(settings.model_copy(update={"augmentation": flips}))
             elif arguments.summary_only:
                 continue
             else:
                 finetune(settings, run, resume=True)
-            scored = run / ("test.json" if arguments.test else "validation.json")
-            if not scored.exists() and arguments.summary_only:
+            scored = SCORES if arguments.test else "validation.json"
+            if not (run / scored).exists() and arguments.summary_only:
                 continue
-            if not scored.exists():
-                score_test_cases(run, settings)
-            scores = json.loads(scored.read_text(encoding="utf-8"))
-            arms.append(Arm(name, learning_curve(run), dice_by_case(scores), seed))
+            if not (run / scored).exists():
+                score_test_cases(settings, run)
+            arms.append(read_arm(name, run, seed, scored))
             labelled[name, seed] = settings.cases
     order = [arm.partition("=")[0] for arm in arguments.arm]
     write_results(sorted(arms, key=lambda arm: (order.index(arm.name), arm.seed)), labelled, arguments)
@@ -185,13 +184,6 @@ def labelled_cases(arguments: argparse.Namespace, seed: int, count: int) -> list
     return sorted(set(nested_subset(names, first + count)) - set(before))
 
 
-def score_test_cases(run: Path, settings: FinetuneSettings) -> None:
-    """Predict and evaluate the labelled test cases."""
-    dataset = Path(settings.dataset)
-    predict_files(str(run), [dataset / "imagesTs"], run / "predictions", overlap=settings.overlap)
-    evaluate(run / "predictions", dataset / "labelsTs", run / "test.json")
-
-
 def write_results(
     arms: list[Arm], labelled: dict[tuple[str, int], tuple[str, ...]], arguments: argparse.Namespace
 ) -> None:
@@ -216,13 +208,14 @@ def write_results(
     }
     write_json(RESULTS / f"{arguments.name}.json", result)
     labels = list(comparison.scores[comparison.baseline])
-    lines = [f"| arm | seeds | {' | '.join(labels)} | difference of the mean to {comparison.baseline} |"]
-    lines.append("|" + "---|" * (len(labels) + 3))
+    rows = []
     for name, scores in comparison.scores.items():
         cells = [f"{scores[label].mean:.3f}" for label in labels]
         paired = scores["all"].difference
         gap = "" if paired is None else f"{paired}, p {paired.p_value:.3f}"
-        lines.append(f"| {name} | {len(comparison.seeds[name])} | {' | '.join(cells)} | {gap} |")
+        rows.append((name, len(comparison.seeds[name]), *cells, gap))
+    heads = ("arm", "seeds", *labels, f"difference of the mean to {comparison.baseline}")
+    lines = markdown_table(heads, rows)
     scored = "test" if arguments.test else "validation"
     if arguments.draws:
         lines += ["", *draw_table(arms, labelled, comparison.baseline)]
@@ -239,7 +232,7 @@ def draw_table(arms: list[Arm], labelled: dict[tuple[str, int], tuple[str, ...]]
     as given. Seeds with the same labelled cases are averaged first.
     """
     runs = {(arm.name, arm.seed): arm for arm in arms}
-    lines = ["| arm | by choice of labelled cases | mean [95 %, t over choices] |", "|---|---|---|"]
+    rows = []
     for name in dict.fromkeys(arm.name for arm in arms):
         by_choice: dict[tuple[str, ...], list[float]] = {}
         for arm in arms:
@@ -252,8 +245,8 @@ def draw_table(arms: list[Arm], labelled: dict[tuple[str, int], tuple[str, ...]]
             half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.std(ddof=1) / len(gaps) ** 0.5
             cells = [", ".join(f"{gap:+.3f}" for gap in gaps)]
             cells.append(f"{gaps.mean():+.3f} [{gaps.mean() - half:+.3f}, {gaps.mean() + half:+.3f}]")
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+            rows.append((name, *cells))
+    return markdown_table(("arm", "by choice of labelled cases", "mean [95 %, t over choices]"), rows)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ shift 2
 here=$(dirname "$0")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=PASSIVE
 fusion='volume-fusion-v2:pretext.options={block_size: [[8,24],[8,24],[8,24]], min_difference: 0.02,
-  inversion_probability: 0.0, views: {flip_probability: 0.0}}'
+  p_inversion: 0.0, views: {p_flip: 0.0}}'
 
 steps() {  # RECIPE=N ... -> options
   for pair in "$@"; do printf -- '--set-pretrain\n%s\n' "${pair%=*}:training.steps=${pair#*=}"; done

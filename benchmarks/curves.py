@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from misfm.evaluation.arms import learning_curve
 from misfm.files import write_json, write_text
-from misfm.recipes.twins import learning_curve
+from misfm.report.markdown import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -28,10 +29,11 @@ def main() -> None:
         curves[name] = dict(learning_curve(Path(run)))
     write_json(RESULTS / f"{arguments.name}.json", {"validation_dice": curves})
     steps = sorted({step for curve in curves.values() for step in curve})
-    lines = [f"| run | {' | '.join(map(str, steps))} |", "|" + "---|" * (len(steps) + 1)]
-    for name, curve in curves.items():
-        cells = (f"{curve[step]:.3f}" if step in curve else "" for step in steps)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    rows = [
+        (name, *(f"{curve[step]:.3f}" if step in curve else "" for step in steps))
+        for name, curve in curves.items()
+    ]
+    lines = markdown_table(("run", *steps), rows)
     text = "\n".join(["Mean validation Dice after so many fine-tuning steps.", "", *lines, ""])
     write_text(RESULTS / f"{arguments.name}.md", text)
     print(text)

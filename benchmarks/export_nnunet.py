@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from nnunet_runs import copy_cases, environment
 
+from misfm.commands.export import export
 from misfm.files import write_json, write_text
-from misfm.recipes.export import export
+from misfm.report.markdown import markdown_table
 
 NUM_CASES = 5  # nnU-Net's five folds need one each
 NAME = "Dataset701_Export"
@@ -140,9 +141,7 @@ def main() -> None:
         f"{versions['torch']}, by the commands that `misfm export --to nnunet` wrote, on {NUM_CASES} cases "
         f"of {options.dataset.name}, two training steps on the CPU, then nnU-Net's own validation.",
         "",
-        f"| {' | '.join(COLUMNS.values())} |",
-        f"|{'---|' * len(COLUMNS)}",
-        *(f"| {' | '.join(str(row[key]) for key in COLUMNS)} |" for row in rows),
+        *markdown_table(list(COLUMNS.values()), [[row[key] for key in COLUMNS] for row in rows]),
     ]
     write_text(options.out / "export_nnunet.md", "\n".join(lines) + "\n")
     if any(row["not_equal_at_start"] for row in rows):

@@ -18,6 +18,7 @@ import numpy as np
 from misfm.evaluation.arms import ALL, Arm, Comparison, compare_arms
 from misfm.evaluation.savings import labels_worth
 from misfm.files import write_text
+from misfm.report.markdown import markdown_table
 
 RESULTS = Path(__file__).parent / "results"
 STUDIES = {"hippocampus MR": ("hippocampus", (5, 10, 40)), "head-neck CT": ("head_neck", (1, 5, 10, 20))}
@@ -34,8 +35,8 @@ def main() -> None:
         "difference [95 %]",
         "worth of scratch",
     ]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
-    closing = []
+    rows: list[list[str]] = []
+    closing: list[list[str]] = []
     for data, (study, counts) in STUDIES.items():
         results = {count: read(study, count) for count in counts}
         comparisons = {count: twins(result) for count, result in results.items()}
@@ -46,15 +47,15 @@ def main() -> None:
             cells = [data, str(count), str(len(comparison.seeds["pretrained"])), f"{scratch[count]:.3f}"]
             cells += [f"{pretrained.mean:.3f}", difference(comparison)]
             cells.append(f"{worth:.1f} labels" if worth else "")
-            lines.append(f"| {' | '.join(cells)} |")
+            rows.append(cells)
         for few, many in ((few, 2 * few) for few in counts if 2 * few in counts):
             half = halved(results[few], results[many])
             means = [half.scores[name][ALL].mean for name in ("scratch", "pretrained")]
             choices = f"{len(half.seeds['scratch'])} of {many} labels"
             cells = [data, choices, *(f"{mean:.3f}" for mean in means), difference(half)]
-            closing.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| data | choices | scratch on all | pretrained on halves | difference [95 %] |"]
-    lines += ["|---|---|---|---|---|", *closing]
+            closing.append(cells)
+    halves = ("data", "choices", "scratch on all", "pretrained on halves", "difference [95 %]")
+    lines = [*markdown_table(header, rows), "", *markdown_table(halves, closing)]
     text = "\n".join(lines) + "\n"
     write_text(RESULTS / "few_labels_by_count.md", text)
     print(text)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from misfm.files import write_json, write_text
+from misfm.report.markdown import markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "full_size.json"
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -100,17 +101,18 @@ def measure(name: str) -> dict[str, Any]:
 
 def table(rows: dict[str, Any]) -> str:
     """Markdown."""
-    lines = [
-        "| network | patch | classes | parameters | published | forward, s | training step, s | peak, GiB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ["network", "patch", "classes", "parameters", "published", "forward, s", "training step, s"]
+    lines = []
     for name, row in rows.items():
         patch = "x".join(map(str, row["patch_size"]))
         cells = [name, patch, row["classes"], f"{row['parameters']:,}", f"{row['published_parameters']:,}"]
         cells += [row["forward_s"], row["training_step_s"], row["peak_memory_gib"]]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(cells)
     threads = {row["threads"] for row in rows.values()}
-    return "\n".join(lines) + f"\n\nBatch 1, float32, CPU, {threads} threads.\n"
+    return (
+        "\n".join(markdown_table([*heads, "peak, GiB"], lines))
+        + f"\n\nBatch 1, float32, CPU, {threads} threads.\n"
+    )
 
 
 if __name__ == "__main__":

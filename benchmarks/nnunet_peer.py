@@ -31,13 +31,14 @@ import torch
 from nnunet_rows import KEY, Row, write_results
 from nnunet_runs import copy_cases, environment
 
-from misfm.config import FinetuneSettings, resolve
+from misfm.commands.evaluate import evaluate
+from misfm.commands.finetune import finetune
+from misfm.commands.predict import predict_files
+from misfm.config import FinetuneSettings
 from misfm.data.dataset import Dataset
+from misfm.evaluation.arms import dice_by_case
 from misfm.files import write_json
-from misfm.recipes.evaluate import evaluate
-from misfm.recipes.finetune import finetune
-from misfm.recipes.predict import predict_files
-from misfm.recipes.twins import dice_by_case
+from misfm.resolve import resolve
 from misfm.training.precision import fabric_precision
 from misfm.training.run import RunFolder
 from misfm.weights import describe

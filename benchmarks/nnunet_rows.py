@@ -9,6 +9,7 @@ from typing import Any
 
 from misfm.evaluation.arms import ALL, Arm, compare_arms
 from misfm.files import write_json, write_text
+from misfm.report.markdown import markdown_table
 
 Row = dict[str, Any]
 KEY = ("dataset", "labels", "mode", "arm", "seed", "seconds", "scored_on")
@@ -45,12 +46,12 @@ def table(rows: list[Row]) -> list[str]:
     """Lines of a table of rows that share their labels."""
     labels = list(rows[0]["dice"])
     heads = [*(name.replace("_", " ") for name in COLUMNS), *labels, "95 % interval of all"]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    lines = []
     for row in rows:
         dice = ["" if row["dice"][label] is None else f"{row['dice'][label]:.3f}" for label in labels]
         interval = " to ".join(f"{end:.3f}" for end in row["interval95"] or [])
-        lines.append(f"| {' | '.join([*(cell(row[name]) for name in COLUMNS), *dice, interval])} |")
-    return lines
+        lines.append([*(cell(row[name]) for name in COLUMNS), *dice, interval])
+    return markdown_table(heads, lines)
 
 
 def differences(rows: list[Row]) -> list[str]:
@@ -60,7 +61,7 @@ def differences(rows: list[Row]) -> list[str]:
         arm = Arm(row["arm"], cases=row["cases"], seed=row["seed"])
         groups.setdefault((row["labels"], row["mode"], row["seconds"]), []).append(arm)
     heads = ["labels", "mode", "seconds", "arm", "seeds", "all", f"difference to {BASELINE}, shared seeds"]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    lines = []
     for group, arms in groups.items():
         baseline = {arm.seed for arm in arms if arm.name == BASELINE}
         paired = [arm for arm in arms if arm.seed in baseline]
@@ -70,8 +71,8 @@ def differences(rows: list[Row]) -> list[str]:
         for name, scores in comparison.scores.items():
             score, seeds = scores[ALL], len(comparison.seeds[name])
             cells = [*map(cell, group), name, str(seeds), f"{score.mean:.3f}", str(score.difference or "")]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            lines.append(cells)
+    return markdown_table(heads, lines)
 
 
 def cell(value: Any) -> str:

@@ -34,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import misfm.models
 import misfm.weights
 from misfm.files import write_json, write_text
+from misfm.report.markdown import markdown_table
 from misfm.training.memory import keep_freed_memory
 
 SMALL_PATCH = (16, 64, 64)
@@ -193,16 +194,15 @@ def floor(ours: nn.Module, x: Tensor) -> dict[str, float]:
 
 
 def table(results: dict[str, Any]) -> str:
-    lines = [
-        "| CPU seconds | forward: published | misfm | ratio | step: published | misfm | ratio |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ["CPU seconds", "forward: published", "misfm", "ratio", "step: published", "misfm", "ratio"]
+    rows = []
     for row in results["rows"]:
         cells = [row["name"]]
         for what in ("forward", "step"):
             medians = row[what]["median_s"]
             cells += [f"{medians[who]:.2f}" for who in ("published", "misfm")] + [f"{row[what]['ratio']:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
+    lines = markdown_table(heads, rows)
     limit, shares, info = results["floor"], results["convolution_share"], results["machine"]
     worst = max(row["largest_difference"] for row in results["rows"])
     lines += [

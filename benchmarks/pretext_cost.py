@@ -15,10 +15,10 @@ from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
 
+from misfm.commands.pretrain import pretrain
+from misfm.commands.trials import Trial, pretrain_settings
 from misfm.config import CompareSettings
 from misfm.files import write_json
-from misfm.recipes.compare import Trial, pretrain_settings
-from misfm.recipes.pretrain import pretrain
 
 RESULTS = Path(__file__).parent / "results"
 

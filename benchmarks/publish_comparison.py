@@ -12,7 +12,7 @@ from pathlib import Path
 
 from misfm.evaluation.arms import Arm
 from misfm.files import write_bytes, write_json, write_text
-from misfm.recipes.compare_tables import as_markdown, compare_budgets, savings
+from misfm.report.comparison import as_markdown, compare_budgets, savings
 from misfm.report.figures import dice_by_labels, difference_plot, learning_curves
 
 RESULTS = Path(__file__).parent / "results"

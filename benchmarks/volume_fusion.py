@@ -33,10 +33,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from misfm.augment.views import View, apply_view
 from misfm.files import write_json, write_text
-from misfm.pretext.base import Placement
-from misfm.pretext.views import View, apply_view
+from misfm.pretext import Placement
 from misfm.pretext.volume_fusion import VolumeFusionV2
+from misfm.report.markdown import markdown_table
 from misfm.seeding import generator_for
 from misfm.training.memory import keep_freed_memory
 
@@ -101,8 +102,7 @@ def pymic_batch(crop4vf: ModuleType, zoom: Callable[..., Any], volume: Tensor, s
 def misfm_batch(volume: Tensor, size: int, threads: int, seed: int) -> None:
     torch.set_num_threads(threads)
     patches = volume.expand(size, 2, *volume.shape)
-    valid = torch.tensor([[0, 0, 0], volume.shape[1:]]).expand(size, 2, 2, 3)
-    placement = Placement(valid, torch.zeros(size, 2, 3), torch.ones(size, 2, 3))
+    placement = Placement.whole(size, 2, volume.shape[1:])
     VolumeFusionV2().prepare(patches, placement, PATCH_SIZE, generator_for(seed))
 
 
@@ -197,16 +197,13 @@ def measure(crop4vf: ModuleType, args: argparse.Namespace) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     info, times = results["machine"], results["ms_per_sample"]
     published, in_3d = times["PyMIC as published"], times["PyMIC, zoom in 3-D"]
-    lines = [
-        "| One 64x128x128 sample | ms | range | PyMIC / this | PyMIC in 3-D / this | CPU ms |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ("One 64x128x128 sample", "ms", "range", "PyMIC / this", "PyMIC in 3-D / this", "CPU ms")
+    rows = []
     for name, row in times.items():
         ratios = [f"{other['median_ms'] / row['median_ms']:.1f}" for other in (published, in_3d)]
-        lines.append(
-            f"| {name} | {row['median_ms']:.1f} | {min(row['all_ms']):.1f}-{max(row['all_ms']):.1f} | "
-            f"{ratios[0]} | {ratios[1]} | {row['cpu_median_ms']:.1f} |"
-        )
+        spread = f"{min(row['all_ms']):.1f}-{max(row['all_ms']):.1f}"
+        rows.append((name, f"{row['median_ms']:.1f}", spread, *ratios, f"{row['cpu_median_ms']:.1f}"))
+    lines = markdown_table(heads, rows)
     floor = results["floor"]
     lines += [
         "",

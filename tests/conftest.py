@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytest.register_assert_rewrite("misfm.testing")
+
 TINY_PRETRAINING = [
     "network.options.channels=[4, 8]",
     "patch_size=[16, 16, 16]",
@@ -86,7 +88,8 @@ def tiny_finetuning():
 @pytest.fixture(scope="session")
 def phantom_dir(tmp_path_factory):
     """Folder with ``scans`` (four of them) and ``dataset`` (four training cases, two test cases)."""
-    from misfm.data.phantom import PhantomSettings, write_phantom_dataset, write_phantom_scans
+    from misfm.data.generated import write_phantom_dataset, write_phantom_scans
+    from misfm.synthesis.generate import PhantomSettings
 
     folder = tmp_path_factory.mktemp("phantom")
     settings = PhantomSettings(shape=(24, 26, 28), spacing=(14.0, 13.0, 12.0))
@@ -119,7 +122,8 @@ def store(phantom_dir):
 @pytest.fixture(scope="session")
 def pretrain_settings(store):
     """Build settings of a tiny pretraining, with more assignments on top."""
-    from misfm.config import PretrainSettings, resolve
+    from misfm.config import PretrainSettings
+    from misfm.resolve import resolve
 
     def build(*assignments):
         tiny = list(TINY_PRETRAINING)
@@ -135,7 +139,8 @@ def pretrain_settings(store):
 @pytest.fixture(scope="session")
 def finetune_settings(dataset):
     """Build settings of a tiny fine-tuning, with more assignments on top."""
-    from misfm.config import FinetuneSettings, resolve
+    from misfm.config import FinetuneSettings
+    from misfm.resolve import resolve
 
     def build(*assignments):
         options = {"dataset": str(dataset)}
@@ -149,7 +154,7 @@ def finetune_settings(dataset):
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory, pretrain_settings):
     """Run folder of a tiny pretraining."""
-    from misfm.recipes.pretrain import pretrain
+    from misfm.commands.pretrain import pretrain
 
     out = tmp_path_factory.mktemp("runs") / "pretrained"
     pretrain(pretrain_settings(), out)
@@ -159,7 +164,7 @@ def pretrained(tmp_path_factory, pretrain_settings):
 @pytest.fixture(scope="session")
 def finetuned(tmp_path_factory, finetune_settings):
     """Run folder of a tiny fine-tuning from scratch."""
-    from misfm.recipes.finetune import finetune
+    from misfm.commands.finetune import finetune
 
     out = tmp_path_factory.mktemp("runs") / "finetuned"
     finetune(finetune_settings("training.steps=30", "training.validate_every=30"), out)

@@ -7,7 +7,8 @@ import sys
 import pytest
 import typer
 
-from misfm.cli import app, case_choice, numbers
+from misfm.cli import app
+from misfm.cli_options import case_choice, numbers
 from misfm.errors import ConfigError, DataError, MisfmError
 from misfm.terminal import Progress, show_log
 
@@ -98,7 +99,7 @@ def test_errors_become_a_sentence_and_a_status(run_command, monkeypatch, error, 
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr("misfm.recipes.info.describe_path", fail)
+    monkeypatch.setattr("misfm.commands.info.describe_path", fail)
     done = run_command("info", "somewhere")
     assert done.status == status
     assert done.out == ""
@@ -110,7 +111,7 @@ def test_json_is_the_last_line_and_all_else_goes_to_standard_error(run_command, 
         logging.getLogger("misfm").info("looking")
         return {"kind": "store", "volumes": 3}
 
-    monkeypatch.setattr("misfm.recipes.info.describe_path", describe)
+    monkeypatch.setattr("misfm.commands.info.describe_path", describe)
     done = run_command("info", "somewhere", "--json")
     assert (done.status, done.err) == (0, "looking\n")
     assert json.loads(done.out) == {"kind": "store", "volumes": 3}

@@ -4,18 +4,12 @@ import pytest
 import torch
 import yaml
 
-from misfm.config import (
-    FinetuneSettings,
-    NetworkSettings,
-    PretextSettings,
-    PretrainSettings,
-    merge,
-    parse,
-    recipe_names,
-    resolve,
-)
+from misfm.config import FinetuneSettings, NetworkSettings, PretextSettings, PretrainSettings
 from misfm.errors import ConfigError
 from misfm.models import create
+from misfm.resolve import merge, recipe_names, resolve
+from misfm.settings import parse
+from misfm.training.run import RunFolder
 
 NEEDED = {PretrainSettings: {"store": "a-store"}, FinetuneSettings: {"dataset": "a-dataset"}}
 KINDS = pytest.mark.parametrize("kind", NEEDED)
@@ -182,3 +176,25 @@ def test_settings_cannot_change_after_they_are_checked():
 
 def test_parse_returns_what_it_was_given():
     assert parse(NetworkSettings, {"name": "pctnet"}, "settings") == NetworkSettings(name="pctnet")
+
+
+def test_settings_with_the_older_words_for_chances_are_still_read():
+    given = "pretext.options.views.flip_probability=0.25"
+    settings = resolve(PretrainSettings, recipe="small", options={"store": "s"}, assignments=[given])
+    assert settings.pretext.options["views"] == {"p_flip": 0.25}
+    assert settings.pretext.build().views.p_flip == 0.25
+    saved = settings.model_dump(mode="json")
+    saved["pretext"]["options"] = {"inversion_probability": 0.0, "views": {"flip_probability": 0.25}}
+    again = PretrainSettings.model_validate(saved).pretext.options
+    assert again == {"p_inversion": 0.0, "views": {"p_flip": 0.25}}
+
+
+def test_a_run_begun_with_the_older_words_is_resumed(tmp_path):
+    settings = resolve(PretrainSettings, recipe="small", options={"store": "s"})
+    run = RunFolder(tmp_path / "run")
+    run.begin(settings, resume=False)
+    text = run.config.read_text()
+    older = text.replace("p_flip", "flip_probability").replace("p_inversion", "inversion_probability")
+    assert older.count("_probability") == 2
+    run.config.write_text(older)
+    run.check(settings, resume=True)

@@ -10,10 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "misfm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FOUNDATION = ["errors", "settings", "seeding", "volume", "registry", "files", "parallel", "intensities"]
+GROUND = ["errors", "registry", "volume", "settings", "seeding", "files", "terminal", "parallel", "batches"]
 METHODS = ["models", "losses", "pretext"]
 LAYERS = [
-    *FOUNDATION,
+    *GROUND,
+    "augment",
+    "synthesis",
     "data",
     *METHODS,
     "weights",
@@ -21,9 +23,11 @@ LAYERS = [
     "inference",
     "evaluation",
     "report",
+    "testing",
     "config",
-    "recipes",
-    "terminal",
+    "resolve",
+    "planning",
+    "commands",
     "cli_options",
     "cli",
 ]
@@ -33,7 +37,7 @@ ALLOWED = {part: set(LAYERS[:place]) for place, part in enumerate(LAYERS)}
 ALLOWED.update(
     # Data and methods know nothing of each other: only what comes later puts them together.
     {part: ALLOWED[part] - {"data"} for part in METHODS},
-    # Plain output to a terminal, imported at start-up.
+    # Imported at start-up, before it is known what a command needs.
     terminal=set(),
 )
 

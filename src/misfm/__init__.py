@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from misfm import models, pretext, weights
+    from misfm.commands.finetune import finetune
+    from misfm.commands.predict import predict
+    from misfm.commands.pretrain import pretrain
     from misfm.data.dataset import Dataset
     from misfm.data.ingest import ingest
     from misfm.data.readers import read_volume
     from misfm.data.store import Store
     from misfm.data.writers import write_label_map
     from misfm.evaluation.case import evaluate_case
-    from misfm.recipes.finetune import finetune
-    from misfm.recipes.predict import predict
-    from misfm.recipes.pretrain import pretrain
     from misfm.volume import Box, Volume
     from misfm.weights import from_pretrained
 
@@ -58,11 +58,11 @@ _HOMES = {
     "Store": "misfm.data.store",
     "Volume": "misfm.volume",
     "evaluate_case": "misfm.evaluation.case",
-    "finetune": "misfm.recipes.finetune",
+    "finetune": "misfm.commands.finetune",
     "from_pretrained": "misfm.weights",
     "ingest": "misfm.data.ingest",
-    "predict": "misfm.recipes.predict",
-    "pretrain": "misfm.recipes.pretrain",
+    "predict": "misfm.commands.predict",
+    "pretrain": "misfm.commands.pretrain",
     "read_volume": "misfm.data.readers",
     "write_label_map": "misfm.data.writers",
 }

@@ -39,7 +39,7 @@ Config = Annotated[Path | None, typer.Option(help="YAML file of settings, on top
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, on top of all.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")]
 Out = Annotated[Path, typer.Option(help="Run folder.")]
 
 DEFAULT_RECIPE = "small"
@@ -55,7 +55,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Run the whole story on generated anatomy, no downloads: about five minutes on two cores."""
-    from misfm.recipes.demo import run_demo
+    from misfm.commands.demo import run_demo
 
     finish(run_demo(out, seed=seed), as_json)
 
@@ -66,15 +66,16 @@ def ingest(
     store: Annotated[Path, typer.Option(help="Folder of the store; made where missing.")],
     spacing: Annotated[str, typer.Option(metavar="D,H,W|native", help="Mm per voxel.")] = "native",
     intensity: Annotated[
-        str, typer.Option(help="auto, ct, mr, or ct:LOW,HIGH with a window in HU.")
+        str, typer.Option(help="auto, ct, mr, or ct:LOW,HIGH (intensity window, HU).")
     ] = "auto",
     workers: Annotated[int, typer.Option(help="Processes; 0 works in this one.", min=0)] = 0,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,
     as_json: Json = False,
 ) -> None:
     """Bring scans (NIfTI, NRRD, MetaImage, DICOM) into a store; run it again to add what is new."""
-    from misfm.data.ingest import IngestEvent, IngestSettings
+    from misfm.data.ingest import IngestEvent
     from misfm.data.ingest import ingest as run
+    from misfm.data.record import IngestSettings
 
     settings = IngestSettings(
         spacing="native" if spacing == "native" else numbers(spacing, float, "--spacing"), intensity=intensity
@@ -119,8 +120,9 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Pretrain a network on the scans of a store, without labels."""
-    from misfm.config import PretrainSettings, resolve
-    from misfm.recipes.pretrain import pretrain as run
+    from misfm.commands.pretrain import pretrain as run
+    from misfm.config import PretrainSettings
+    from misfm.resolve import resolve
 
     settings: PretrainSettings = resolve(
         PretrainSettings,
@@ -168,10 +170,11 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Train on a few labelled cases, from pretrained weights or from scratch."""
-    from misfm.config import FinetuneSettings, resolve
-    from misfm.recipes.finetune import finetune as run
-    from misfm.recipes.folds import cross_validate
-    from misfm.recipes.twins import finetune_twins
+    from misfm.commands.finetune import finetune as run
+    from misfm.commands.folds import cross_validate
+    from misfm.commands.twins import finetune_twins
+    from misfm.config import FinetuneSettings
+    from misfm.resolve import resolve
 
     settings: FinetuneSettings = resolve(
         FinetuneSettings,
@@ -223,7 +226,7 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Write a label map for each scan, on the scan's own grid; --input takes several paths."""
-    from misfm.recipes.predict import predict_files
+    from misfm.commands.predict import predict_files
 
     with Progress("Predicting") as progress:
         paths = [*inputs, *(more_inputs or [])]
@@ -246,7 +249,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score label maps: Dice, HD95, ASSD, surface Dice, with intervals."""
-    from misfm.recipes.evaluate import evaluate as run
+    from misfm.commands.evaluate import evaluate as run
 
     with Progress("Evaluating") as progress:
         result = run(predictions, references, out, tolerance_mm=tolerance, progress=progress.update)
@@ -279,8 +282,9 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare pretext tasks, networks and label budgets; run it again to go on or to add arms."""
-    from misfm.config import CompareSettings, parse
-    from misfm.recipes.compare import compare as run
+    from misfm.commands.compare import compare as run
+    from misfm.config import CompareSettings
+    from misfm.settings import parse
 
     tree = {
         "store": str(store),
@@ -306,7 +310,7 @@ def compare(
 @app.command()
 def export(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_WEIGHTS", help="Run folder, file or name.")],
-    to: Annotated[str, typer.Option(metavar="nnunet|safetensors|onnx", help="What to write.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="nnunet, safetensors, onnx or one you added.")],
     out: Annotated[Path, typer.Option(help="File to write; for nnunet a folder.")],
     dataset: Annotated[
         Path | None, typer.Option(help="For nnunet: the dataset's folder in nnUNet_preprocessed.")
@@ -315,7 +319,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Hand weights over to nnU-Net or ONNX, or convert a published checkpoint to a weights file."""
-    from misfm.recipes.export import export as run
+    from misfm.commands.export import export as run
 
     size = None if patch_size is None else numbers(patch_size, int, "--patch-size")
     result = run(source, to, out, dataset=dataset, patch_size=size)
@@ -326,17 +330,22 @@ def export(
 
 @app.command()
 def info(
-    path: Annotated[str, typer.Argument(help="Store, dataset, run or weights; 'published' lists weights.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="Store, dataset, run or weights; 'recipes', 'networks', 'pretexts', 'settings' or "
+            "'published' for a list; or a name in one."
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Say what a store, dataset, run folder, weights file, foreign checkpoint or published name is."""
-    from misfm.recipes.info import describe_path
+    """Say what a store, dataset, run folder, weights file, foreign checkpoint, recipe or setting is."""
+    from misfm.commands.catalogue import text_of
+    from misfm.commands.info import describe_path
 
     description = describe_path(path)
     if not as_json:
-        width = max(14, *map(len, description))
-        for key, value in description.items():
-            print(f"{key:{width}s} {value if isinstance(value, str) else json.dumps(value)}")
+        print("\n".join(text_of(description)))
     finish(description, as_json)
 
 

@@ -1,26 +1,20 @@
-"""A run is one YAML: what it may contain, how recipes, files and ``--set`` are put together."""
+"""A run is one YAML: what it may contain. How it is put together is in :mod:`misfm.resolve`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib.resources import files
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from misfm.data.augment import AugmentSettings
-from misfm.errors import ConfigError
+from misfm.augment.labelled import AugmentSettings
 from misfm.pretext.base import PRETEXTS, PretextTask
-from misfm.registry import closest
-from misfm.settings import Settings, Size, Spacing
+from misfm.settings import PositiveShape, Settings, Spacing, Tree, parse
 from misfm.training.mean_teacher import UnlabelledSettings
 from misfm.training.settings import OpenTrainingSettings, TrainingSettings
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Tree = dict[str, Any]
 
 
 class NetworkSettings(Settings):
@@ -40,6 +34,23 @@ class NetworkSettings(Settings):
         return options
 
 
+OLDER_WORDS = {
+    f"{what}_probability": f"p_{what}" for what in ("flip", "inversion", "shuffle", "curve", "painting")
+}
+"""Options of pretext tasks as files of settings written before they were renamed have them."""
+
+
+def renamed(options: Mapping[str, Any]) -> Tree:
+    """Return options under the words of today, at every depth.
+
+    Beside a new word the older one wins: recipes have the new ones, so it can only come from what was put on
+    top of them.
+    """
+    current = {key: renamed(value) if isinstance(value, dict) else value for key, value in options.items()}
+    older = {new: current.pop(old) for old, new in OLDER_WORDS.items() if old in current}
+    return {**current, **older}
+
+
 class PretextSettings(Settings):
     """Which pretext task; the options are the fields of its class in :mod:`misfm.pretext`."""
 
@@ -47,6 +58,12 @@ class PretextSettings(Settings):
     """A registered pretext task."""
     options: dict[str, Any] = Field(default={})
     """Fields of the task; what is left out keeps its default."""
+
+    @field_validator("options")
+    @classmethod
+    def _understands_older_words(cls, options: dict[str, Any]) -> dict[str, Any]:
+        # Runs that are resumed and files of settings may be older than the words of today.
+        return renamed(options)
 
     def build(self) -> PretextTask:
         """Return the task.
@@ -64,7 +81,7 @@ class RunSettings(Settings):
     """Name and version of the recipe the settings started from."""
     seed: int = 0
     """The one seed all draws come from."""
-    patch_size: Size | None = None
+    patch_size: PositiveShape | None = None
     """Voxels along (D, H, W) the network sees (MIS-FM: 64, 128, 128); null is planned, in fine-tuning."""
     batch_size: Count | None = None
     """Samples in a batch (MIS-FM: 4 in pretraining, 2 in fine-tuning); null is planned, in fine-tuning."""
@@ -90,9 +107,12 @@ class ProbeSettings(Settings):
 class PretrainSettings(RunSettings):
     """Settings of ``misfm pretrain``."""
 
-    patch_size: Size = (48, 48, 48)
+    patch_size: PositiveShape = (48, 48, 48)
+    """Voxels along (D, H, W) the network sees (MIS-FM: 64, 128, 128)."""
     batch_size: Count = 2
+    """Samples in a batch (MIS-FM: 4)."""
     training: TrainingSettings
+    """Steps, optimiser, schedule."""
     store: str
     """Folder written by ``misfm ingest``; ``phantom`` or ``phantom:COUNT`` generates anatomy instead."""
     network: NetworkSettings = NetworkSettings()
@@ -123,9 +143,9 @@ class FinetuneSettings(RunSettings):
     transfer: Literal["all", "encoder"] = "all"
     """all: encoder and decoder; encoder: encoder only."""
     intensity: str | None = None
-    """auto, ct, mr or ct:LOW,HIGH; null takes that of the weights, or auto."""
+    """auto, ct, mr or ct:LOW,HIGH (intensity window, HU); null takes that of the weights, or auto."""
     spacing: Spacing | Literal["native"] | None = None
-    """mm along (D, H, W) or "native"; null takes that of the weights, or the dataset's median."""
+    """mm per voxel along (D, H, W) or "native"; null takes that of the weights, or the dataset's median."""
     cases: tuple[str, ...] | int | None = None
     """Names or number of the training cases to use; null uses all."""
     split: str | None = None
@@ -139,7 +159,7 @@ class FinetuneSettings(RunSettings):
     labelled_share: Share = 0.6
     """Share of patches centred on a labelled voxel."""
     deep_supervision: bool = True
-    """Train on the outputs of all levels."""
+    """Train on the outputs of all resolution levels of the decoder, the finest counting most."""
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Of the cross-entropy: 0 counts all voxels alike (nnU-Net), 1 all classes; 0.5 weights a voxel by one
     over the root of its class's share."""
@@ -151,15 +171,21 @@ class FinetuneSettings(RunSettings):
     """Overlap of windows in the final validation, as a share of the patch."""
 
 
-class SettledSettings(FinetuneSettings):
+class CompleteSettings(FinetuneSettings):
     """Fine-tuning settings in which nothing is left open."""
 
-    patch_size: Size
+    patch_size: PositiveShape
+    """Voxels along (D, H, W) the network sees (MIS-FM: 64, 128, 128)."""
     batch_size: Count
+    """Samples in a batch (MIS-FM: 2)."""
     training: TrainingSettings
+    """Steps, optimiser, schedule."""
     network: NetworkSettings
+    """The network to train."""
     spacing: Spacing | Literal["native"]
+    """mm per voxel along (D, H, W) or "native"."""
     intensity: str
+    """auto, ct, mr or ct:LOW,HIGH (intensity window, HU)."""
 
 
 class CompareSettings(Settings):
@@ -183,131 +209,3 @@ class CompareSettings(Settings):
     """``key=value`` settings of every pretraining, or ``recipe:key=value`` for that of one recipe."""
     finetune: tuple[str, ...] = ()
     """``key=value`` settings of every fine-tuning."""
-
-
-RunSettingsT = TypeVar("RunSettingsT", bound=RunSettings)
-SettingsT = TypeVar("SettingsT", bound=Settings)
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes shipped with misfm."""
-    folder = files("misfm") / "configs"
-    names = [entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")]
-    return sorted(names)
-
-
-def resolve(
-    kind: type[RunSettingsT],
-    *,
-    recipe: str,
-    config: Path | None = None,
-    options: Mapping[str, Any],
-    assignments: Sequence[str] = (),
-) -> RunSettingsT:
-    """Put a run's settings together: recipe, then file, then options, then ``--set``; the last one wins.
-
-    Args:
-        kind: :class:`PretrainSettings` or :class:`FinetuneSettings`.
-        recipe: name of a shipped recipe, unless the file names another with ``extends``, or with ``recipe``
-            as the ``config.yaml`` of a run folder does.
-        config: a YAML file of settings.
-        options: dotted keys and values of command-line options; None values are left out.
-        assignments: ``"a.b=value"`` strings, values in YAML.
-
-    Raises:
-        ConfigError: unknown recipe or key (with the nearest name), or a value that is not allowed.
-    """
-    overrides = read_file(config) if config is not None else {}
-    name = str(overrides.pop("extends", overrides.get("recipe", recipe)))
-    section = "pretrain" if kind is PretrainSettings else "finetune"
-    tree = merge(read_recipe(name, section), {"recipe": name, **overrides})
-    for key, value in options.items():
-        if value is not None:
-            tree = merge(tree, nest(key, value))
-    assigned: Tree = {}
-    for assignment in assignments:  # put together first: options may be given before the name they are of
-        key, separator, text = assignment.partition("=")
-        if not separator:
-            raise ConfigError(f"--set takes KEY=VALUE, got '{assignment}'.")
-        assigned = merge(assigned, nest(key.strip(), load_yaml(text, f"--set {assignment}")))
-    return parse(kind, merge(tree, assigned), "settings")
-
-
-def read_recipe(name: str, section: str) -> Tree:
-    """Return the ``pretrain`` or ``finetune`` settings of a shipped recipe, on top of the one it extends."""
-    if name not in recipe_names():
-        raise ConfigError(f"There is no recipe '{name}'; {closest(name, recipe_names())}")
-    recipe = load_yaml((files("misfm") / "configs" / f"{name}.yaml").read_text(encoding="utf-8"), name)
-    parent = recipe.get("extends")
-    return merge(read_recipe(parent, section) if parent else {}, recipe.get(section) or {})
-
-
-def read_file(path: Path) -> Tree:
-    """Read a YAML file of settings."""
-    try:
-        tree = load_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Cannot read the settings in {path}: {error}.") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds no settings: expected lines such as 'batch_size: 2'.")
-    return tree
-
-
-def load_yaml(text: str, origin: str) -> Any:
-    """Parse YAML without running anything in it."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}.") from error
-
-
-def merge(base: Tree, overrides: Tree) -> Tree:
-    """Return ``base`` with the values of ``overrides``; mappings are merged key by key.
-
-    Where another network or pretext task is named than in ``base``, the ``options`` of that do not stay.
-    """
-    merged = dict(base)
-    if "name" in base and overrides.get("name", base["name"]) != base["name"]:
-        merged.pop("options", None)
-    for key, value in overrides.items():
-        old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def nest(key: str, value: Any) -> Tree:
-    """Turn ``("a.b", 1)`` into ``{"a": {"b": 1}}``."""
-    for name in reversed(key.split(".")):
-        value = {name: value}
-    return dict(value)
-
-
-def parse(kind: type[SettingsT], tree: Tree, what: str) -> SettingsT:
-    """Validate ``tree``; an error names the key, what is wrong and the nearest valid key."""
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            options = sibling_keys(kind, first["loc"])
-            raise ConfigError(
-                f"There is no setting '{key}' in the {what}; {closest(key, options)}"
-            ) from error
-        raise ConfigError(
-            f"Setting '{key}' of the {what} is wrong: {first['msg']} (got {first.get('input')!r})."
-        ) from error
-
-
-def sibling_keys(kind: type[Settings], location: Sequence[int | str]) -> list[str]:
-    """Dotted names of the settings that lie beside a misspelt one."""
-    names: list[str] = []
-    for part in location[:-1]:
-        annotation = kind.model_fields[str(part)].annotation
-        candidates = [annotation, *get_args(annotation)]  # a setting may be "NetworkSettings | None"
-        nested = [one for one in candidates if isinstance(one, type) and issubclass(one, Settings)]
-        if not nested:
-            break
-        kind = nested[0]
-        names.append(str(part))
-    return [".".join([*names, field]) for field in kind.model_fields]

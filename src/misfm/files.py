@@ -34,6 +34,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where it is missing, with those above it.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"{path} cannot be made ({reason}); choose another folder.") from error
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically; see :func:`atomic_write`."""
     with atomic_write(path) as temporary:

@@ -30,3 +30,9 @@ def draw_uniform(low: float, high: float, generator: torch.Generator) -> float:
 def draw_int(low: int, high: int, generator: torch.Generator) -> int:
     """Draw one integer from low..high, both included."""
     return int(torch.randint(low, high + 1, (), generator=generator, device=generator.device))
+
+
+def draw_below(limits: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw (count, n) integers, column i uniform in 0..limits[i] - 1, on the CPU."""
+    draws = torch.rand(count, len(limits), generator=generator, device=generator.device, dtype=torch.float64)
+    return (draws.cpu() * limits).long()

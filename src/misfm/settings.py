@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
-Size = tuple[
+from misfm.errors import ConfigError
+from misfm.registry import closest
+
+Tree = dict[str, Any]
+"""Settings as YAML has them, not checked yet."""
+Number = TypeVar("Number", int, float)
+
+
+def ascending(bounds: tuple[Number, Number]) -> tuple[Number, Number]:
+    """Refuse an inclusive range whose lower bound is above its upper one; a validator of settings."""
+    if bounds[0] > bounds[1]:
+        raise ValueError(f"the lower bound {bounds[0]} is above the upper bound {bounds[1]}")
+    return bounds
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+CountRange = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(ascending)]
+"""Least and largest whole number, both included."""
+Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(ascending)]
+"""Least and largest number; draws are uniform in between."""
+
+PositiveShape = tuple[
     Annotated[int, Field(gt=0)],
     Annotated[int, Field(gt=0)],
     Annotated[int, Field(gt=0)],
@@ -21,7 +43,50 @@ Spacing = tuple[
 """Millimetres per voxel along (D, H, W)."""
 
 
-class Settings(BaseModel):
-    """Typed, validated, immutable settings of one part; each part of the package defines its own."""
+def as_option(numbers: Sequence[float] | str) -> str:
+    """Write a spacing or shape as options take it: ``3,1,1``; a word such as "native" as it is."""
+    return numbers if isinstance(numbers, str) else ",".join(f"{number:g}" for number in numbers)
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class Settings(BaseModel):
+    """Typed, validated, immutable settings of one part; each part of the package defines its own.
+
+    The docstring below a field is its description: what it is, its unit, and the published value where that
+    differs from the default, which it does not repeat.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def parse(kind: type[SettingsT], tree: Tree, what: str) -> SettingsT:
+    """Validate ``tree``; an error names the key, what is wrong and the nearest valid key."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            options = sibling_keys(kind, first["loc"])
+            raise ConfigError(
+                f"There is no setting '{key}' in the {what}; {closest(key, options)}"
+            ) from error
+        raise ConfigError(
+            f"Setting '{key}' of the {what} is wrong: {first['msg']} (got {first.get('input')!r})."
+        ) from error
+
+
+def sibling_keys(kind: type[Settings], location: Sequence[int | str]) -> list[str]:
+    """Dotted names of the settings that lie beside a misspelt one."""
+    names: list[str] = []
+    for part in location[:-1]:
+        annotation = kind.model_fields[str(part)].annotation
+        candidates = [annotation, *get_args(annotation)]  # a setting may be "NetworkSettings | None"
+        nested = [one for one in candidates if isinstance(one, type) and issubclass(one, Settings)]
+        if not nested:
+            break
+        kind = nested[0]
+        names.append(str(part))
+    return [".".join([*names, field]) for field in kind.model_fields]

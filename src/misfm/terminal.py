@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+logger = logging.getLogger("misfm")
+"""What the whole package tells; the command line shows it, and a run folder's log.txt keeps it."""
 LINES_EVERY = 10.0
 """Seconds between plain lines."""
 
@@ -77,7 +79,7 @@ class TrainingHandler(logging.Handler):
         """Show a record."""
         message = record.getMessage()
         step, steps = getattr(record, "step", None), getattr(record, "steps", None)
-        if step is None or steps is None or not sys.stderr.isatty():
+        if step is None or steps is None or (self._progress is None and not sys.stderr.isatty()):
             print(message, file=sys.stderr, flush=True)
             return
         if self._progress is None:
@@ -106,3 +108,12 @@ def show_log(logger: logging.Logger) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as ``1 h 05 min``, ``3 min 20 s`` or ``12 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import permutations
-from typing import Any
+from itertools import permutations, product
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-Triple = tuple[int, int, int]
+Shape = tuple[int, int, int]
+"""Voxels along (D, H, W): the sides of a volume or patch, or a place in one."""
 FloatTriple = tuple[float, float, float]
 Affine = NDArray[np.float64]
+
+T = TypeVar("T")
+
+GRID_TOLERANCE = 0.1
+"""How far apart corners of equal grids may lie, in voxels of the shortest side.
+
+Headers round: a spacing of 0.703125 mm written with three decimals moves the last of 512 voxels of an axis by
+0.09. What is wrong moves by more: half a voxel where corners of voxels are taken for their centres. A tenth
+of a voxel is less than anybody draws.
+"""
+
+
+def triple(values: Iterable[T]) -> tuple[T, T, T]:
+    """Return three values, one for each of (D, H, W), as a tuple of that length.
+
+    Raises:
+        ValueError: more or fewer than three.
+    """
+    d, h, w = values
+    return d, h, w
 
 
 @dataclass(frozen=True)
@@ -23,20 +45,28 @@ class Box:
         size: number of voxels along (D, H, W).
     """
 
-    start: Triple
-    size: Triple
+    start: Shape
+    size: Shape
 
     @property
-    def stop(self) -> Triple:
+    def stop(self) -> Shape:
         """First voxel behind the box along (D, H, W)."""
-        d, h, w = (a + b for a, b in zip(self.start, self.size, strict=True))
-        return d, h, w
+        return triple(a + b for a, b in zip(self.start, self.size, strict=True))
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
         """The box as an index of the last three axes of an array."""
-        d, h, w = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
-        return d, h, w
+        return triple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+
+    def around(self, other: Box) -> Box:
+        """The smallest box that holds this one and another."""
+        start = triple(min(a, b) for a, b in zip(self.start, other.start, strict=True))
+        stop = (max(a, b) for a, b in zip(self.stop, other.stop, strict=True))
+        return Box(start, triple(b - a for a, b in zip(start, stop, strict=True)))
+
+
+_ENDS = ("LR", "PA", "IS")
+"""The directions of each world axis: against it, then along it."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +88,39 @@ class Volume:
             raise ValueError(f"an affine is 4x4, got {self.affine.shape}")
 
     @property
-    def shape(self) -> Triple:
+    def shape(self) -> Shape:
         """Voxels along (D, H, W)."""
-        d, h, w = self.data.shape[1:]
-        return d, h, w
+        return triple(self.data.shape[1:])
 
     @property
     def spacing(self) -> FloatTriple:
         """Millimetres per voxel along (D, H, W): the lengths of the affine's columns."""
-        d, h, w = (float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
-        return d, h, w
+        return triple(float(v) for v in np.linalg.norm(self.affine[:3, :3], axis=0))
 
     @property
     def orientation(self) -> str:
         """The direction each of (D, H, W) grows towards, e.g. ``"SPL"``: superior, posterior, left."""
         rows = nearest_axes(self.affine)
-        letters = ("LR", "PA", "IS")
-        return "".join(letters[row][int(self.affine[row, column] > 0)] for column, row in enumerate(rows))
+        return "".join(_ENDS[row][int(self.affine[row, column] > 0)] for column, row in enumerate(rows))
+
+    def turned(self, orientation: str) -> Volume:
+        """Permute and flip axes so that (D, H, W) grow towards these directions, such as ``"SPL"``.
+
+        Nothing is interpolated: an oblique grid stays oblique, its axes get the nearest directions. The data
+        is a view where that is possible.
+        """
+        world = nearest_axes(self.affine)
+        wanted = [next(row for row, ends in enumerate(_ENDS) if letter in ends) for letter in orientation]
+        order = [world.index(row) for row in wanted]
+        data = self.data.transpose(0, *(axis + 1 for axis in order))
+        affine = self.affine[:, [*order, 3]].copy()
+        for axis, (row, letter) in enumerate(zip(wanted, orientation, strict=True)):
+            if letter != _ENDS[row][int(affine[row, axis] > 0)]:
+                data = np.flip(data, axis + 1)
+                affine[:3, 3] += affine[:3, axis] * (data.shape[axis + 1] - 1)
+                affine[:3, axis] *= -1
+        # Adding zero turns -0.0 into 0.0, so that equal grids have equal bytes.
+        return Volume(data, affine + 0.0)
 
     def with_data(self, data: NDArray[Any]) -> Volume:
         """Return other voxels on the same grid; ``data`` has shape (C, D, H, W) or (D, H, W)."""
@@ -90,7 +136,7 @@ class Volume:
         return Volume(self.data[:, *box.slices], affine)
 
 
-def nearest_axes(affine: Affine) -> Triple:
+def nearest_axes(affine: Affine) -> Shape:
     """Return the world axis (0 right-left, 1 anterior-posterior, 2 superior-inferior) of each voxel axis.
 
     Each world axis is used once, also where the grid is oblique: the assignment with the largest sum of
@@ -98,4 +144,29 @@ def nearest_axes(affine: Affine) -> Triple:
     """
     cosines = np.abs(affine[:3, :3]) / np.linalg.norm(affine[:3, :3], axis=0)
     best = max(permutations(range(3)), key=lambda rows: sum(cosines[row, c] for c, row in enumerate(rows)))
-    return best[0], best[1], best[2]
+    return triple(best)
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> Box | None:
+    """Return the smallest box that holds every voxel of a mask (D, H, W); None if it has none."""
+    occupied = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    if not len(occupied[0]):
+        return None
+    start = triple(int(places[0]) for places in occupied)
+    return Box(start, triple(int(places[-1]) + 1 - a for places, a in zip(occupied, start, strict=True)))
+
+
+def grid_difference(volume: Volume, reference: Volume) -> str:
+    """Say how the grid of a volume differs from that of a reference by more than headers are rounded.
+
+    Returns:
+        A clause such as "their affines place a corner 1.5 mm apart"; nothing where the grids are the same
+        (:data:`GRID_TOLERANCE`).
+    """
+    if volume.shape != reference.shape:
+        return f"its shape is {volume.shape}, not {reference.shape}"
+    corners = np.array([(*corner, 1) for corner in product(*((0, side - 1) for side in volume.shape))])
+    distance = np.linalg.norm(corners @ (volume.affine - reference.affine).T, axis=1).max()
+    if distance <= GRID_TOLERANCE * min(reference.spacing):
+        return ""
+    return f"their affines place a corner {distance:.3g} mm apart"

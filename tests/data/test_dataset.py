@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from misfm.data.dataset import Case, Dataset
+from misfm.data.splits import read_split
 from misfm.errors import DataError
+from misfm.evaluation.labels import find_label_names
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(
@@ -188,8 +190,23 @@ def test_splits(folder):
     with pytest.raises(DataError, match=r"not in imagesTr \(z\)"):
         dataset.splits()
     (folder / "splits_final.json").write_text('[{"train": ["a_1"]}]')
-    with pytest.raises(DataError, match="'train' and 'val'"):
+    with pytest.raises(DataError, match=r"is not a split.*train.*val"):
         dataset.splits()
+    (folder / "splits_final.json").write_text("[]")
+    with pytest.raises(DataError, match=r"splits_final\.json holds no fold"):
+        dataset.splits()
+
+
+def test_files_with_a_byte_order_mark_are_read_by_all(folder):
+    mark = b"\xef\xbb\xbf"
+    file, split = folder / "dataset.json", folder / "splits_final.json"
+    file.write_bytes(mark + file.read_bytes())
+    split.write_bytes(mark + b'[{"train": ["a_1"], "val": ["b"]}]')
+    dataset = Dataset.open(folder)
+    assert dataset.splits() == read_split(split) == [{"train": ["a_1"], "val": ["b"]}]
+    found = find_label_names(folder / "labelsTr")
+    assert found is not None
+    assert found.values == {name: value for value, name in dataset.label_names.items() if value > 0}
 
 
 @needs_shared

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from misfm.data.dataset import Dataset
-from misfm.data.ingest import IngestSettings, ingest, ingest_dataset
+from misfm.data.ingest import ingest, ingest_dataset
 from misfm.data.readers import read_volume
+from misfm.data.record import IngestSettings
 from misfm.data.store import Store
 from misfm.errors import ConfigError, DataError
 from misfm.volume import Box, Volume

@@ -68,18 +68,20 @@ def test_a_batch_is_a_function_of_seed_and_index(store, kind):
     first = batches[3]
     batches[0]
     for again in (batches[3], kind(Store.open(store.path))[3]):
-        assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+        pairs = zip(first, again, strict=True)
+        assert all(one is other is None or torch.equal(one, other) for one, other in pairs)
     assert not torch.equal(first[0], batches[4][0])
     assert not torch.equal(first[0], kind(store, seed=1)[3][0])
 
 
 def test_unlabelled_batches_have_the_documented_axes(store):
-    patches, valid, origin, spacing = unlabelled(store, num_patches=3)[0]
+    patches, valid, origin, spacing, labels, hidden = unlabelled(store, num_patches=3)[0]
     assert patches.shape == (2, 3, 1, 8, 8, 8)
     assert patches.dtype == torch.float32
     assert valid.shape == (2, 3, 2, 3)
     assert origin.shape == spacing.shape == (2, 3, 3)
     assert torch.equal(origin % spacing, torch.zeros_like(origin))
+    assert labels is hidden is None
     assert -1 <= float(patches.min()) < float(patches.max()) <= 1
 
 
@@ -142,7 +144,7 @@ def test_a_volume_shorter_than_the_patch_is_centred_in_padding(store):
     flat = [record for record in store.records() if record.case == "flat"]
     batches = UnlabelledPatches(store, flat, (9, 8, 8), num_patches=1, batch_size=1, seed=0)
     for index in range(5):
-        patches, valid, _, _ = batches[index]
+        patches, valid, *_ = batches[index]
         assert valid[0, 0].tolist() == [[2, 0, 0], [7, 8, 8]]
         assert bool((patches[0, 0, 0, :2] == -1).all())
         assert bool((patches[0, 0, 0, 7:] == -1).all())
@@ -180,9 +182,9 @@ def test_what_was_removed_is_said_only_where_a_volume_was_anonymised(tmp_path, s
             assert torch.equal(hidden[place], expected)
     assert 15 < seen < 25
     labelled_too = unlabelled(masked, labelled=True)[0]
-    assert labelled_too[4].shape == labelled_too[5].shape == (2, 2, 8, 8, 8)
+    assert labelled_too.labels.shape == labelled_too.hidden.shape == (2, 2, 8, 8, 8)
     plain = UnlabelledPatches(masked, [second], (8, 8, 8), num_patches=2, batch_size=2, seed=0)
-    assert len(plain[0]) == 4
+    assert plain[0].hidden is None
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 39))

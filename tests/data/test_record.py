@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from misfm.data.record import fingerprint
+from misfm.data.fingerprint import fingerprint
 from misfm.volume import Volume
 
 

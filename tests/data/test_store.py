@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from misfm.data.fingerprint import fingerprint
 from misfm.data.intensity import Normalisation
-from misfm.data.record import IngestSettings, Origin, anonymise, fingerprint, make_entry
+from misfm.data.record import IngestSettings, Origin, anonymise, make_entry
 from misfm.data.store import Store
 from misfm.errors import ConfigError, DataError
 from misfm.volume import Box, Volume

@@ -1,13 +1,16 @@
 import json
+from contextlib import nullcontext
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from misfm.commands.evaluate import evaluate
+from misfm.data.dataset import check_grid
 from misfm.errors import DataError
-from misfm.evaluation.case import LabelScores, evaluate_case
+from misfm.evaluation.case import LabelScores, check_same_grid, evaluate_case
 from misfm.evaluation.evaluate import evaluate_folders
-from misfm.recipes.evaluate import evaluate
 from misfm.volume import Volume
 
 METRICS = {"dice", "hd95_mm", "assd_mm", "surface_dice"}
@@ -165,13 +168,19 @@ def shifted():
         (lambda p, r: [f.unlink() for f in p.iterdir()], "holds no label maps"),
         (lambda p, r: [f.rename(f.with_name("x" + f.name)) for f in p.iterdir()], "No case is in both"),
         (lambda p, r: save(p, "a", blocks()[:-1]), "shape"),
-        (lambda p, r: save(p, "a", blocks(), affine=shifted()), "another affine.* 0.5 mm"),
+        (lambda p, r: save(p, "a", blocks(), affine=shifted()), "another grid.* 0.5 mm apart"),
         (lambda p, r: save(p, "a", blocks() * 0.3), "no label map"),
         (lambda p, r: save(p, "a", blocks().astype(np.int16) - 1), "no label map"),
         (lambda p, r: (p / "a.nii.gz").write_bytes(b"junk"), "a.nii.gz"),
         (lambda p, r: save(p, "a", blocks()) or nib.save(nib.load(p / "a.nii.gz"), p / "a.nii"), "twice"),
-        (lambda p, r: (r.parent / "dataset.json").write_text('{"labels": [1]}'), "no readable 'labels'"),
+        (lambda p, r: (r.parent / "dataset.json").write_text('{"labels": [1]}'), "must hold 'labels'"),
         (lambda p, r: (r.parent / "dataset.json").write_text('{"labels": {"all": 1, "b": 2}}'), "'all'"),
+        (
+            lambda p, r: (r.parent / "dataset.json").write_text('{"labels": {"a": 1, "b": 1}}'),
+            "its own value",
+        ),
+        (lambda p, r: (r.parent / "dataset.json").write_text('{"labels": {"a": "1"}}'), "whole numbers"),
+        (lambda p, r: (r.parent / "dataset.json").write_text('{"labels": {"air": 0}}'), "no label above 0"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(folders, tmp_path, spoil, message):
@@ -190,3 +199,17 @@ def test_missing_folders_and_unwritable_files(folders, tmp_path):
         evaluate(*folders, tmp_path)
     with pytest.raises(DataError, match="tolerance"):
         evaluate_folders(*folders, tolerance_mm=-1)
+
+
+@pytest.mark.parametrize(("voxels", "same"), [(0.05, True), (0.2, False)])
+def test_training_and_evaluation_agree_on_what_the_same_grid_is(voxels, same):
+    """A label map 0.05 voxel off was once refused for training and taken for evaluation."""
+    reference = Volume(np.ones((1, 4, 5, 6), np.uint8), np.eye(4))
+    other = Volume(reference.data, np.eye(4))
+    other.affine[1, 3] = voxels
+    for check in (
+        lambda: check_same_grid(other, reference),
+        lambda: check_grid(Path("label.nii.gz"), other, Path("image.nii.gz"), reference),
+    ):
+        with nullcontext() if same else pytest.raises(DataError, match="lies on another grid"):
+            check()

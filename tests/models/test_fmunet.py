@@ -1,18 +1,24 @@
 """FMUNet: published outputs, published sizes, and what it refuses."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from golden_files import golden_file, load_golden
 
 import misfm.models
 import misfm.weights
 from misfm.errors import ConfigError
+from misfm.testing import NetworkExample
 
-GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden"
 CHANNELS = (3, 4, 5, 6, 8)
+EXAMPLES = [
+    NetworkExample(
+        "fmunet",
+        {"channels": (4, 5, 6, 7, 8), "depth": 1},
+        wrong_options=[{"dropout": "a"}, {"anisotropy": 1.0}],
+    )
+]
 
 
 def tiny(patch_size=(16, 32, 32), **options):
@@ -24,10 +30,10 @@ def tiny(patch_size=(16, 32, 32), **options):
 @pytest.mark.parametrize("name", ["fmunet_res0", "fmunet_res1"])
 @pytest.mark.parametrize("deep_supervision", [True, False])
 def test_published_outputs_are_reproduced(name, deep_supervision):
-    if not (GOLDEN / f"{name}.json").exists():
+    if not golden_file(f"{name}.safetensors").exists():
         pytest.skip("the golden files are not beside this repository")
-    config = json.loads((GOLDEN / f"{name}.json").read_text())["config"]
-    tensors = load_file(GOLDEN / f"{name}.safetensors")
+    config = json.loads(golden_file(f"{name}.json").read_text())["config"]
+    tensors = load_golden(golden_file(f"{name}.safetensors"))
     prefix = "state_dict."
     state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     model = misfm.models.create(

@@ -10,8 +10,29 @@ from torch import nn
 import misfm.models
 from misfm.errors import ConfigError
 from misfm.models.resenc import InstanceNorm, ResidualBlock
+from misfm.testing import NetworkExample
 
 TINY = {"channels": (4, 6, 8), "blocks": (1, 2, 2)}
+EXAMPLES = [
+    NetworkExample(
+        "resenc",
+        {"channels": (4, 6, 8), "blocks": (1, 2, 1)},
+        wrong_options=[
+            {"strides": [[2, 2]] * 2},
+            {"kernel_sizes": ["abc"] * 3},
+            {"convs_per_level": 1.5},
+        ],
+    ),
+    NetworkExample(
+        "resenc-l",
+        {
+            **TINY,
+            "strides": ((2, 2, 2), (1, 2, 2)),
+            "kernel_sizes": ((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+        },
+        wrong_options=[{"blocks": (1, 2)}, {"strides": None, "kernel_sizes": [[2, 3, 3]] * 3}],
+    ),
+]
 
 
 def tiny(patch_size=(16, 16, 16), **options):

@@ -7,10 +7,23 @@ import torch
 
 import misfm.models
 from misfm.errors import ConfigError
-from misfm.models.unet import build_unet, level_strides
+from misfm.models.unet import level_strides
 from misfm.seeding import generator_for
+from misfm.testing import NetworkExample
 
 TINY = {"channels": (4, 6, 8, 8)}
+EXAMPLES = [
+    NetworkExample(
+        "unet",
+        {"channels": (4, 6, 8)},
+        wrong_options=[
+            {"strides": 2},
+            {"strides": [[2.5, 2, 2]] * 2},
+            {"strides": [[2, 2]] * 2},
+            {"strides": ["abc"] * 2},
+        ],
+    )
+]
 
 
 def tiny(patch_size, **options):
@@ -29,19 +42,6 @@ def tiny(patch_size, **options):
 )
 def test_axes_are_halved_while_four_voxels_stay(patch_size, expected):
     assert level_strides(patch_size, 4) == expected
-
-
-def test_the_pyramid_is_described_as_it_is():
-    backbone = build_unet(1, (16, 32, 24), **TINY)
-    features = backbone.encoder(torch.zeros(1, 1, 16, 32, 24))
-    assert [feature.shape[1] for feature in features] == [4, 6, 8, 8]
-    outputs = backbone.decoder(features)
-    assert [output.shape[1] for output in outputs] == list(backbone.channels) == [4, 6, 8]
-    for output, stride in zip(outputs, backbone.strides, strict=True):
-        assert tuple(output.shape[2:]) == tuple(
-            side // s for side, s in zip((16, 32, 24), stride, strict=True)
-        )
-    assert backbone.min_divisor == (4, 8, 4)
 
 
 @pytest.mark.parametrize("pair", itertools.permutations([(16, 16, 16), (5, 24, 40), (32, 32, 8)], 2), ids=str)

@@ -1,14 +1,16 @@
 """Generated anatomy is segmented whatever the contrast of its structures."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from misfm.data import canvas
-from misfm.intensities import IntensitySettings
+from misfm.augment.intensity import IntensitySettings
 from misfm.losses import IGNORE
-from misfm.pretext.anatomy import NUM_STRUCTURES, PhantomAnatomy, soften
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
+from misfm.pretext.anatomy import PhantomAnatomy, soften
 from misfm.seeding import generator_for
+from misfm.synthesis.structures import NUM_STRUCTURES
 
 SIZE = (12, 12, 16)
 AS_THEY_ARE = IntensitySettings(
@@ -24,13 +26,9 @@ PATCHES = torch.randn(3, 1, 1, *SIZE, generator=generator_for("patches"))
 def batch(share, depth=SIZE[0]):
     """The task's batch of three patches, the last planes of which are padding."""
     valid = torch.tensor([[0, 0, 0], [depth, *SIZE[1:]]]).expand(3, 1, 2, 3)
-    placement = Placement(valid, torch.zeros(3, 1, 3), torch.ones(3, 1, 3), LABELS)
+    placement = replace(Placement.whole(3, 1, SIZE), valid=valid, labels=LABELS)
     task = PhantomAnatomy(p_recolour=share, recolour=0.2, intensities=AS_THEY_ARE)
     return task.prepare(PATCHES, placement, SIZE, generator_for("draws"))
-
-
-def test_the_generator_draws_as_many_structures_as_the_task_tells_apart():
-    assert NUM_STRUCTURES == canvas.NUM_STRUCTURES
 
 
 def test_each_structure_becomes_lighter_or_darker_as_a_whole():

@@ -1,4 +1,4 @@
-"""Embeddings: what an encoder returns, how it is projected, and NT-Xent against a loop."""
+"""Embeddings: how features are projected, and NT-Xent against a loop."""
 
 import math
 
@@ -10,7 +10,6 @@ from misfm.models import create
 from misfm.pretext.embedding import (
     EmbeddingModel,
     encode,
-    encoder_levels,
     matching_score,
     nt_xent,
     pair_up,
@@ -18,23 +17,6 @@ from misfm.pretext.embedding import (
     require_others,
 )
 from misfm.seeding import generator_for
-
-NETWORKS = {
-    "unet": {"channels": (4, 8, 12)},
-    "pctnet": {"channels": (4, 8, 8, 16, 16), "num_heads": (2, 2, 2), "window_sizes": (2, 2, 2)},
-}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_levels_are_found_without_touching_the_network(name):
-    backbone = create(name, in_channels=2, num_classes=2, patch_size=(32, 32, 32), **NETWORKS[name]).backbone
-    before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    levels = encoder_levels(backbone)
-    features = backbone.eval().encoder(torch.zeros(1, 2, 32, 32, 32))
-    assert [level.channels for level in levels] == [feature.shape[1] for feature in features]
-    for level, feature in zip(levels, features, strict=True):
-        assert tuple(32 // stride for stride in level.stride) == tuple(feature.shape[2:])
-    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 
 
 def test_features_of_padding_are_dropped():

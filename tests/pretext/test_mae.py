@@ -8,7 +8,7 @@ import torch
 from misfm.errors import ConfigError
 from misfm.models import create
 from misfm.models.primus import build_primus
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.mae import MAE, TokenDecoder, TokenModel, VoxelModel
 from misfm.pretext.tokens import hidden_tokens
 from misfm.seeding import generator_for
@@ -31,9 +31,7 @@ def tiny_unet():
 def batch_for(task=TASK, size=SIZE):
     noise = torch.randn(2, 1, *(side + 8 for side in size), generator=generator_for(0))
     patches = 8 * torch.nn.functional.avg_pool3d(noise, 9, stride=1)
-    zeros = torch.zeros(2, 1, 3)
-    valid = torch.tensor([[0, 0, 0], size]).expand(2, 1, 2, 3)
-    return task.prepare(patches[:, None], Placement(valid, zeros, zeros + 1), size, generator_for(1))
+    return task.prepare(patches[:, None], Placement.whole(2, 1, size), size, generator_for(1))
 
 
 def test_the_network_decides_how_blocks_are_hidden():
@@ -104,13 +102,6 @@ def test_loss_falls_on_one_batch_and_reaches_every_parameter(backbone, overfit):
     model, batch = TASK.build_model(backbone()), batch_for()
     losses = overfit(TASK, model, batch, steps=40, lr=0.005)
     assert losses[-1] < 0.75 * losses[0]
-
-
-def test_half_precision_is_no_obstacle():
-    batch = batch_for()
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = TASK.build_model(tiny_primus())(batch.inputs, *batch.context)
-    assert bool(TASK.loss(outputs, batch)["reconstruction"].isfinite())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Hidden blocks: how many, where, and what the tasks that predict them count."""
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from misfm.errors import ConfigError
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.masks import default_block_size, grid_size, sample_blocks, spread_blocks
 from misfm.pretext.s3d import S3D
 from misfm.seeding import generator_for
@@ -21,15 +22,13 @@ TASK = S3D(mask_ratio=0.6, block_size=(2, 3, 4))
 
 def whole_patches(batch_size=2, channels=2):
     patches = torch.randn(batch_size, 1, channels, *SIZE, generator=generator_for(0))
-    zeros = torch.zeros(batch_size, 1, 3)
-    valid = torch.tensor([[0, 0, 0], SIZE]).expand(batch_size, 1, 2, 3)
-    return patches, Placement(valid, zeros, zeros + 1)
+    return patches, Placement.whole(batch_size, 1, SIZE)
 
 
 def padded_patches():
     patches, whole = whole_patches()
     valid = torch.tensor([[2, 0, 0], [7, 5, 8]]).expand(2, 1, 2, 3)
-    return patches, Placement(valid, whole.origin, whole.spacing)
+    return patches, replace(whole, valid=valid)
 
 
 @given(st.tuples(*[st.integers(1, 6)] * 3), st.floats(0.01, 0.99), st.integers(0, 99))

@@ -1,11 +1,13 @@
 """Models Genesis: each distortion beside an obvious loop, and what is restored."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from misfm.models.unet import build_unet
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.models_genesis import (
     Curve,
     Distortion,
@@ -33,9 +35,9 @@ def image_of(channels=2, seed=0):
 
 def batch_of(task, valid=None, size=SIZE):
     patches = torch.randn(3, 1, 1, *size, generator=generator_for(0))
-    origin = torch.zeros(3, 1, 3)
-    inside = torch.tensor(valid or ((0, 0, 0), size)).expand(3, 1, 2, 3)
-    placement = Placement(inside, origin, origin + 1)
+    placement = Placement.whole(3, 1, size)
+    if valid is not None:
+        placement = replace(placement, valid=torch.tensor(valid).expand(3, 1, 2, 3))
     return task.prepare(patches, placement, size, generator_for("prepare")), patches
 
 
@@ -179,9 +181,7 @@ def test_steps_happen_as_often_as_published():
 
 
 def test_mirrors_move_input_target_and_padding_together():
-    task = ModelsGenesis(
-        flip_probability=1, shuffle_probability=0, curve_probability=0, painting_probability=0
-    )
+    task = ModelsGenesis(p_flip=1, p_shuffle=0, p_curve=0, p_painting=0)
     batch, patches = batch_of(task, valid=((0, 0, 4), SIZE))
     assert torch.equal(batch.inputs, batch.targets)
     assert not torch.equal(batch.targets, patches[:, 0])
@@ -205,7 +205,7 @@ def test_no_step_changes_the_image_it_is_given():
     image = image_of()
     before = image.clone()
     plan = sample_distortion(
-        ModelsGenesis(shuffle_probability=1, curve_probability=1, painting_probability=1),
+        ModelsGenesis(p_shuffle=1, p_curve=1, p_painting=1),
         SIZE,
         generator_for(6),
     )
@@ -215,7 +215,7 @@ def test_no_step_changes_the_image_it_is_given():
 
 
 def test_a_constant_patch_stays_constant():
-    plan = sample_distortion(ModelsGenesis(curve_probability=1), SIZE, generator_for(7))
+    plan = sample_distortion(ModelsGenesis(p_curve=1), SIZE, generator_for(7))
     assert bool((apply_distortion(torch.full((1, *SIZE), -3.0), ALL, plan) == -3).all())
 
 

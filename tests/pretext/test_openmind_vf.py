@@ -1,16 +1,18 @@
 """Volume Fusion as nnssl trains it: boxes, augmentation before the fusion, loss."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
+from misfm.augment.mirrors import flip, sample_flips
 from misfm.errors import ConfigError
-from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
 from misfm.losses import IGNORE
 from misfm.models.unet import build_unet
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.openmind_vf import OpenMindVolumeFusion, sample_levels
-from misfm.pretext.views import flip, sample_flips
 from misfm.seeding import draw_int, generator_for
 
 SIZE = (12, 16, 14)
@@ -20,10 +22,9 @@ PLAIN = IntensitySettings(
 )
 
 
-def patches_for(volumes=3, valid=((0, 0, 0), SIZE), seed=0):
+def patches_for(volumes=3, seed=0):
     patches = torch.randn(volumes, 1, 1, *SIZE, generator=generator_for(seed))
-    origin = torch.zeros(volumes, 1, 3)
-    return patches, Placement(torch.tensor(valid).expand(volumes, 1, 2, 3), origin, origin + 1)
+    return patches, Placement.whole(volumes, 1, SIZE)
 
 
 def test_boxes_are_painted_one_by_one():
@@ -65,7 +66,7 @@ def test_both_volumes_are_augmented_before_they_are_fused():
 
 
 def test_without_augmentation_volumes_are_only_fused():
-    task = OpenMindVolumeFusion(flip_probability=0, intensities=PLAIN, smallest_block=3)
+    task = OpenMindVolumeFusion(p_flip=0, intensities=PLAIN, smallest_block=3)
     patches, placement = patches_for()
     batch = task.prepare(patches, placement, SIZE, generator_for(4))
     for sample in range(3):
@@ -75,11 +76,11 @@ def test_without_augmentation_volumes_are_only_fused():
 
 
 def test_padding_of_either_volume_is_left_out_of_the_loss():
-    task = OpenMindVolumeFusion(flip_probability=0, smallest_block=3)
+    task = OpenMindVolumeFusion(p_flip=0, smallest_block=3)
     patches, placement = patches_for(volumes=2)
     valid = placement.valid.clone()
     valid[0, 0], valid[1, 0] = torch.tensor([[2, 0, 0], SIZE]), torch.tensor([[0, 0, 0], [12, 16, 10]])
-    batch = task.prepare(patches, Placement(valid, *2 * [placement.origin]), SIZE, generator_for(5))
+    batch = task.prepare(patches, replace(placement, valid=valid), SIZE, generator_for(5))
     ignored = batch.targets == IGNORE
     assert bool(ignored[:, :2].all())
     assert bool(ignored[..., 10:].all())

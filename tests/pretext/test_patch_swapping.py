@@ -1,10 +1,12 @@
 """Context restoration: which boxes change places, and that no voxel is lost."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from misfm.models.unet import build_unet
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.patch_swapping import PatchSwapping, apply_swaps, overlap, sample_swaps
 from misfm.seeding import generator_for
 from misfm.volume import Box
@@ -15,8 +17,7 @@ TASK = PatchSwapping(num_swaps=(3, 6), block_size=(3, 4, 2))
 
 def batch_of(task=TASK, valid=((0, 0, 0), SIZE), seed=0):
     patches = torch.randn(2, 1, 1, *SIZE, generator=generator_for(seed))
-    origin = torch.zeros(2, 1, 3)
-    placement = Placement(torch.tensor(valid).expand(2, 1, 2, 3), origin, origin + 1)
+    placement = replace(Placement.whole(2, 1, SIZE), valid=torch.tensor(valid).expand(2, 1, 2, 3))
     return task.prepare(patches, placement, SIZE, generator_for(seed, "prepare")), patches
 
 

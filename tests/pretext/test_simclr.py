@@ -1,12 +1,14 @@
 """SimCLR: pairs of crops of nearly the same place."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from misfm.augment.crops import CropSettings
 from misfm.errors import ConfigError
 from misfm.models.unet import build_unet
-from misfm.pretext.base import Placement
-from misfm.pretext.crops import CropSettings
+from misfm.pretext import Placement
 from misfm.pretext.simclr import SimCLR
 from misfm.seeding import generator_for
 
@@ -14,7 +16,7 @@ PATCH_SIZE = (8, 12, 10)
 NO_INTENSITIES = {
     f"p_{kind}": 0 for kind in ("noise", "blur", "low_resolution", "brightness", "contrast", "gamma")
 }
-STILL = CropSettings(flip_probability=0, quarter_turns=False, intensities=NO_INTENSITIES)
+STILL = CropSettings(p_flip=0, quarter_turns=False, intensities=NO_INTENSITIES)
 
 
 def sources(task, batch_size=2, extent=None):
@@ -23,8 +25,10 @@ def sources(task, batch_size=2, extent=None):
     d, h, w = (torch.arange(side, dtype=torch.float32) for side in size)
     place = 100 * d[:, None, None] + h[:, None] + w / 100
     patches = torch.stack([place + 10000 * index for index in range(batch_size)])[:, None, None]
-    valid = torch.tensor(extent or [[0, 0, 0], size]).expand(batch_size, 1, 2, 3)
-    return patches, Placement(valid, torch.zeros(batch_size, 1, 3), torch.ones(batch_size, 1, 3))
+    placement = Placement.whole(batch_size, 1, size)
+    if extent is not None:
+        placement = replace(placement, valid=torch.tensor(extent).expand(batch_size, 1, 2, 3))
+    return patches, placement
 
 
 def place_of(crop):

@@ -8,7 +8,7 @@ import torch
 from misfm.errors import ConfigError
 from misfm.models import create
 from misfm.models.primus import build_primus
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.simmim import SimMIM
 from misfm.seeding import generator_for
 
@@ -26,9 +26,7 @@ def model_for(task=TASK, token_order="whd"):
 def batch_for(task=TASK):
     noise = torch.randn(2, 1, *(side + 8 for side in SIZE), generator=generator_for(0))
     patches = 8 * torch.nn.functional.avg_pool3d(noise, 9, stride=1)
-    zeros = torch.zeros(2, 1, 3)
-    valid = torch.tensor([[0, 0, 0], SIZE]).expand(2, 1, 2, 3)
-    return task.prepare(patches[:, None], Placement(valid, zeros, zeros + 1), SIZE, generator_for(1))
+    return task.prepare(patches[:, None], Placement.whole(2, 1, SIZE), SIZE, generator_for(1))
 
 
 def test_one_block_is_one_token_by_default():

@@ -9,7 +9,7 @@ import torch
 
 from misfm.errors import ConfigError
 from misfm.models.unet import build_unet
-from misfm.pretext.base import Placement
+from misfm.pretext import Placement
 from misfm.pretext.swinunetr import Answers, Cutout, SwinUNETR, apply_cutouts, sample_boxes
 from misfm.seeding import generator_for
 from misfm.volume import Box
@@ -20,8 +20,10 @@ PATCH_SIZE = (6, 8, 12)
 def sources(task, batch_size=3, extent=None):
     size = task.source_size(PATCH_SIZE)
     patches = torch.randn(batch_size, 1, 2, *size, generator=generator_for(0))
-    valid = torch.tensor(extent or [[0, 0, 0], size]).expand(batch_size, 1, 2, 3)
-    return patches, Placement(valid, torch.zeros(batch_size, 1, 3), torch.ones(batch_size, 1, 3))
+    placement = Placement.whole(batch_size, 1, size)
+    if extent is not None:
+        placement = replace(placement, valid=torch.tensor(extent).expand(batch_size, 1, 2, 3))
+    return patches, placement
 
 
 def tiny_model(task):
@@ -133,7 +135,7 @@ def test_score_is_perfect_for_the_truth_and_chance_for_the_mean():
     assert flat["restored_error"] == pytest.approx(flat["mean_error"], rel=1e-5)
 
 
-def test_loss_falls_on_one_batch_and_is_finite_in_bfloat16(overfit):
+def test_loss_falls_on_one_batch(overfit):
     task = SwinUNETR()
     patches, placement = sources(task)
     smooth = torch.nn.functional.avg_pool3d(patches.flatten(0, 1), 3, 1, 1).view_as(patches)
@@ -141,7 +143,3 @@ def test_loss_falls_on_one_batch_and_is_finite_in_bfloat16(overfit):
     model = tiny_model(task)
     losses = overfit(task, model, batch, steps=30)
     assert losses[-1] < 0.7 * losses[0]
-    with torch.autocast("cpu", torch.bfloat16):
-        outputs = model(batch.inputs)
-    half = task.loss(outputs, replace(batch))
-    assert all(bool(term.isfinite()) for term in half.values())

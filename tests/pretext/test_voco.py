@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from misfm.augment.crops import CropSettings
 from misfm.models.unet import build_unet
-from misfm.pretext.base import Placement
-from misfm.pretext.crops import CropSettings
+from misfm.pretext import Placement
 from misfm.pretext.voco import Tiles, VoCo, split
 from misfm.seeding import generator_for
 
@@ -16,14 +16,14 @@ PATCH_SIZE = (4, 6, 5)
 NO_INTENSITIES = {
     f"p_{kind}": 0 for kind in ("noise", "blur", "low_resolution", "brightness", "contrast", "gamma")
 }
-STILL = CropSettings(flip_probability=0, quarter_turns=False, intensities=NO_INTENSITIES)
+STILL = CropSettings(p_flip=0, quarter_turns=False, intensities=NO_INTENSITIES)
 
 
 def sources(task, extents, patch_size=PATCH_SIZE):
     size = task.source_size(patch_size)
     patches = torch.randn(len(extents), 1, 1, *size, generator=generator_for(0))
-    zeros = torch.zeros(len(extents), 1, 3)
-    return patches, Placement(torch.tensor(extents)[:, None], zeros, zeros + 1)
+    whole = Placement.whole(len(extents), 1, size)
+    return patches, replace(whole, valid=torch.tensor(extents)[:, None])
 
 
 def test_bases_tile_the_source_and_targets_know_their_overlap():

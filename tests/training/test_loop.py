@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from misfm.batches import Batch
 from misfm.errors import MisfmError
-from misfm.pretext.base import PretextBatch
 from misfm.seeding import generator_for
 from misfm.training.checkpoint import load_checkpoint
-from misfm.training.loop import Interrupted, TrainingSettings, Validation, fit
+from misfm.training.loop import Interrupted, Validation, fit
 from misfm.training.optim import OptimizerSettings
 from misfm.training.run import RunFolder
 from misfm.training.schedules import ScheduleSettings
+from misfm.training.settings import TrainingSettings
 
 OPTIMIZER = {"name": "adamw", "lr": 0.05, "weight_decay": 0.01, "clip_norm": 1.0}
 
@@ -64,9 +65,7 @@ class Regression:
     """Predict the sum of the inputs, which are made noisy at random."""
 
     def prepare(self, batch, generator):
-        return PretextBatch(
-            batch + 0.1 * torch.randn(batch.shape, generator=generator), batch.sum(1, keepdim=True)
-        )
+        return Batch(batch + 0.1 * torch.randn(batch.shape, generator=generator), batch.sum(1, keepdim=True))
 
     def loss(self, outputs, batch):
         error = outputs - batch.targets
@@ -207,7 +206,7 @@ def test_the_seed_decides_the_run(run, other_run):
 def test_accumulated_batches_count_like_one_large_batch(run, other_run):
     class Exact(Regression):
         def prepare(self, batch, generator):
-            return PretextBatch(batch, batch.sum(1, keepdim=True))
+            return Batch(batch, batch.sum(1, keepdim=True))
 
     class Pairs(Dataset):
         def __getitem__(self, index):

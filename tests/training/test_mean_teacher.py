@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from misfm.data.augment import AugmentSettings
-from misfm.intensities import IntensitySettings
+from misfm.augment.intensity import IntensitySettings
+from misfm.augment.labelled import AugmentSettings
+from misfm.batches import RawPatches
 from misfm.models import create
 from misfm.seeding import generator_for
 from misfm.training.checkpoint import load_checkpoint
@@ -43,7 +44,7 @@ def unlabelled(index=0, stop=8):
     """Raw patches of which the voxels from ``stop`` along W on are padding."""
     patches = torch.randn(3, 1, 1, *SIZE, generator=generator_for("unlabelled", index))
     valid = torch.tensor([[0, 0, 0], [8, 8, stop]]).expand(3, 1, 2, 3)
-    return patches, valid, torch.zeros(3, 1, 3), torch.ones(3, 1, 3)
+    return RawPatches(patches, valid, torch.zeros(3, 1, 3), torch.ones(3, 1, 3))
 
 
 class Batches(torch.utils.data.Dataset):
@@ -78,7 +79,7 @@ def test_consistency_is_the_mean_squared_difference_without_padding():
     model, task = MeanTeacher(student(), 0.99), objective(ramp=0.0, weight=2.0)
     batch = prepared(task, stop=5)
     seen = batch.context[0]
-    assert torch.equal(seen, unlabelled()[0][:, 0])
+    assert torch.equal(seen, unlabelled().patches[:, 0])
     apart = model.student(batch.inputs)[0][2:].softmax(1) - model.teacher(seen)[0].softmax(1)
     expected = 2.0 * (apart**2)[..., :5].mean()
     assert terms(task, model, batch)["consistency"].item() == pytest.approx(expected.item(), rel=1e-4)

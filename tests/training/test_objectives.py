@@ -2,7 +2,7 @@
 
 import torch
 
-from misfm.data.augment import AugmentSettings
+from misfm.augment.labelled import AugmentSettings
 from misfm.training.objectives import SegmentationObjective
 
 OFF = {

@@ -5,10 +5,11 @@ import torch
 
 from misfm.models import create
 from misfm.seeding import generator_for
+from misfm.training.mean_teacher import MeanTeacher
 from misfm.training.optim import (
     OptimizerSettings,
     build_optimizer,
-    encoder_levels,
+    encoder_depths,
     is_encoder,
     set_learning_rate,
 )
@@ -110,11 +111,14 @@ def test_rates_of_the_encoder_fall_towards_the_input(network):
     assert {group["lr"] for group in optimizer.param_groups if not group["in_encoder"]} == {0.5}
 
 
-def test_levels_by_their_names():
-    names = ["pos_embed", "stem.conv.weight", "blocks.0.mlp.1.weight", "blocks.1.norm.weight", "norm.weight"]
-    levels = encoder_levels([f"backbone.encoder.{name}" for name in names])
-    assert list(levels.values()) == [0, 0, 1, 2, 2]
-    assert list(encoder_levels(["backbone.encoder.weight"]).values()) == [0]
+def test_a_student_and_its_teacher_have_the_depths_of_the_network():
+    model = tiny()
+    depths = encoder_depths(model)
+    assert depths.keys() == {name for name, _ in model.named_parameters() if is_encoder(name)}
+    both = encoder_depths(MeanTeacher(model, decay=0.9))
+    for who in ("student", "teacher"):
+        assert {f"{who}.{name}": depth for name, depth in depths.items()}.items() <= both.items()
+    assert len(both) == 2 * len(depths)
 
 
 def test_numbers_reach_the_optimiser():

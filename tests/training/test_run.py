@@ -7,7 +7,8 @@ import yaml
 
 from misfm.errors import ConfigError, DataError
 from misfm.settings import Settings
-from misfm.training.logging import MetricsLog, format_duration
+from misfm.terminal import format_duration
+from misfm.training.logging import MetricsLog
 from misfm.training.optim import OptimizerSettings
 from misfm.training.run import RunFolder, first_difference
 from misfm.training.settings import TrainingSettings

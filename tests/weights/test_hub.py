@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from golden_files import golden_file
 from huggingface_hub import constants
 
 import misfm.models
@@ -19,10 +20,7 @@ from misfm.errors import WeightsError
 from misfm.weights import hub
 from misfm.weights.hub import Address, parse_address
 
-GOLDEN = Path(__file__).parents[2] / ".." / "shared" / "golden" / "ckpt_nnssl_resencl_mae.pth"
-needs_golden = pytest.mark.skipif(
-    not GOLDEN.exists(), reason="the golden files are not beside this repository"
-)
+GOLDEN = golden_file("ckpt_nnssl_primusm_voco.pth")
 COMMIT, OLDER = "a" * 40, "b" * 40
 
 
@@ -326,7 +324,6 @@ def test_without_a_network_the_message_says_what_to_download_by_hand(disconnect)
     assert f"fetch {url} by other means and give the path of the file" in str(caught.value)
 
 
-@needs_golden
 def test_a_released_checkpoint_may_have_its_plan_beside_it(server):
     whole = torch.load(GOLDEN, map_location="cpu", weights_only=True)
     plan = {**whole.pop("nnssl_adaptation_plan"), "trainer_name": whole.pop("trainer_name")}
@@ -337,7 +334,7 @@ def test_a_released_checkpoint_may_have_its_plan_beside_it(server):
     server.publish("AnonRes/Bare", checkpoint_final__pth=bare.read_bytes(), **files)
     embedded, beside = weights.describe("hf://AnonRes/Tiny"), weights.describe("hf://AnonRes/Bare")
     assert embedded == {**beside, "steps": embedded["steps"]}
-    assert beside["pretext"] == "mae"
+    assert beside["pretext"] == "voco"
     server.publish("AnonRes/Broken", checkpoint_final__pth=bare.read_bytes(), adaptation_plan__json=b"[1")
     with pytest.raises(WeightsError, match="is no adaptation plan"):
         weights.describe("hf://AnonRes/Broken")

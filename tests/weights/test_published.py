@@ -3,9 +3,9 @@
 import pytest
 
 from misfm import weights
+from misfm.commands.info import describe_path
 from misfm.errors import DataError, WeightsError
-from misfm.models.create import NETWORKS
-from misfm.recipes.info import describe_path
+from misfm.models.base import NETWORKS
 from misfm.weights.published import BUILTIN, WEIGHTS, by_name, notices, recognised
 
 OPENMIND = "openmind/resenc-l-mae"
@@ -118,7 +118,7 @@ def test_notices_name_licence_and_data_where_they_need_attention(source, known, 
 
 
 def test_a_fine_tuning_starts_with_the_notices(pretrained, finetune_settings, tmp_path, caplog):
-    from misfm.recipes.finetune import finetune
+    from misfm.commands.finetune import finetune
 
     path = tmp_path / "pctnet_ct10k_volf.pt"
     path.write_bytes((pretrained / "weights.safetensors").read_bytes())

@@ -124,9 +124,13 @@ def test_weights_of_another_network_are_refused_and_nothing_changes(tmp_path):
     assert same(model, pctnet(seed=1))
 
 
-def test_another_position_index_is_refused(run_dir):
-    with pytest.raises(WeightsError, match='position_index="textbook"'):
-        weights.load(pctnet(position_index="mis-fm"), run_dir)
+def test_another_position_index_is_refused_and_nothing_changes(run_dir):
+    model = pctnet(seed=1, position_index="mis-fm")
+    with pytest.raises(WeightsError, match=r'weights\.safetensors was trained .*position_index="textbook"'):
+        weights.load(model, run_dir)
+    assert same(model, pctnet(seed=1))
+    weights.load(model, pctnet().state_dict())  # which says nothing about it
+    assert same(model, pctnet())
 
 
 def test_undefined_values_are_refused():

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfm.errors import DataError, MisfmError
-from misfm.volume import Affine, Triple, Volume
+from misfm.volume import Affine, Shape, Volume, triple
 
 MAX_SHEAR = 0.01
 """Largest cosine between two axes of a grid that still counts as rounding of the header (0.6 degrees)."""
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+REVERSED = [2, 1, 0, 3]
+"""Columns of an affine for axes in the reverse order: files name x first, volumes D."""
 
 
 @contextmanager
@@ -34,7 +36,7 @@ def readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read ({reason}); copy or export the file again.") from error
 
 
-def check_shape(shape: Sequence[int], path: Path) -> Triple:
+def check_shape(shape: Sequence[int], path: Path) -> Shape:
     """Return the three sides of a scan; trailing axes of length 1 behind the third are dropped.
 
     Raises:
@@ -52,7 +54,7 @@ def check_shape(shape: Sequence[int], path: Path) -> Triple:
         )
     if len(sides) < 3 or 1 in sides:
         raise DataError(f"{path} is a 2D image of shape {_times(sides)}; only 3D scans can be used.")
-    return sides[0], sides[1], sides[2]
+    return triple(sides)
 
 
 def check_affine(affine: Affine, path: Path) -> Affine:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from misfm.data.case_notes import check_cases, guess_subject, parse_annotated, parse_subjects
+from misfm.data.dataset_json import parse_channels, parse_labels, read_dataset_json
 from misfm.data.intensity import Kind
 from misfm.data.readers import read_volume
-from misfm.errors import DataError
-from misfm.volume import Affine, Triple, Volume
-
-GRID_TOLERANCE = 0.02
-"""How far corners of two equal grids may lie apart, in voxels: rounding of header numbers, no more."""
+from misfm.data.splits import Split, read_split
+from misfm.errors import ConfigError, DataError
+from misfm.volume import Volume, grid_difference
 
 
 @dataclass(frozen=True)
@@ -68,15 +65,12 @@ class Dataset:
                 (see :mod:`misfm.data.case_notes`) properly.
         """
         path = Path(path)
-        content = _read_json(path / "dataset.json")
-        names = _parse_channels(content, path)
-        try:
-            labels = dict(content["labels"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path / 'dataset.json'} must hold 'labels' as nnU-Net wants them.") from error
-        values, ignore = _parse_labels(labels, path / "dataset.json")
         file = path / "dataset.json"
-        annotated = parse_annotated(content, {name: value for value, name in values.items()}, file)
+        content = read_dataset_json(file)
+        names = parse_channels(content, file)
+        labels, ignore = parse_labels(content, file)
+        values = _by_value(labels, ignore, file)
+        annotated = parse_annotated(content, labels, file)
         subjects, ending = parse_subjects(content, file), str(content.get("file_ending", ".nii.gz"))
         dataset = cls(path, names, values, ignore, ending, annotated, subjects)
         if annotated or subjects:
@@ -92,8 +86,9 @@ class Dataset:
             DataError: no such file, or one that does not name the channels.
         """
         path = Path(path)
-        content = _read_json(path / "dataset.json")
-        return cls(path, _parse_channels(content, path), {}, None, str(content.get("file_ending", ".nii.gz")))
+        content = read_dataset_json(path / "dataset.json")
+        names = parse_channels(content, path / "dataset.json")
+        return cls(path, names, {}, None, str(content.get("file_ending", ".nii.gz")))
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -134,7 +129,7 @@ class Dataset:
             raise DataError(f"{folder} holds no image; name images CASE_0000{self.file_ending}.")
         return [self._case(name, split) for name in sorted(names)]
 
-    def splits(self) -> list[dict[str, list[str]]]:
+    def splits(self) -> list[Split]:
         """Folds of ``splits_final.json`` as {"train": names, "val": names}; empty without that file.
 
         Raises:
@@ -143,15 +138,10 @@ class Dataset:
         file = self.path / "splits_final.json"
         if not file.exists():
             return []
-        folds = _read_json(file, list)
         try:
-            splits = [
-                {part: [str(name) for name in fold[part]] for part in ("train", "val")} for fold in folds
-            ]
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"{file} must hold a list of folds, each with 'train' and 'val' names."
-            ) from error
+            splits = read_split(file)
+        except ConfigError as error:
+            raise DataError(str(error)) from error
         known = {case.name for case in self.cases("Tr")}
         unknown = sorted({name for fold in splits for part in fold.values() for name in part} - known)
         if unknown:
@@ -160,8 +150,14 @@ class Dataset:
             )
         return splits
 
-    def read_case(self, case: Case) -> tuple[Volume, Volume | None]:
+    def read_case(
+        self, case: Case, read: Callable[[Path], Volume] = read_volume
+    ) -> tuple[Volume, Volume | None]:
         """Read and check a case.
+
+        Args:
+            case: one of :meth:`cases`.
+            read: reads an image, where it may have been read before.
 
         Returns:
             Image (C, D, H, W) and label map (1, D, H, W) on the same grid, or None without one.
@@ -176,7 +172,7 @@ class Dataset:
                 raise DataError(
                     f"{file} is missing: channel {number} ({name}) of case {case.name}; add the file."
                 )
-        channels = [read_volume(file) for file in case.image_paths]
+        channels = [read(file) for file in case.image_paths]
         for file, channel in zip(case.image_paths[1:], channels[1:], strict=True):
             check_grid(file, channel, case.image_paths[0], channels[0])
         kind = np.result_type(*(channel.data.dtype for channel in channels))
@@ -216,43 +212,8 @@ class Dataset:
         return label.data.astype(np.uint8 if max(known) <= 255 else np.int16)
 
 
-def _read_json(path: Path, kind: type = dict) -> Any:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; give the folder of a dataset in nnU-Net format.") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}); correct it.") from error
-    if not isinstance(content, kind):
-        raise DataError(f"{path} must hold a JSON {'list' if kind is list else 'object'}; correct it.")
-    return content
-
-
-def _parse_channels(content: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Names of the channels in their order."""
-    try:
-        channels = content["channel_names"] if "channel_names" in content else content["modality"]
-        return tuple(str(channels[key]) for key in sorted(channels, key=int))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path / 'dataset.json'} must hold 'channel_names' as nnU-Net wants them."
-        ) from error
-
-
-def _parse_labels(labels: dict[str, Any], path: Path) -> tuple[dict[int, str], int | None]:
-    """Label values to names, and the value to ignore."""
-    if all(str(key).isdigit() and isinstance(value, str) for key, value in labels.items()):
-        labels = {value: int(key) for key, value in labels.items()}
-    if "all" in labels:
-        raise DataError(f"{path} calls a label 'all', which is the name of the mean over labels: rename it.")
-    for name, value in labels.items():
-        if isinstance(value, list):
-            raise DataError(
-                f"{path} defines label '{name}' as a region {value}; only single labels are supported."
-            )
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise DataError(f"{path} gives label '{name}' the value {value!r}; labels are whole numbers.")
-    ignore = labels.pop("ignore", None)
+def _by_value(labels: Mapping[str, int], ignore: int | None, path: Path) -> dict[int, str]:
+    """Label values to names, which a network needs to be 0, 1, 2, ..."""
     values = sorted(labels.values())
     if len(values) < 2 or values != list(range(len(values))):
         raise DataError(
@@ -260,26 +221,13 @@ def _parse_labels(labels: dict[str, Any], path: Path) -> tuple[dict[int, str], i
         )
     if ignore is not None and ignore < len(values):
         raise DataError(f"{path} gives 'ignore' the value {ignore}; it must be above all other labels.")
-    return {labels[name]: name for name in sorted(labels, key=labels.__getitem__)}, ignore
+    return {labels[name]: name for name in sorted(labels, key=labels.__getitem__)}
 
 
 def check_grid(path: Path, volume: Volume, reference_path: Path, reference: Volume) -> None:
-    """Raise a DataError unless a volume lies on the grid of a reference, but for rounding of the headers."""
-    if volume.shape != reference.shape:
+    """Raise a DataError unless a volume lies on the grid of a reference; see :func:`grid_difference`."""
+    if difference := grid_difference(volume, reference):
         raise DataError(
-            f"{path} lies on another grid than {reference_path.name}: its shape is {volume.shape}, not "
-            f"{reference.shape}; resample it to the image."
+            f"{path} lies on another grid than {reference_path.name}: {difference}; resample it to the image "
+            "or correct its header."
         )
-    apart = _corners(volume.affine, volume.shape) - _corners(reference.affine, volume.shape)
-    distance = float(np.linalg.norm(apart, axis=1).max())
-    if distance > max(1e-3, GRID_TOLERANCE * min(reference.spacing)):
-        raise DataError(
-            f"{path} lies on another grid than {reference_path.name}: their affines place a corner "
-            f"{distance:.3g} mm apart; resample it to the image or correct its header."
-        )
-
-
-def _corners(affine: Affine, shape: Triple) -> Affine:
-    """Millimetres (8, 3) of the centres of a grid's corner voxels."""
-    corners = np.array(list(itertools.product(*((0.0, side - 1.0) for side in shape))))
-    return corners @ affine[:3, :3].T + affine[:3, 3]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from misfm.data.checks import (
     make_volume,
     readable,
 )
+from misfm.data.quiet import quiet_logger
+from misfm.data.readers.base import Series
 from misfm.errors import DataError
 from misfm.volume import Affine, Volume
 
@@ -47,16 +48,15 @@ _GEOMETRY = {
 _UNEVEN = 0.02
 """Gaps between slices may differ by this part of the usual gap: header numbers are rounded decimals."""
 
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+_quiet = quiet_logger("pydicom")
 
 
-@dataclass(frozen=True)
-class Series:
-    """The files of one DICOM series, in the order of their paths."""
+class DicomSeries(Series):
+    """The files of one DICOM series; its modality is a hint, for some exporters write CT for anything."""
 
-    uid: str
-    files: tuple[Path, ...]
-    modality: str | None
+    def read(self) -> Volume:
+        """Read the series; see :func:`read_series`."""
+        return read_series(self)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def is_dicom(path: Path) -> bool:
         return False
 
 
+@_quiet
 def list_series(files: Iterable[Path]) -> tuple[list[Series], list[Path]]:
     """Group DICOM images by SeriesInstanceUID; other objects (reports, plans) are left out.
 
@@ -99,9 +100,10 @@ def list_series(files: Iterable[Path]) -> tuple[list[Series], list[Path]]:
             members.setdefault(uid, []).append(file)
             # Several values at once are no hint.
             modalities.setdefault(uid, modality if isinstance(modality, str) else None)
-    return [Series(uid, tuple(paths), modalities[uid]) for uid, paths in members.items()], damaged
+    return [DicomSeries(uid, tuple(paths), modalities[uid]) for uid, paths in members.items()], damaged
 
 
+@_quiet
 def series_at(path: Path) -> Series:
     """Return the series of a directory that holds one, or the series that one file belongs to.
 
@@ -127,6 +129,7 @@ def series_at(path: Path) -> Series:
     return series[0]
 
 
+@_quiet
 def read_series(series: Series) -> Volume:
     """Read a series; slices of a tilted gantry are moved within their planes onto an orthogonal grid.
 

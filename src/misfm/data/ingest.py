@@ -12,14 +12,17 @@ from typing import Literal
 import numpy as np
 
 from misfm.data.dataset import Case, Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
+from misfm.data.fingerprint import fingerprint
 from misfm.data.intensity import IntensityRule, Kind, detect, fit, parse_intensity
 from misfm.data.preprocess import canonical, content_box, resample
-from misfm.data.record import Entry, IngestSettings, Origin, anonymise, fingerprint, make_entry
+from misfm.data.readers import read_volume
+from misfm.data.record import Entry, IngestSettings, Origin, anonymise, make_entry
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.store import Store
 from misfm.errors import DataError, MisfmError
 from misfm.parallel import pool
-from misfm.volume import Box, Volume
+from misfm.volume import Box, Volume, bounding_box
 
 __all__ = ["IngestEvent", "IngestReport", "IngestSettings", "ingest", "ingest_dataset", "prepare"]
 
@@ -132,6 +135,7 @@ def ingest_dataset(
     store_path: str | Path,
     settings: IngestSettings,
     *,
+    images: DatasetFingerprint | None = None,
     progress: Callable[[IngestEvent], None] | None = None,
 ) -> Store:
     """Bring labelled cases into a store, image and label map side by side; unchanged cases are skipped.
@@ -141,6 +145,7 @@ def ingest_dataset(
         cases: those to add, each with a label map.
         store_path: folder of the store, made where missing.
         settings: spacing and intensity; must be those of an existing store.
+        images: what is known of the dataset's images, whose voxels need not be read again where it kept them.
         progress: called after every case.
 
     Raises:
@@ -162,9 +167,10 @@ def ingest_dataset(
             stamps.append(f"labels {sorted(dataset.annotated[case.name])}")
         outcome: Outcome = "skipped"
         if not store.is_known(source, "; ".join(stamps)):
-            image, label = dataset.read_case(case)
+            image, label = dataset.read_case(case, images.read if images else read_volume)
             rules = [rule or IntensityRule(kind=kind) for kind in dataset.kinds]
-            origin = Origin(case.name, source, fingerprint(image))
+            known = images.scan(case) if images else None
+            origin = Origin(case.name, source, known or fingerprint(image))
             store.add(prepare(origin, image, label, rules, settings), "; ".join(stamps))
             outcome = "added"
         if progress:
@@ -254,15 +260,8 @@ def _check_scan(volume: Volume, path: Path) -> None:
 
 def _around_labels(box: Box, label: Volume) -> Box:
     """The smallest box with all of ``box`` and all labelled voxels."""
-    start, size = list(box.start), list(box.size)
-    labelled = label.data[0] != 0
-    for axis in range(3):
-        rows = np.flatnonzero(labelled.any(axis=tuple({0, 1, 2} - {axis})))
-        if len(rows):
-            stop = max(box.stop[axis], int(rows[-1]) + 1)
-            start[axis] = min(start[axis], int(rows[0]))
-            size[axis] = stop - start[axis]
-    return Box((start[0], start[1], start[2]), (size[0], size[1], size[2]))
+    labelled = bounding_box(label.data[0] != 0)
+    return box if labelled is None else box.around(labelled)
 
 
 def _lost(scan: ScanSource) -> str:

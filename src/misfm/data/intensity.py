@@ -27,16 +27,13 @@ _MR_NOISE = 0.06
 
 
 class IntensityRule(Settings):
-    """How voxels become network input.
-
-    Attributes:
-        kind: ``"ct"`` maps a window of HU linearly to [-1, 1]; ``"mr"`` clips to the percentiles 0.5 and 99.5
-            of the content, then subtracts its mean, divides by its deviation and clips to [-5, 5].
-        window: lowest and highest HU; CT only.
-    """
+    """How voxels become network input."""
 
     kind: Kind
+    """ct maps an intensity window linearly to [-1, 1]; mr clips to the percentiles 0.5 and 99.5 of the
+    content, then subtracts its mean, divides by its standard deviation and clips to [-5, 5]."""
     window: tuple[float, float] | None = None
+    """Intensity window: lowest and highest HU; CT only."""
 
     @model_validator(mode="after")
     def _check(self) -> IntensityRule:
@@ -49,9 +46,13 @@ class Normalisation(Settings):
     """A rule fitted to one volume: normalised = (clip(x, lower, upper) - shift) / scale."""
 
     lower: float
+    """Least value that is kept; below it, this."""
     upper: float
+    """Largest value that is kept; above it, this."""
     shift: float
+    """Subtracted after clipping."""
     scale: float
+    """Divided by at last."""
 
     def apply(self, voxels: Voxels) -> Voxels:
         """Return normalised float32 voxels of a numpy array or torch tensor; the input is kept."""
@@ -90,7 +91,7 @@ def detect(volume: Volume, modality_hint: str | None = None) -> Kind:
     """Tell CT from MR.
 
     Args:
-        volume: the scan (C, D, H, W) as it came from its file.
+        volume: the scan (C, D, H, W) as read from its file.
         modality_hint: DICOM Modality or channel name of a dataset, where there is one. It decides, except
             that a scan tagged CT without any voxel below -50 is not in HU and therefore taken as MR.
     """

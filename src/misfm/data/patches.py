@@ -16,31 +16,26 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
+from misfm.batches import RawPatches
 from misfm.data.intensity import normalise
 from misfm.data.record import Record
 from misfm.data.store import Store
 from misfm.seeding import generator_for
-from misfm.volume import Box, Triple
+from misfm.volume import Box, Shape, triple
 
 IGNORED_CLASS = -1
 """Class of voxels that were not annotated (the ``ignore`` label of nnU-Net datasets)."""
 
 
-RawBatch = tuple[Tensor, Tensor, Tensor, Tensor, *tuple[Tensor | None, ...]]
-"""See :class:`UnlabelledPatches`."""
 LabelledBatch = tuple[Tensor, Tensor, *tuple[Tensor, ...]]
 """See :class:`LabelledPatches`."""
 
 
 @dataclass(frozen=True)
-class UnlabelledPatches(Dataset[RawBatch]):
-    """Batches for pretraining.
+class UnlabelledPatches(Dataset[RawPatches]):
+    """Batches for pretraining: ``self[i]`` is batch ``i``, on the CPU.
 
-    ``self[i]`` is ``(patches, valid, origin, spacing)``: (B, N, C, D, H, W) float32 normalised intensities;
-    (B, N, 2, 3) int64, the first voxel and the first voxel behind of what lies inside the volume; (B, N, 3)
-    float32 mm along (D, H, W) from the volume's first voxel to the patch's; (B, N, 3) float32 mm per voxel.
-    With ``labelled`` follows (B, N, D, H, W) int64, the label maps of volumes that have them. Where any
-    volume was anonymised, (B, N, D, H, W) bool follows the label maps or None: what was removed.
+    It has label maps where ``labelled``, and says what is hidden where any of the volumes was anonymised.
 
     Attributes:
         store: where the volumes are.
@@ -54,7 +49,7 @@ class UnlabelledPatches(Dataset[RawBatch]):
 
     store: Store
     records: Sequence[Record]
-    patch_size: Triple
+    patch_size: Shape
     num_patches: int
     batch_size: int
     seed: int
@@ -65,7 +60,7 @@ class UnlabelledPatches(Dataset[RawBatch]):
         """Whether any of the volumes was."""
         return any(record.anonymised for record in self.records)
 
-    def __getitem__(self, index: int) -> RawBatch:
+    def __getitem__(self, index: int) -> RawPatches:
         generator = generator_for(self.seed, "patches", index)
         patches, valid, starts, spacings, labels, hidden = [], [], [], [], [], []
         for record in draw_records(self.records, self.batch_size, generator):
@@ -86,14 +81,18 @@ class UnlabelledPatches(Dataset[RawBatch]):
             return torch.stack(rows).reshape(self.batch_size, self.num_patches, *rows[0].shape)
 
         spacing = batched(spacings)
-        raw = (batched(patches), batched(valid), batched(starts) * spacing, spacing)
-        if not self.anonymised:
-            return (*raw, batched(labels)) if self.labelled else raw
-        return (*raw, batched(labels) if self.labelled else None, batched(hidden))
+        return RawPatches(
+            batched(patches),
+            batched(valid),
+            batched(starts) * spacing,
+            spacing,
+            labels=batched(labels) if self.labelled else None,
+            hidden=batched(hidden) if self.anonymised else None,
+        )
 
 
 @dataclass(frozen=True)
-class MixedPatches(Dataset[RawBatch]):
+class MixedPatches(Dataset[RawPatches]):
     """Batches of scans followed by generated volumes with label maps, as :class:`UnlabelledPatches`.
 
     Attributes:
@@ -109,17 +108,21 @@ class MixedPatches(Dataset[RawBatch]):
         """That of the run."""
         return self.scans.seed
 
-    def __getitem__(self, index: int) -> RawBatch:
+    def __getitem__(self, index: int) -> RawPatches:
         scans, generated = self.scans[index], self.generated[index]
-        labels, hidden = list(generated)[4], list(scans)[-1]
+        labels, hidden = generated.labels, scans.hidden
         assert labels is not None
-        raw = [torch.cat(columns) for columns in zip(scans[:4], generated[:4], strict=True)]
-        unknown = torch.full((len(scans[0]), *labels.shape[1:]), IGNORED_CLASS)
-        together = (raw[0], raw[1], raw[2], raw[3], torch.cat([unknown, labels]))
-        if not self.scans.anonymised:
-            return together
-        assert hidden is not None
-        return (*together, torch.cat([hidden, torch.zeros(labels.shape, dtype=torch.bool)]))
+        unknown = torch.full((len(scans.patches), *labels.shape[1:]), IGNORED_CLASS)
+        if hidden is not None:
+            hidden = torch.cat([hidden, torch.zeros(labels.shape, dtype=torch.bool)])
+        return RawPatches(
+            torch.cat([scans.patches, generated.patches]),
+            torch.cat([scans.valid, generated.valid]),
+            torch.cat([scans.origin, generated.origin]),
+            torch.cat([scans.spacing, generated.spacing]),
+            labels=torch.cat([unknown, labels]),
+            hidden=hidden,
+        )
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,8 @@ class LabelledPatches(Dataset[LabelledBatch]):
 
     store: Store
     records: Sequence[Record]
-    patch_size: Triple
-    margin: Triple
+    patch_size: Shape
+    margin: Shape
     batch_size: int
     seed: int
     labelled_share: float = 0.6
@@ -182,7 +185,7 @@ class LabelledPatches(Dataset[LabelledBatch]):
         return self.store.anchors(record)
 
 
-def padding_notice(records: Sequence[Record], patch_size: Triple) -> str | None:
+def padding_notice(records: Sequence[Record], patch_size: Shape) -> str | None:
     """Say in a sentence which volumes are smaller than what is read of them for a patch; None where none is.
 
     Args:
@@ -211,17 +214,17 @@ def draw_records(records: Sequence[Record], count: int, generator: Generator) ->
     return [records[i] for i in order[:count]]
 
 
-def draw_box(anchors: NDArray[np.int16], shape: Triple, size: Triple, generator: Generator) -> Box:
+def draw_box(anchors: NDArray[np.int16], shape: Shape, size: Shape, generator: Generator) -> Box:
     """Draw a box around one of the anchors (N, 3); see the module's docstring for how it meets the border."""
-    center = anchors[int(torch.randint(len(anchors), (), generator=generator))]
+    centre = anchors[int(torch.randint(len(anchors), (), generator=generator))]
     starts = [
         fit_start(int(middle) - side // 2, side, length)
-        for middle, side, length in zip(center, size, shape, strict=True)
+        for middle, side, length in zip(centre, size, shape, strict=True)
     ]
-    return Box((starts[0], starts[1], starts[2]), size)
+    return Box(triple(starts), size)
 
 
-def grow(box: Box, margin: Triple) -> Box:
+def grow(box: Box, margin: Shape) -> Box:
     """Add ``margin`` voxels on each side of a box."""
     d, h, w = (start - more for start, more in zip(box.start, margin, strict=True))
     depth, height, width = (side + 2 * more for side, more in zip(box.size, margin, strict=True))

@@ -14,16 +14,13 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
 from misfm.data.intensity import Kind, content_mask, detect
-from misfm.volume import Box, FloatTriple, Triple, Volume, nearest_axes
+from misfm.volume import Box, FloatTriple, Shape, Volume, triple
 
 Target = Sequence[float | None] | Literal["native"]
 """Spacing wanted along (D, H, W) in millimetres; None, or "native" for all, keeps what there is."""
 
 ANISOTROPIC = 3.0
 """An axis this many times coarser than the next one is never interpolated (nnU-Net's threshold)."""
-
-_SPL_WORLD_AXES = (2, 1, 0)
-_SPL_SIGNS = (1.0, -1.0, -1.0)
 
 
 def canonical(volume: Volume) -> Volume:
@@ -32,17 +29,8 @@ def canonical(volume: Volume) -> Volume:
     That is how SimpleITK shows a file with identity direction, and how published weights saw the body.
     Nothing is interpolated: an oblique grid stays oblique, its axes get the nearest directions.
     """
-    world = nearest_axes(volume.affine)
-    order = [world.index(axis) for axis in _SPL_WORLD_AXES]
-    data = volume.data.transpose(0, *(axis + 1 for axis in order))
-    affine = volume.affine[:, [*order, 3]].copy()
-    for axis, (row, sign) in enumerate(zip(_SPL_WORLD_AXES, _SPL_SIGNS, strict=True)):
-        if affine[row, axis] * sign < 0:
-            data = np.flip(data, axis + 1)
-            affine[:3, 3] += affine[:3, axis] * (data.shape[axis + 1] - 1)
-            affine[:3, axis] *= -1
-    # Adding zero turns -0.0 into 0.0, so that equal grids have equal bytes.
-    return Volume(np.ascontiguousarray(data), affine + 0.0)
+    turned = volume.turned("SPL")
+    return turned.with_data(np.ascontiguousarray(turned.data))
 
 
 def content_box(volume: Volume, kind: Kind | None = None, margin_mm: float = 8.0) -> Box:
@@ -66,8 +54,7 @@ def content_box(volume: Volume, kind: Kind | None = None, margin_mm: float = 8.0
         margin = int(np.ceil(margin_mm / spacing)) + step[axis]
         start.append(max(0, min(box[axis].start for box in boxes) * step[axis] - margin))
         stop.append(min(side, (max(box[axis].stop for box in boxes) - 1) * step[axis] + 1 + margin))
-    size = (stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])
-    return Box((start[0], start[1], start[2]), size)
+    return Box(triple(start), triple(b - a for a, b in zip(start, stop, strict=True)))
 
 
 def resample(volume: Volume, spacing: Target, *, label: bool = False) -> Volume:
@@ -159,7 +146,7 @@ def _apply(voxels: NDArray[Any], matrices: Sequence[sparse.csr_array]) -> NDArra
 def _majority(data: NDArray[Any], matrices: Sequence[sparse.csr_array]) -> NDArray[Any]:
     """Interpolate each label inside its bounding box; the background gets what is left of one."""
     labels = data[0]
-    shape: Triple = (matrices[0].shape[0], matrices[1].shape[0], matrices[2].shape[0])
+    shape: Shape = (matrices[0].shape[0], matrices[1].shape[0], matrices[2].shape[0])
     winner = np.zeros(shape, dtype=data.dtype)
     best = np.zeros(shape, dtype=np.float32)
     total = np.zeros(shape, dtype=np.float32)

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from misfm.data.intensity import Kind, Normalisation, content_mask
 from misfm.errors import DataError
 from misfm.settings import Settings, Spacing
-from misfm.volume import Affine, FloatTriple, Triple, Volume
+from misfm.volume import Affine, FloatTriple, Shape, Volume
 
-SCHEME = "v2:"
-"""What fingerprints begin with, to be told from earlier ones, which depended on type and axes."""
 MAX_ANCHORS = 4096
 MAX_LABEL_ANCHORS = 1024
 
@@ -29,50 +27,44 @@ Row = tuple[float, float, float, float]
 
 
 class IngestSettings(Settings):
-    """How scans become volumes of a store; the same for all of its volumes.
-
-    Attributes:
-        spacing: millimetres along (D, H, W), or "native" to keep every scan's own.
-        intensity: "auto", "ct", "mr" or "ct:LOW,HIGH" (window in HU).
-    """
+    """How scans become volumes of a store; the same for all of its volumes."""
 
     spacing: Spacing | Literal["native"] = "native"
+    """mm per voxel along (D, H, W), or "native" to keep every scan's own."""
     intensity: str = "auto"
+    """auto, ct, mr or ct:LOW,HIGH (intensity window, HU)."""
 
 
 class Record(Settings):
-    """One volume of a store.
-
-    Attributes:
-        id: hash of stored voxels, affine, settings and, where there are any, label map and case name, and the
-            mask of what was removed.
-        case: name of the case.
-        source: path of the scan it came from.
-        channels: number of channels.
-        shape: voxels along (D, H, W) as stored.
-        spacing: millimetres along (D, H, W) as stored.
-        rows: the affine of the stored grid, row by row; see ``affine``.
-        kind: "ct" or "mr", of the first channel.
-        normalisation: one for each channel.
-        lowest: smallest stored value of each channel; what lies outside the volume reads as this.
-        labels: label values that occur, 0 included, or None without a label map.
-        fingerprint: hash of the scan's own voxels before any preprocessing.
-        anonymised: whether there is a mask of what was removed to make the patient unknown.
-    """
+    """One volume of a store."""
 
     id: str
+    """Hash of stored voxels, affine, settings and, where there are any, label map and case name, and the mask
+    of what was removed."""
     case: str
+    """Name of the case."""
     source: str
+    """Path of the scan it came from."""
     channels: int
-    shape: Triple
+    """Number of channels."""
+    shape: Shape
+    """Voxels along (D, H, W) as stored."""
     spacing: FloatTriple
+    """mm per voxel along (D, H, W) as stored."""
     rows: tuple[Row, Row, Row, Row]
+    """The affine of the stored grid, row by row; see ``affine``."""
     kind: Kind
+    """ct or mr, of the first channel."""
     normalisation: tuple[Normalisation, ...]
+    """One for each channel."""
     lowest: tuple[float, ...]
+    """Smallest stored value of each channel; what lies outside the volume reads as this."""
     labels: tuple[int, ...] | None
+    """Label values that occur, 0 included, or null without a label map."""
     fingerprint: str
+    """Hash of the scan's own voxels before any preprocessing."""
     anonymised: bool = False
+    """Whether there is a mask of what was removed to make the patient unknown."""
 
     @property
     def affine(self) -> Affine:
@@ -108,29 +100,6 @@ class Origin:
     case: str
     source: str
     fingerprint: str
-
-
-def fingerprint(volume: Volume) -> str:
-    """Hash of the voxels that stays the same however a scan is stored.
-
-    That is, under another name, with axes in another order or direction, with another header or type of
-    voxels, as long as their values are equal: DICOM, and the NIfTI file that was made from it.
-
-    What is hashed are the sums of the voxels' bits over each slice, along all axes: exact, and of one order
-    whichever way the axes run.
-    """
-    digest = hashlib.sha256()
-    for channel in volume.data:
-        # 0 is added to make one of the two zeros of floats.
-        bits = (np.ascontiguousarray(channel, dtype=np.float32) + np.float32(0)).view(np.uint32)
-        sums = [bits.sum(axis=axes, dtype=np.uint64).tolist() for axes in ((1, 2), (0, 2), (0, 1))]
-        digest.update(repr(sorted(min(along, along[::-1]) for along in sums)).encode())
-    return SCHEME + digest.hexdigest()
-
-
-def short_fingerprint(text: str) -> str:
-    """The first 16 characters of a fingerprint, 52 bits: enough to tell the scans of a project apart."""
-    return text[:16]
 
 
 def fingerprint_of(records: Iterable[Record]) -> str:

@@ -15,9 +15,18 @@ import numpy as np
 
 from misfm.data.checks import readable
 from misfm.data.dataset import Dataset, check_grid
-from misfm.data.dicom import Series, is_dicom, list_series, read_series, series_at
 from misfm.data.intensity import Kind
-from misfm.data.readers import FILE_SUFFIXES, has_suffix, read_volume, stem
+from misfm.data.readers import (
+    Reader,
+    Series,
+    SeriesReader,
+    files_beside,
+    formats,
+    is_volume_name,
+    read_volume,
+    reader_of,
+    stem,
+)
 from misfm.errors import DataError
 from misfm.volume import Volume
 
@@ -27,10 +36,10 @@ class ScanSource:
     """A scan that was found but not read yet.
 
     Attributes:
-        path: the file, or the folder of a DICOM series (its first file where the folder holds several).
+        path: the file, or the folder of a series (its first file where the folder holds several).
         case: name of the case.
         kind: "ct" or "mr" where a dataset says so, which is trusted.
-        series: the files of a DICOM series, None for other formats.
+        series: the files of a scan that is many, as in DICOM; None for other formats.
         anonymised_path: the mask of what was removed to make the patient unknown, such as the face.
         fault: why a list of scans cannot be read that was found instead of a scan.
     """
@@ -44,13 +53,13 @@ class ScanSource:
 
     @property
     def modality(self) -> str | None:
-        """DICOM Modality, which is a hint: some exporters write CT for anything."""
+        """What its series gives as a hint of the kind."""
         return self.series.modality if self.series else None
 
     @property
     def stamp(self) -> str:
         """Size and time of last change: a source with the same stamp has not changed."""
-        files = self.series.files if self.series else (self.path, *detached_data(self.path))
+        files = self.series.files if self.series else (self.path, *files_beside(self.path))
         states = []
         for file in (*files, self.anonymised_path) if self.anonymised_path else files:
             with suppress(OSError):
@@ -63,7 +72,7 @@ class ScanSource:
         if self.fault:
             raise DataError(self.fault)
         with readable(self.path):
-            return read_series(self.series) if self.series else read_volume(self.path)
+            return self.series.read() if self.series else read_volume(self.path)
 
     def read_anonymised(self, scan: Volume) -> Volume | None:
         """Read the mask of what was removed from the scan, if there is one.
@@ -85,8 +94,9 @@ class ScanSource:
 def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
     """Find all scans in files and trees, in the order of sources, then paths; each path once.
 
-    A tree may hold NIfTI, NRRD and MetaImage files, DICOM files with any name (grouped by series, wherever
-    they lie), nnU-Net datasets and ``pretrain_data.json`` (what it lists). Of a dataset come the images of
+    A tree may hold files that any reader takes (:mod:`misfm.data.readers`: NIfTI, NRRD, MetaImage; DICOM with
+    any name, grouped by series wherever they lie), nnU-Net datasets and ``pretrain_data.json`` (what it
+    lists). Of a dataset come the images of
     ``imagesTr``, every channel a scan of its own; never its label maps, and never ``imagesTs``, for networks
     must not have seen what they are tested on: to get those, name that folder as a source. A scan that is
     both listed with a mask of what was removed from it and found elsewhere keeps the mask. Links to folders
@@ -104,29 +114,11 @@ def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
             raise DataError(f"{source} does not exist; check the path.")
         scans = _in_tree(path) if path.is_dir() else _in_file(path)
         if not scans:
-            raise DataError(
-                f"{source} holds no scan; give NIfTI, NRRD, MetaImage or DICOM files or a folder of them."
-            )
+            raise DataError(f"{source} holds no scan; give files of {formats()}, or a folder of them.")
         for scan in scans:
             if scan.anonymised_path or scan.path not in found:
                 found[scan.path] = scan
     return list(found.values())
-
-
-def detached_data(path: Path) -> list[Path]:
-    """The file that holds the voxels of a header, of MetaImage or NRRD, if it is one."""
-    name = path.name.lower()
-    if not name.endswith((".mhd", ".nhdr")):
-        return []
-    try:
-        with path.open("rb") as file:
-            header = os.fsdecode(file.read(1 << 16))
-    except OSError:
-        return []
-    found = re.search(
-        r"^(?:ElementDataFile\s*=|data ?file:)\s*(.+?)\s*$", header, re.MULTILINE | re.IGNORECASE
-    )
-    return [path.parent / found[1]] if found else []
 
 
 def _in_file(path: Path) -> list[ScanSource]:
@@ -134,14 +126,15 @@ def _in_file(path: Path) -> list[ScanSource]:
         return _in_dataset(path.parent)
     if path.suffix == ".json":
         return _in_nnssl(path)
-    if is_dicom(path):
-        return _from_series([series_at(path)])
-    return [ScanSource(path, stem(path))] if has_suffix(path, FILE_SUFFIXES) else []
+    reader = reader_of(path)
+    if isinstance(reader, SeriesReader):
+        return _from_series([reader.series_at(path)])
+    return [ScanSource(path, stem(path))] if reader else []
 
 
 def _in_tree(root: Path) -> list[ScanSource]:
     scans: list[ScanSource] = []
-    dicom_files: list[Path] = []
+    files: dict[type[Reader], list[Path]] = {}
     unreadable: list[Path] = []
     for folder, names, is_dataset in _walk(root, unreadable):
         if is_dataset or "pretrain_data.json" in names:
@@ -154,16 +147,20 @@ def _in_tree(root: Path) -> list[ScanSource]:
                 scans.append(ScanSource(file, file.name, fault=str(error)))
         else:
             for name in names:
-                path = folder / name
-                if has_suffix(path, FILE_SUFFIXES):
-                    scans.append(ScanSource(path, stem(path)))
-                elif is_dicom(path):
-                    dicom_files.append(path)
-                elif has_suffix(path, (".dcm",)):
-                    scans.append(ScanSource(path, stem(path)))
-    series, damaged = list_series(dicom_files)
-    scans += _from_series(series) + [ScanSource(path, stem(path)) for path in (*damaged, *unreadable)]
+                if reader := reader_of(folder / name):
+                    files.setdefault(type(reader), []).append(folder / name)
+    scans += [ScanSource(path, stem(path)) for path in unreadable]
+    for kind, paths in files.items():
+        scans += _sources(kind(), paths)
     return sorted(scans, key=lambda scan: scan.path)
+
+
+def _sources(reader: Reader, files: Sequence[Path]) -> list[ScanSource]:
+    """The scans in files of one reader; damaged files of series are scans of their own, for their error."""
+    if not isinstance(reader, SeriesReader):
+        return [ScanSource(path, stem(path)) for path in files]
+    series, damaged = reader.list_series(files)
+    return _from_series(series) + [ScanSource(path, stem(path)) for path in damaged]
 
 
 def _walk(root: Path, unreadable: list[Path]) -> Iterator[tuple[Path, list[str], bool]]:
@@ -201,7 +198,7 @@ def _in_dataset(folder: Path) -> list[ScanSource]:
     Segmentation Decathlon has them."""
     dataset = Dataset.images_only(folder)
     images = folder / "imagesTr"
-    files = [path for path in images.iterdir() if has_suffix(path, FILE_SUFFIXES)] if images.is_dir() else []
+    files = [path for path in images.iterdir() if is_volume_name(path)] if images.is_dir() else []
     only = dataset.kinds[0] if len(dataset.kinds) == 1 else None
     scans = []
     for path in sorted(path for path in files if not path.name.startswith(".")):

@@ -22,8 +22,9 @@ from pydantic import ValidationError
 
 from misfm.data.record import Entry, IngestSettings, Record, fingerprint_of
 from misfm.errors import ConfigError, DataError
-from misfm.files import write_bytes, write_json
-from misfm.volume import Box, Triple, Volume
+from misfm.files import make_folder, write_bytes, write_json
+from misfm.settings import as_option
+from misfm.volume import Box, Shape, Volume, triple
 
 FORMAT_VERSION = 1
 IMAGE, LABEL, ANONYMISED = "", ".label", ".anon"
@@ -71,12 +72,7 @@ class Store:
                 )
             return store
         store = cls(path, settings)
-        try:
-            (path / "volumes").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"The store {path} cannot be made ({error.strerror}); choose another folder."
-            ) from error
+        make_folder(path / "volumes")
         with store._database(write=True) as database:
             database.executescript(_SCHEMA)
         content = {"format_version": FORMAT_VERSION, "settings": settings.model_dump(mode="json")}
@@ -293,23 +289,19 @@ class Store:
         return patch, valid
 
 
-def _overlap(box: Box, shape: Triple) -> Box:
+def _overlap(box: Box, shape: Shape) -> Box:
     """The part of a box that lies in a volume; of size 0, 0, 0 if there is none."""
     start = [max(0, a) for a in box.start]
     size = [min(stop, side) - a for a, stop, side in zip(start, box.stop, shape, strict=True)]
     if min(size) <= 0:
         return Box(box.start, (0, 0, 0))
-    return Box((start[0], start[1], start[2]), (size[0], size[1], size[2]))
+    return Box(triple(start), triple(size))
 
 
-def _moved(box: Box, origin: Triple) -> Box:
+def _moved(box: Box, origin: Shape) -> Box:
     """The box as seen from ``origin``."""
-    d, h, w = (a - b for a, b in zip(box.start, origin, strict=True))
-    return Box((d, h, w), box.size)
+    return Box(triple(a - b for a, b in zip(box.start, origin, strict=True)), box.size)
 
 
 def _describe(settings: IngestSettings) -> str:
-    spacing = (
-        settings.spacing if settings.spacing == "native" else ",".join(f"{s:g}" for s in settings.spacing)
-    )
-    return f"spacing {spacing} and intensity {settings.intensity}"
+    return f"spacing {as_option(settings.spacing)} and intensity {settings.intensity}"

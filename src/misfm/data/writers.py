@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from misfm.data.checks import REVERSED
 from misfm.errors import DataError
 from misfm.files import write_bytes
 from misfm.volume import Volume
@@ -30,7 +31,7 @@ def write_label_map(path: str | Path, volume: Volume) -> None:
     if labels.min() < 0 or labels.max() > np.iinfo(np.int16).max:
         raise DataError(f"{path} cannot be written: labels must lie between 0 and {np.iinfo(np.int16).max}.")
     dtype = np.uint8 if labels.max() <= 255 else np.int16
-    image = nib.Nifti1Image(labels.astype(dtype).transpose(2, 1, 0), volume.affine[:, [2, 1, 0, 3]])
+    image = nib.Nifti1Image(labels.astype(dtype).transpose(2, 1, 0), volume.affine[:, REVERSED])
     image.header.set_xyzt_units("mm")
     # Code 1, scanner coordinates, in both, so that every reader finds the same place whichever it trusts.
     image.set_sform(image.affine, code=1)

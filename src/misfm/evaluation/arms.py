@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from misfm.evaluation.statistics import Interval, PairedDifference, bootstrap_interval, paired_difference
+from misfm.training.run import RunFolder
 
+SCRATCH, PRETRAINED = "scratch", "pretrained"
+"""Names of the arms of twins."""
 ALL = "all"
 
 
@@ -108,3 +113,38 @@ def _table(runs: Sequence[Arm], cases: Sequence[str], label: str) -> NDArray[np.
 def _dice(scores: Mapping[str, float | None], label: str) -> float:
     values = [v for v in (scores.values() if label == ALL else [scores.get(label)]) if v is not None]
     return float(np.mean(values)) if values else np.nan
+
+
+def learning_curve(run_dir: Path) -> list[tuple[int, float]]:
+    """Return (step, mean validation Dice) of a run."""
+    rows = RunFolder(run_dir).read_metrics()
+    return [(row["step"], row["validation_dice"]) for row in rows if row.get("validation_dice") is not None]
+
+
+def mean_curve(arms: Sequence[Arm], name: str) -> list[tuple[int, float]]:
+    """Return the mean validation Dice of the runs of an arm, by step.
+
+    The mean is over the same runs at every step: it begins and ends where all of them have been, and between
+    two validations a run is taken to be straight. A mean over whichever runs were judged at a step would
+    jump where one of them begins or ends.
+
+    Args:
+        arms: runs of any arms; those without validation are left out.
+        name: of the arm.
+    """
+    curves = [np.array(arm.curve, dtype=np.float64) for arm in arms if arm.name == name and arm.curve]
+    if not curves:
+        return []
+    start, end = max(curve[0, 0] for curve in curves), min(curve[-1, 0] for curve in curves)
+    steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+    steps = steps[(steps >= start) & (steps <= end)]
+    mean = np.mean([np.interp(steps, curve[:, 0], curve[:, 1]) for curve in curves], axis=0)
+    return [(int(step), float(dice)) for step, dice in zip(steps, mean, strict=True)]
+
+
+def dice_by_case(scores: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Return Dice by case and label of a ``misfm evaluate`` result."""
+    return {
+        case: {label: None if score is None else score["dice"] for label, score in labels.items()}
+        for case, labels in scores["cases"].items()
+    }

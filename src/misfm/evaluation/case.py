@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
 from misfm.errors import DataError
 from misfm.evaluation import metrics
 from misfm.evaluation.metrics import LabelMap, Mask
-from misfm.volume import FloatTriple, Volume
+from misfm.volume import FloatTriple, Volume, grid_difference
 
 _LARGEST_LABEL = 65_535
-# Headers keep affines in float32 or as quaternions: corners may move a little without meaning it.
-_SAME_CORNER_VOXELS = 0.1
 
 
 @dataclass(frozen=True)
@@ -83,18 +80,11 @@ def evaluate_case(
 
 
 def check_same_grid(prediction: Volume, reference: Volume) -> None:
-    """Raise a DataError that says whether shape or affine differ, if one of them does."""
-    if prediction.shape != reference.shape:
+    """Raise a DataError unless both lie on the same grid; see :func:`misfm.volume.grid_difference`."""
+    if difference := grid_difference(prediction, reference):
         raise DataError(
-            f"The prediction has shape {prediction.shape} and its reference {reference.shape}; "
-            "predict on the grid of the image the reference was drawn on."
-        )
-    corners = np.array([(*corner, 1) for corner in product(*((0, side) for side in reference.shape))])
-    moved = np.linalg.norm(corners @ (prediction.affine - reference.affine).T, axis=1).max()
-    if not moved <= _SAME_CORNER_VOXELS * min(reference.spacing):
-        raise DataError(
-            "The prediction has the shape of its reference but another affine, which puts a corner "
-            f"{moved:.3g} mm away; predict on the grid of the image the reference was drawn on."
+            f"The prediction lies on another grid than its reference: {difference}; predict on the grid of "
+            "the image the reference was drawn on."
         )
 
 

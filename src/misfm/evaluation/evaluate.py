@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from misfm.data.readers import FILE_SUFFIXES
+from misfm.data.readers import is_volume_name, stem
 from misfm.errors import DataError
 from misfm.evaluation.case import LabelScores, evaluate_case
 from misfm.evaluation.labels import (
@@ -106,10 +106,9 @@ def list_cases(folder: Path) -> dict[str, Path]:
         raise DataError(f"{folder} is not a folder; give one that holds label maps such as CASE.nii.gz.")
     cases: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        suffix = next((s for s in FILE_SUFFIXES[::-1] if path.name.lower().endswith(s)), None)
-        if suffix is None or path.name.startswith("."):
+        if not is_volume_name(path) or path.name.startswith("."):
             continue
-        name = path.name[: -len(suffix)]
+        name = stem(path)
         if name in cases:
             raise DataError(
                 f"{folder} holds case '{name}' twice, {cases[name].name} and {path.name}; keep one."

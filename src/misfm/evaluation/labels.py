@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from misfm.data.case_notes import parse_annotated
+from misfm.data.dataset_json import parse_labels, read_dataset_json
 from misfm.data.readers import read_volume, stem
 from misfm.errors import DataError
 from misfm.evaluation.case import label_values
@@ -45,19 +45,11 @@ def find_label_names(references_dir: Path) -> LabelNames | None:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        declared = content["labels"]
-        pairs = [(k, v) if str(v).isdecimal() else (v, k) for k, v in declared.items()]
-        every = {str(name): int(value) for name, value in pairs}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} has no readable 'labels' such as {{\"liver\": 1}}; correct it, or move it away."
-        ) from error
-    ignore = every.pop("ignore", None)
+    content = read_dataset_json(path)
+    every, ignore = parse_labels(content, path)
     values = {name: value for name, value in every.items() if value > 0}
-    if not values or "all" in values or len(set(values.values())) < len(values):
-        raise DataError(f"{path} must give every label its own value, and none the name 'all': {declared}.")
+    if not values:
+        raise DataError(f"{path} declares no label above 0; correct it, or move it away.")
     return LabelNames(values, ignore, parse_annotated(content, every, path))
 
 

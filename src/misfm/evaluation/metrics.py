@@ -25,7 +25,7 @@ import edt
 import numpy as np
 from numpy.typing import NDArray
 
-from misfm.volume import FloatTriple
+from misfm.volume import FloatTriple, bounding_box
 
 Mask = NDArray[np.bool_]
 LabelMap = NDArray[np.integer[Any]]
@@ -109,10 +109,10 @@ def surface_distances(prediction: Mask, reference: Mask, spacing: FloatTriple) -
     Raises:
         ValueError: a mask is empty, so that no distance exists.
     """
-    if not (prediction.any() and reference.any()):
+    box = bounding_box(prediction | reference)
+    if box is None or not (prediction.any() and reference.any()):
         raise ValueError("the surface of an empty mask has no distances")
-    box = _bounding_box(prediction | reference)
-    predicted, true = surface(prediction[box]), surface(reference[box])
+    predicted, true = surface(prediction[box.slices]), surface(reference[box.slices])
     return SurfaceDistances(
         from_prediction=_distance_to(true, spacing)[predicted],
         from_reference=_distance_to(predicted, spacing)[true],
@@ -146,12 +146,3 @@ def _distance_to(voxels: Mask, spacing: FloatTriple) -> Distances:
     """Millimetres from every voxel to the nearest of ``voxels``."""
     result: Distances = edt.edt(np.ascontiguousarray(~voxels), anisotropy=spacing, parallel=1)
     return result
-
-
-def _bounding_box(mask: Mask) -> tuple[slice, ...]:
-    """The smallest box holding every voxel of a mask that has any."""
-    sides = []
-    for axis in range(mask.ndim):
-        occupied = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        sides.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    return tuple(sides)

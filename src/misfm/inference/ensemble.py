@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from misfm.inference.sliding_window import finest
+from misfm.models.heads import finest
 
 
 class Ensemble(nn.Module):
@@ -28,7 +28,7 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logarithm of the mean probability of each class."""
         first, *others = self.networks
-        total = finest(first(x)).log_softmax(dim=1)
+        total = finest(first(x)).float().log_softmax(dim=1)
         for network in others:
-            total = torch.logaddexp(total, finest(network(x)).log_softmax(dim=1))
+            total = torch.logaddexp(total, finest(network(x)).float().log_softmax(dim=1))
         return total - math.log(len(self.networks))

@@ -1,4 +1,4 @@
-"""From a scan as it came to a label map on its own grid: prepare, slide, and take the result back."""
+"""From a scan to a label map on its own grid: prepare it, slide a window over it, take the result back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from misfm.data.intensity import IntensityRule, Normalisation, fit
 from misfm.data.preprocess import canonical, content_box, resample
 from misfm.errors import DataError
 from misfm.inference.sliding_window import predict_logits
-from misfm.settings import Settings, Size, Spacing
+from misfm.settings import PositiveShape, Settings, Spacing
 from misfm.volume import Affine, Volume
 
 _MAX_VALUES = 2**24
@@ -30,17 +30,16 @@ MAX_CLASSES = 256
 class PredictionSpec(Settings):
     """What a network expects of a scan, as its weights describe it."""
 
-    patch_size: Size = Field(description="Voxels of a window along (D, H, W).")
-    spacing: Spacing | None = Field(default=None, description="Mm along (D, H, W); none for the scan's own.")
-    intensity: IntensityRule = Field(
-        description="How voxels become network input; the same for all channels."
-    )
-    in_channels: Annotated[int, Field(gt=0)] = Field(
-        default=1, description="Channels of the scan. Default 1."
-    )
-    num_classes: Annotated[int, Field(gt=1, le=MAX_CLASSES)] = Field(
-        description="Classes, background included."
-    )
+    patch_size: PositiveShape
+    """Voxels of a window along (D, H, W)."""
+    spacing: Spacing | None = None
+    """mm per voxel along (D, H, W); null keeps the scan's own."""
+    intensity: IntensityRule
+    """How voxels become network input; the same for all channels."""
+    in_channels: Annotated[int, Field(gt=0)] = 1
+    """Channels of the scan."""
+    num_classes: Annotated[int, Field(gt=1, le=MAX_CLASSES)]
+    """Classes, background included."""
 
 
 class Predictor:

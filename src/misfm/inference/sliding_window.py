@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.volume import Triple
+from misfm.models.heads import finest
+from misfm.volume import Shape
 
 
 def window_starts(length: int, window: int, overlap: float) -> list[int]:
@@ -59,7 +60,7 @@ def blending_profiles(length: int, window: int, overlap: float) -> list[tuple[in
 def predict_logits(
     network: nn.Module,
     image: Tensor,
-    window: Triple,
+    window: Shape,
     *,
     overlap: float = 0.5,
     batch_size: int = 1,
@@ -109,7 +110,7 @@ def predict_logits(
         row = torch.cat([row[:, finished:], torch.zeros_like(row[:, :finished])], dim=1)
 
 
-def pad_to_window(image: Tensor, window: Triple) -> tuple[Tensor, Triple]:
+def pad_to_window(image: Tensor, window: Shape) -> tuple[Tensor, Shape]:
     """Surround (C, D, H, W) with each channel's lowest value up to the window; return where it starts."""
     missing = [max(0, size - side) for size, side in zip(window, image.shape[1:], strict=True)]
     d, h, w = (n // 2 for n in missing)
@@ -127,11 +128,6 @@ def _window_slices(starts: tuple[int, int], sizes: tuple[int, int]) -> tuple[sli
     return slice(h, h + height), slice(w, w + width)
 
 
-def finest(output: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return float32 logits of what a network returned: a tensor, or a list with the finest level first."""
-    return (output if isinstance(output, Tensor) else output[0]).float()
-
-
 @torch.no_grad()
 def _network_logits(network: nn.Module, patches: Tensor, mirror_axes: Sequence[int]) -> Tensor:
     """Return float32 logits (B, K, D, H, W), the mean over all mirrored versions."""
@@ -139,7 +135,7 @@ def _network_logits(network: nn.Module, patches: Tensor, mirror_axes: Sequence[i
     total: Tensor | None = None
     for axes in flips:
         dims = [axis + 2 for axis in axes]
-        logits = finest(network(patches.flip(dims) if dims else patches))
+        logits = finest(network(patches.flip(dims) if dims else patches)).float()
         logits = logits.flip(dims) if dims else logits
         total = logits if total is None else total + logits
     assert total is not None

@@ -5,13 +5,11 @@ An ``anisotropy`` of 0, 1 or 2 says how many of the finest levels do so. Four st
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import nn
 
 from misfm.errors import ConfigError
-from misfm.models.base import Shape
 from misfm.models.cpu import InPlaneConv
+from misfm.volume import Shape
 
 ISOTROPIC: Shape = (2, 2, 2)
 IN_PLANE: Shape = (1, 2, 2)
@@ -32,14 +30,6 @@ def steps_of(network: str, anisotropy: int) -> tuple[Shape, ...]:
     if anisotropy not in range(len(STEPS)):
         raise ConfigError(f"{network} knows an anisotropy of 0, 1 or 2, got {anisotropy}.")
     return STEPS[anisotropy]
-
-
-def level_strides(steps: tuple[Shape, ...]) -> list[Shape]:
-    """Voxels of input per feature of levels 0 to 4."""
-    strides: list[Shape] = [(1, 1, 1)]
-    for step in steps:
-        strides.append(cast(Shape, tuple(a * b for a, b in zip(strides[-1], step, strict=True))))
-    return strides
 
 
 def conv(in_channels: int, out_channels: int, step: Shape = ISOTROPIC, *, strided: bool = False) -> nn.Conv3d:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, cast
 
 import torch.nn.functional as F
@@ -11,8 +14,7 @@ from torch import Tensor, nn
 from misfm.errors import ConfigError
 from misfm.models.heads import SegmentationHead
 from misfm.registry import Registry
-
-Shape = tuple[int, int, int]
+from misfm.volume import Shape, triple
 
 
 class Backbone(nn.Module):
@@ -23,10 +25,15 @@ class Backbone(nn.Module):
     purpose (a pretext task, another number of classes) keeps the backbone and replaces the head.
 
     Attributes:
-        encoder: module, (B, C, D, H, W) -> list of features, high to low resolution.
+        encoder: module, (B, C, D, H, W) -> list of features, high to low resolution. Its parameters are
+            defined from the stem to the deepest level; their names number the levels behind the stem from 0.
         decoder: module, list of encoder features -> list of features, finest first.
+        in_channels: C, channels of the image.
+        encoder_channels: channels of each feature that the encoder returns, high to low resolution.
+        encoder_strides: voxels of input per feature along (D, H, W), one triple for each of them.
         channels: feature channels of each level of the decoder's output, finest first.
-        strides: voxels of input per feature along (D, H, W), one triple for each level, finest first.
+        strides: likewise, of the logits that a head makes of them, finest first.
+        stem_weight: name of the parameter (out, C, ...) that takes the image.
         input_size: the only patch size the network takes, or None where any multiple of ``min_divisor`` fits.
         min_divisor: what each side of a patch is padded to a multiple of.
         grid: tokens along (D, H, W), for which position embeddings are laid out; None without tokens.
@@ -37,8 +44,12 @@ class Backbone(nn.Module):
 
     encoder: nn.Module
     decoder: nn.Module
+    in_channels: int
+    encoder_channels: tuple[int, ...]
+    encoder_strides: tuple[Shape, ...]
     channels: tuple[int, ...]
     strides: tuple[Shape, ...]
+    stem_weight: str = "encoder.stem.weight"
     input_size: Shape | None = None
     min_divisor: Shape = (1, 1, 1)
     grid: Shape | None = None
@@ -58,24 +69,54 @@ class Backbone(nn.Module):
             [nn.Conv3d(channels, num_classes, kernel_size=1) for channels in self.channels[:num_outputs]]
         )
 
-    def token_axes(self, recorded: Mapping[str, Any]) -> Shape:
+    def encoder_depths(self) -> dict[str, int]:
+        """How deep each parameter of the encoder lies, from 0 at the stem, by its name in the encoder."""
+        return depths_by_name([name for name, _ in self.encoder.named_parameters()])
+
+    def token_axes(self, recorded: Mapping[str, Any] | None) -> Shape:
         """The axes of ``grid`` in the order in which it is flattened once :meth:`adopt` took ``recorded``."""
         return (0, 1, 2)
 
-    def adopt(self, recorded: Mapping[str, Any]) -> list[str]:
-        """Settle what the options left to the weights; called when a transfer can no longer fail.
+    def adopt(self, recorded: Mapping[str, Any] | None, *, source: str = "The weights") -> list[str]:
+        """Fill in what the options left to the weights; called before a tensor is taken, when all else fits.
 
         Args:
-            recorded: options of the network the weights were trained in, as far as known.
+            recorded: options of the network the weights were trained in; None where nothing is known.
+            source: what to call the weights.
 
         Returns:
             Where this network differs in what shapes do not tell, in sentences for the report.
+
+        Raises:
+            WeightsError: it differs so much that the weights are of no use in it; nothing was changed.
         """
         return []
 
 
-def differences(recorded: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+def depths_by_name(names: Sequence[str]) -> dict[str, int]:
+    """Return how deep each parameter of an encoder lies, from 0 at the stem, by names in order of definition.
+
+    The first number in a name is that of its level: ``levels.2`` and ``down2`` lie at 3. Parameters without a
+    number belong to the stem where they come before all numbered ones, and else to the deepest level, as a
+    last norm does.
+    """
+    numbers = [re.search(r"\d+", name) for name in names]
+    found = [None if number is None else 1 + int(number[0]) for number in numbers]
+    deepest, depths, is_stem = max((depth for depth in found if depth is not None), default=0), {}, True
+    for name, depth in zip(names, found, strict=True):
+        is_stem = is_stem and depth is None
+        depths[name] = depth if depth is not None else (0 if is_stem else deepest)
+    return depths
+
+
+def total_strides(steps: Sequence[Shape]) -> tuple[Shape, ...]:
+    """Voxels of input per feature along (D, H, W) before the first step, after it, ... and after the last."""
+    return tuple(accumulate(steps, lambda a, b: (a[0] * b[0], a[1] * b[1], a[2] * b[2]), initial=(1, 1, 1)))
+
+
+def differences(recorded: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> list[str]:
     """Say of each option that shapes do not tell where weights have it otherwise than this network."""
+    recorded = recorded or {}
     return [
         f"Warning: the weights are of a network with {option}={recorded[option]!r} and this one has "
         f"{value!r}, so it does not compute what they learnt; create it with theirs."
@@ -107,7 +148,7 @@ class SegmentationModel(nn.Module):
         Raises:
             ConfigError: the network has a fixed input size and the patch has another.
         """
-        shape = cast(Shape, tuple(x.shape[2:]))
+        shape = triple(x.shape[2:])
         logits = self.head(self.backbone(pad_to_fit(x, self.backbone)))
         cropped = [
             crop_to(level, [-(-side // stride) for side, stride in zip(shape, strides, strict=True)])
@@ -122,14 +163,9 @@ class SegmentationModel(nn.Module):
         return self
 
 
-def image_channels(backbone: Backbone) -> int:
-    """Image channels a backbone was built for: the input channels of its first convolution."""
-    return next(module.in_channels for module in backbone.encoder.modules() if isinstance(module, nn.Conv3d))
-
-
 def pad_to_fit(x: Tensor, backbone: Backbone) -> Tensor:
     """Zero-pad a patch (B, C, D, H, W) behind its last voxels to a size the backbone takes."""
-    shape = cast(Shape, tuple(x.shape[2:]))
+    shape = triple(x.shape[2:])
     if backbone.input_size is not None and shape != backbone.input_size:
         raise ConfigError(
             f"{type(backbone).__name__} was built for patches of {backbone.input_size} voxels and got "
@@ -147,5 +183,48 @@ def crop_to(x: Tensor, shape: Sequence[int]) -> Tensor:
     return x[:, :, : shape[0], : shape[1], : shape[2]]
 
 
-NETWORKS: Registry[Callable[..., Backbone]] = Registry("network", "misfm.models")
-"""Builders of backbones: ``(in_channels, patch_size, **options) -> Backbone``."""
+@dataclass(frozen=True)
+class Demand:
+    """What a network asks of memory and patches; known before it is built.
+
+    Attributes:
+        saved: bytes that a training step keeps for each voxel of a patch, those for each class left out; in
+            float32 on 64^3 voxels (primus-l: 32^3), measured with ``benchmarks/activation_memory.py``. Mixed
+            precision keeps less.
+        multiple: what the sides of a patch are multiples of.
+        is_fixed: whether weights are bound to the patch they were trained on.
+        width: first of the option ``channels`` as measured, where what is saved grows in proportion to it.
+    """
+
+    saved: int
+    multiple: int
+    is_fixed: bool = False
+    width: int | None = None
+
+
+UNKNOWN_DEMAND = Demand(10_000, 32)
+"""Taken for a network that was not measured: more than any that was."""
+
+
+class Networks(Registry[Callable[..., Backbone]]):
+    """Builders of backbones, ``(in_channels, patch_size, **options) -> Backbone``, and what these demand."""
+
+    def __init__(self) -> None:
+        super().__init__("network", "misfm.models")
+        self._demands: dict[str, Demand] = {}
+
+    def register(
+        self, *names: str, demand: Demand = UNKNOWN_DEMAND
+    ) -> Callable[[Callable[..., Backbone]], Callable[..., Backbone]]:
+        """Decorate a builder with the names it is known by, and say what its networks demand."""
+        self._demands.update(dict.fromkeys(names, demand))
+        return super().register(*names)
+
+    def demand(self, name: str) -> Demand:
+        """What the network called ``name`` demands, without building it; unknown ones get the most."""
+        self._import_all()
+        return self._demands.get(name, UNKNOWN_DEMAND)
+
+
+NETWORKS = Networks()
+"""All networks by name."""

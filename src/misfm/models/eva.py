@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from misfm.models.drop_path import drop_path
+
 NUM_AXES = 3
 SLOWEST_WAVELENGTH = 10_000.0
 HIDDEN_RATIO = 8 / 3
@@ -123,11 +125,7 @@ class EvaBlock(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
         """Add both branches."""
-        x = x + self._sometimes(self.gamma_1 * self.attn(self.norm1(x), rotation))
-        return x + self._sometimes(self.gamma_2 * self.mlp(self.norm2(x)))
-
-    def _sometimes(self, branch: Tensor) -> Tensor:
-        if not self.training or not self.drop_path:
-            return branch
-        kept = 1 - self.drop_path
-        return branch * (branch.new_empty(len(branch), 1, 1).bernoulli_(kept) / kept)
+        branch = self.gamma_1 * self.attn(self.norm1(x), rotation)
+        x = x + drop_path(branch, self.drop_path, training=self.training)
+        branch = self.gamma_2 * self.mlp(self.norm2(x))
+        return x + drop_path(branch, self.drop_path, training=self.training)

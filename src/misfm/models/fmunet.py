@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.models.anisotropy import ISOTROPIC, conv, level_strides, steps_of
-from misfm.models.base import NETWORKS, Backbone, Shape
+from misfm.models.anisotropy import ISOTROPIC, conv, steps_of
+from misfm.models.base import NETWORKS, Backbone, Demand, total_strides
 from misfm.models.cpu import Dropout
 from misfm.models.heads import SegmentationHead
+from misfm.volume import Shape
 
 FIRST_DROPOUT_LEVEL = 2
 
@@ -115,9 +116,10 @@ class FMUNet(Backbone):
         super().__init__()
         self.encoder = FMEncoder(in_channels, channels, steps, depth, dropout)
         self.decoder = FMDecoder(channels, steps, depth, dropout)
-        self.channels = tuple(channels[:-1])
-        *strides, self.min_divisor = level_strides(steps)
-        self.strides = tuple(strides)
+        self.in_channels, self.stem_weight = in_channels, "encoder.project.weight"
+        self.encoder_channels, self.encoder_strides = tuple(channels), total_strides(steps)
+        self.channels, self.strides = self.encoder_channels[:-1], self.encoder_strides[:-1]
+        self.min_divisor = self.encoder_strides[-1]
         self.steps = steps
 
     def build_head(self, num_classes: int, *, num_outputs: int) -> SegmentationHead:
@@ -130,7 +132,7 @@ class FMUNet(Backbone):
         )
 
 
-@NETWORKS.register("fmunet")
+@NETWORKS.register("fmunet", demand=Demand(2834, multiple=16))
 def build_fmunet(
     in_channels: int,
     patch_size: Shape,

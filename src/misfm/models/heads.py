@@ -8,6 +8,11 @@ from typing import cast
 from torch import Tensor, nn
 
 
+def finest(outputs: Tensor | Sequence[Tensor]) -> Tensor:
+    """The finest level of what a network returns: logits, or with deep supervision the first of a list."""
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
+
+
 class SegmentationHead(nn.Module):
     """One small module for each level that is to be predicted.
 

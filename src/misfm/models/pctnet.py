@@ -7,19 +7,20 @@ its resolution in level 0 or in levels 0 and 1 (``anisotropy`` 1 and 2), whose k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from misfm.errors import ConfigError
-from misfm.models.anisotropy import ISOTROPIC, conv, level_strides, steps_of
-from misfm.models.base import NETWORKS, Backbone, Shape
+from misfm.errors import ConfigError, WeightsError
+from misfm.models.anisotropy import ISOTROPIC, conv, steps_of
+from misfm.models.base import NETWORKS, Backbone, Demand, total_strides
 from misfm.models.cpu import Dropout, PointwiseConv, PReLU, StepUp, fast_layout
 from misfm.models.heads import SegmentationHead
 from misfm.models.swin import PositionIndex, SwinBlock, WindowSettings
 from misfm.registry import closest
+from misfm.volume import Shape, triple
 
 FIRST_PCT_LEVEL = 2
 
@@ -159,14 +160,25 @@ class PCTNet(Backbone):
         steps = steps_of("PCT-Net", anisotropy)
         self.encoder = PctEncoder(in_channels, channels, steps, depths, windows)
         self.decoder = PctDecoder(channels, steps, depths, windows)
-        self.channels = tuple(channels[:-1])
-        self.strides = tuple(level_strides(steps)[:-1])
+        self.in_channels, self.stem_weight = in_channels, "encoder.project.weight"
+        self.encoder_channels, self.encoder_strides = tuple(channels), total_strides(steps)
+        self.channels, self.strides = self.encoder_channels[:-1], self.encoder_strides[:-1]
         coarsest = self.strides[FIRST_PCT_LEVEL]
-        self.input_size = cast(Shape, tuple(n * s for n, s in zip(windows[0].grid, coarsest, strict=True)))
+        self.input_size = triple(n * s for n, s in zip(windows[0].grid, coarsest, strict=True))
         self.anisotropy = anisotropy
         self.position_index: PositionIndex = windows[0].position_index
         # The sides as built: a larger patch shall have the bias tables that these windows have.
         self.options = {"window_sizes": [level.side for level in windows]}
+
+    def adopt(self, recorded: Mapping[str, Any] | None, *, source: str = "The weights") -> list[str]:
+        """Refuse weights that learnt with another position index, which older files of ours do not record."""
+        theirs = self.position_index if recorded is None else recorded.get("position_index", "textbook")
+        if theirs != self.position_index:
+            raise WeightsError(
+                f"{source} was trained with the position index '{theirs}' and this network has "
+                f"'{self.position_index}'; create the network with position_index=\"{theirs}\"."
+            )
+        return []
 
     def build_head(self, num_classes: int, *, num_outputs: int) -> SegmentationHead:
         """Batch norm, PReLU and a 1x1x1 convolution for each level."""
@@ -178,7 +190,7 @@ class PCTNet(Backbone):
         )
 
 
-@NETWORKS.register("pctnet")
+@NETWORKS.register("pctnet", demand=Demand(5681, multiple=16, is_fixed=True))
 def build_pctnet(
     in_channels: int,
     patch_size: Shape,
@@ -214,10 +226,10 @@ def build_pctnet(
     if position_index not in get_args(PositionIndex):
         hint = closest(position_index, list(get_args(PositionIndex)))
         raise ConfigError(f"PCT-Net has no position index '{position_index}'; {hint}")
-    strides = level_strides(steps_of("PCT-Net", anisotropy))
+    strides = total_strides(steps_of("PCT-Net", anisotropy))
     _check_patch_size(patch_size, strides[-1], anisotropy)
     grids = [
-        cast(Shape, tuple(n // s for n, s in zip(patch_size, stride, strict=True)))
+        triple(n // s for n, s in zip(patch_size, stride, strict=True))
         for stride in strides[FIRST_PCT_LEVEL:]
     ]
     windows = [

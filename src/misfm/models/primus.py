@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.models.base import NETWORKS, Backbone, Shape, differences
+from misfm.models.base import NETWORKS, Backbone, Demand, differences
 from misfm.models.eva import INIT_STD, NUM_AXES, EvaBlock, rotary_table
 from misfm.models.heads import SegmentationHead
 from misfm.registry import closest
+from misfm.volume import Shape
 
 TOKEN_SIDE = 8
 """Voxels along each side of a token."""
@@ -194,7 +195,9 @@ class Primus(Backbone):
         self.grid = (d, h, w)
         self.encoder = PrimusEncoder(in_channels, self.grid, settings, token_order or "whd")
         self.decoder = nn.Identity()
-        self.channels = (settings.embed_dim,)
+        self.in_channels = in_channels
+        self.encoder_channels, self.encoder_strides = (settings.embed_dim,), ((TOKEN_SIDE,) * 3,)
+        self.channels = self.encoder_channels
         self.strides = ((1, 1, 1),)
         self.input_size = patch_size
         self.num_heads = settings.num_heads
@@ -205,11 +208,11 @@ class Primus(Backbone):
         """The published patch decoder; there is one level, whatever ``num_outputs`` says."""
         return SegmentationHead([PatchDecoder(self.channels[0], num_classes)])
 
-    def token_axes(self, recorded: Mapping[str, Any]) -> Shape:
+    def token_axes(self, recorded: Mapping[str, Any] | None) -> Shape:
         """The order of tokens after :meth:`adopt`."""
         return TOKEN_AXES[self._order_with(recorded)]
 
-    def adopt(self, recorded: Mapping[str, Any]) -> list[str]:
+    def adopt(self, recorded: Mapping[str, Any] | None, *, source: str = "The weights") -> list[str]:
         """Take over the token order of weights unless one was asked for; warn where attention differs."""
         order = self._order_with(recorded)
         if order != self.encoder.token_order:
@@ -218,12 +221,12 @@ class Primus(Backbone):
         ours = {"token_order": order, "num_heads": self.num_heads}
         return differences(recorded, ours)
 
-    def _order_with(self, recorded: Mapping[str, Any]) -> TokenOrder:
-        theirs = recorded.get("token_order")
+    def _order_with(self, recorded: Mapping[str, Any] | None) -> TokenOrder:
+        theirs = (recorded or {}).get("token_order")
         return theirs if self.order_is_open and theirs in TOKEN_AXES else self.encoder.token_order
 
 
-@NETWORKS.register("primus")
+@NETWORKS.register("primus", demand=Demand(2808, multiple=TOKEN_SIDE, is_fixed=True))
 def build_primus(
     in_channels: int,
     patch_size: Shape,
@@ -284,8 +287,10 @@ PRESETS = {
     "primus-l": PrimusSettings(embed_dim=1056, depth=24, num_heads=16),
 }
 """The published sizes."""
+SAVED = {"primus-s": 986, "primus-b": 1950, "primus-m": 2808, "primus-l": 5095}
+"""Bytes a voxel, see :class:`misfm.models.base.Demand`."""
 
 for _name, _size in PRESETS.items():
-    NETWORKS.register(_name)(
+    NETWORKS.register(_name, demand=Demand(SAVED[_name], multiple=TOKEN_SIDE, is_fixed=True))(
         partial(build_primus, embed_dim=_size.embed_dim, depth=_size.depth, num_heads=_size.num_heads)
     )

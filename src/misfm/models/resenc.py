@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from operator import index
 from typing import Any, cast
 
@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.models.base import NETWORKS, Backbone, Shape
+from misfm.models.base import NETWORKS, Backbone, Demand, total_strides
 from misfm.models.heads import SegmentationHead
 from misfm.models.unet import NEGATIVE_SLOPE, level_strides
+from misfm.volume import Shape
 
 UNIT: Shape = (1, 1, 1)
 BRANCH_GAIN = 1e-3
@@ -34,6 +35,7 @@ PRESET_L: dict[str, Any] = {
     "convs_per_level": 1,
 }
 """The published network: the same steps for any patch."""
+DEMAND = Demand(2096, multiple=32)
 
 
 class InstanceNorm(nn.InstanceNorm3d):
@@ -170,9 +172,10 @@ class ResEnc(Backbone):
         super().__init__()
         self.encoder = ResEncEncoder(in_channels, channels, blocks, strides, kernels)
         self.decoder = ResEncDecoder(channels, strides, kernels, num_convs)
-        self.channels = tuple(channels[:-1])
-        *finer, self.min_divisor = accumulate([UNIT, *strides], _times)
-        self.strides = tuple(finer)
+        self.in_channels, self.stem_weight = in_channels, "encoder.stem.conv.weight"
+        self.encoder_channels, self.encoder_strides = tuple(channels), total_strides(strides)
+        self.channels, self.strides = self.encoder_channels[:-1], self.encoder_strides[:-1]
+        self.min_divisor = self.encoder_strides[-1]
         self.apply(initialise)
 
     def build_head(self, num_classes: int, *, num_outputs: int) -> SegmentationHead:
@@ -190,7 +193,7 @@ def initialise(module: nn.Module) -> None:
         nn.init.constant_(module.conv2.norm.weight, BRANCH_GAIN)
 
 
-@NETWORKS.register("resenc")
+@NETWORKS.register("resenc", demand=DEMAND)
 def build_resenc(
     in_channels: int,
     patch_size: Shape,
@@ -234,12 +237,8 @@ def build_resenc(
     return network
 
 
-NETWORKS.register("resenc-l")(partial(build_resenc, **PRESET_L))
+NETWORKS.register("resenc-l", demand=DEMAND)(partial(build_resenc, **PRESET_L))
 
 
 def _triples(values: Sequence[Sequence[int]]) -> list[Shape]:
     return [(index(d), index(h), index(w)) for d, h, w in values]
-
-
-def _times(a: Shape, b: Shape) -> Shape:
-    return (a[0] * b[0], a[1] * b[1], a[2] * b[2])

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from misfm.models.cpu import Dropout
+from misfm.models.drop_path import drop_path
 from misfm.models.window_attention import WindowLayout, attend_in_turn
 
 Shape = tuple[int, int, int]
@@ -197,11 +198,6 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Both residual branches; while training, each is left out of a sample with probability 0.2."""
-        x = x + self._drop_path(self.dropout(self.attention(self.norm1(x))))
-        return x + self._drop_path(self.mlp(self.norm2(x)))
-
-    def _drop_path(self, branch: Tensor) -> Tensor:
-        if not self.training:
-            return branch
-        kept = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(1 - DROP_PATH)
-        return branch * (kept / (1 - DROP_PATH))
+        branch = self.dropout(self.attention(self.norm1(x)))
+        x = x + drop_path(branch, DROP_PATH, training=self.training)
+        return x + drop_path(self.mlp(self.norm2(x)), DROP_PATH, training=self.training)

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.models.base import NETWORKS, Backbone, Shape, differences
+from misfm.models.base import NETWORKS, Backbone, Demand, differences, total_strides
 from misfm.models.heads import SegmentationHead
+from misfm.volume import Shape
 
 NEGATIVE_SLOPE = 0.01
 
@@ -91,14 +92,12 @@ class UNet(Backbone):
         super().__init__()
         self.encoder = UNetEncoder(in_channels, channels, strides)
         self.decoder = UNetDecoder(channels)
-        self.channels = tuple(channels[:-1])
-        steps: list[Shape] = [(1, 1, 1)]
-        for stride in strides:
-            steps.append(cast(Shape, tuple(a * b for a, b in zip(steps[-1], stride, strict=True))))
-        self.strides = tuple(steps[:-1])
-        self.min_divisor = steps[-1]
+        self.in_channels = in_channels
+        self.encoder_channels, self.encoder_strides = tuple(channels), total_strides(strides)
+        self.channels, self.strides = self.encoder_channels[:-1], self.encoder_strides[:-1]
+        self.min_divisor = self.encoder_strides[-1]
 
-    def adopt(self, recorded: Mapping[str, Any]) -> list[str]:
+    def adopt(self, recorded: Mapping[str, Any] | None, *, source: str = "The weights") -> list[str]:
         """Tell where the weights learnt with other strides, which their shapes do not show."""
         return differences(recorded, {"strides": [list(step) for step in self.options["strides"]]})
 
@@ -116,7 +115,7 @@ class UNet(Backbone):
         )
 
 
-@NETWORKS.register("unet")
+@NETWORKS.register("unet", demand=Demand(694, multiple=8, width=16))
 def build_unet(
     in_channels: int,
     patch_size: Shape,

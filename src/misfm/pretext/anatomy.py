@@ -23,14 +23,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
+from misfm.batches import Batch, Placement
 from misfm.errors import ConfigError
-from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
-from misfm.models.base import Backbone, SegmentationModel, Shape
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability
+from misfm.models.base import Backbone, SegmentationModel
+from misfm.pretext.base import PRETEXTS, PretextTask
+from misfm.settings import Probability
+from misfm.synthesis.structures import NUM_STRUCTURES
+from misfm.volume import Shape
 
-NUM_STRUCTURES = 45
-"""That generated anatomy has."""
 STRONG_INTENSITIES = IntensitySettings(
     p_noise=0.3, p_blur=0.3, p_low_resolution=0.3, p_brightness=0.5, p_contrast=0.5, p_gamma=0.5
 )
@@ -54,7 +56,7 @@ class PhantomAnatomy(PretextTask):
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
-    ) -> PretextBatch:
+    ) -> Batch:
         """Vary the intensities of each patch; see the base class.
 
         Raises:
@@ -72,17 +74,17 @@ class PhantomAnatomy(PretextTask):
         shift = soften(shift) * real
         targets = labels.masked_fill(~real, IGNORE)
         varied = apply_intensities(images + shift[:, None].to(images.device), plan)
-        return PretextBatch(varied, targets.to(images.device))
+        return Batch(varied, targets.to(images.device))
 
     def build_model(self, backbone: Backbone) -> nn.Module:
         """Segmentation into the structures and background."""
         return SegmentationModel(backbone, NUM_STRUCTURES + 1)
 
-    def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Dice over the structures, and cross-entropy."""
         return segmentation_loss(outputs, batch.targets, balance=self.class_balance)
 
-    def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
         """Mean Dice of the structures, and what guessing by their shares would reach."""
         return dice_score(outputs.detach(), batch.targets)
 

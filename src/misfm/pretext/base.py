@@ -4,72 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
-import torch
-from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from misfm.models.base import Backbone, Shape
+from misfm.batches import Batch, Placement
+from misfm.models.base import Backbone
 from misfm.registry import Registry
 from misfm.settings import Settings
-
-Probability = Annotated[float, Field(ge=0, le=1)]
-Number = TypeVar("Number", int, float)
-
-
-def ascending(bounds: tuple[Number, Number]) -> tuple[Number, Number]:
-    """Refuse an inclusive range whose lower bound is above its upper one; a validator of settings."""
-    if bounds[0] > bounds[1]:
-        raise ValueError(f"the lower bound {bounds[0]} is above the upper bound {bounds[1]}")
-    return bounds
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where the patches of a batch lie, on the CPU.
-
-    Attributes:
-        valid: (B, N, 2, 3) int64, first voxel and first voxel behind of what lies inside the volume; the rest
-            of a patch is padding.
-        origin: (B, N, 3) float32, mm along (D, H, W) from the first voxel of the volume to that of the patch.
-        spacing: (B, N, 3) float32, mm per voxel along (D, H, W).
-        labels: (B, N, D, H, W) int64, label maps of generated volumes; None for tasks that do not ask.
-        hidden: (B, N, D, H, W) bool, voxels that were removed to make the patient unknown, such as the face;
-            None where no volume has any. What they show counts in no loss.
-    """
-
-    valid: Tensor
-    origin: Tensor
-    spacing: Tensor
-    labels: Tensor | None = None
-    hidden: Tensor | None = None
-
-    def real(self, size: Shape) -> Tensor:
-        """Mask (B, N, *size) of the voxels that are neither padding nor hidden, for patches of that size."""
-        mask = torch.ones(*self.valid.shape[:2], *size, dtype=torch.bool)
-        for axis, side in enumerate(size):
-            ticks = torch.arange(side)
-            first, stop = self.valid[:, :, 0, axis, None], self.valid[:, :, 1, axis, None]
-            inside = (ticks >= first) & (ticks < stop)
-            mask &= inside.view(*inside.shape[:2], *[-1 if i == axis else 1 for i in range(3)])
-        return mask if self.hidden is None else mask & ~self.hidden
-
-
-@dataclass(frozen=True)
-class PretextBatch:
-    """What the network sees and what it should answer; tasks with more to remember subclass it.
-
-    Attributes:
-        inputs: (B, C, D, H, W) float, on the training device; B may differ from that of the patches.
-        targets: what the task's loss compares with; for class maps (B, D, H, W) int64.
-        context: further arguments of the model, such as which tokens it may see.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    context: tuple[Tensor, ...] = ()
+from misfm.volume import Shape
 
 
 class PretextTask(Settings):
@@ -100,7 +43,7 @@ class PretextTask(Settings):
     @abstractmethod
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
-    ) -> PretextBatch:
+    ) -> Batch:
         """Turn raw patches into inputs and targets, on the device the patches are on.
 
         Args:
@@ -120,15 +63,12 @@ class PretextTask(Settings):
             ConfigError: the task does not fit this network; says why.
         """
 
-    def after_step(self, model: nn.Module) -> None:
-        """Do what follows an optimiser step, such as moving a teacher; nothing by default."""
-
     @abstractmethod
-    def loss(self, outputs: Any, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Named terms whose sum is minimised; each a scalar that carries gradients."""
 
     @abstractmethod
-    def score(self, outputs: Any, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Any, batch: Batch) -> Mapping[str, float]:
         """Numbers a person can read, beside what chance would reach."""
 
 

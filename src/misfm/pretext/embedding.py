@@ -6,46 +6,19 @@ Shared by the contrastive tasks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Annotated, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from misfm.errors import ConfigError
-from misfm.models.base import Backbone, Shape, crop_to, image_channels, pad_to_fit
+from misfm.models.base import Backbone, crop_to, pad_to_fit
 
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 """Output channels of each linear layer."""
-
-
-@dataclass(frozen=True)
-class Level:
-    """One feature of an encoder: its channels, and voxels of input per feature along (D, H, W)."""
-
-    channels: int
-    stride: Shape
-
-
-def encoder_levels(backbone: Backbone) -> list[Level]:
-    """Find out what an encoder returns, high to low resolution, by running it without computing anything."""
-    size = backbone.input_size or cast(Shape, tuple(2 * divisor for divisor in backbone.min_divisor))
-    state = chain(backbone.encoder.named_parameters(), backbone.encoder.named_buffers())
-    shapes = {name: tensor.to("meta") for name, tensor in state}
-    patch = torch.empty(1, image_channels(backbone), *size, device="meta")
-    with torch.no_grad():
-        features: list[Tensor] = functional_call(backbone.encoder, shapes, (patch,))
-    return [
-        Level(
-            feature.shape[1],
-            cast(Shape, tuple(a // b for a, b in zip(size, feature.shape[2:], strict=True))),
-        )
-        for feature in features
-    ]
 
 
 def encode(backbone: Backbone, x: Tensor) -> list[Tensor]:
@@ -82,7 +55,7 @@ class EmbeddingModel(nn.Module):
     def __init__(self, backbone: Backbone, widths: Sequence[int]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.projector = projector(sum(level.channels for level in encoder_levels(backbone)), widths)
+        self.projector = projector(sum(backbone.encoder_channels), widths)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

@@ -23,7 +23,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from misfm.models.base import Backbone, crop_to, image_channels, pad_to_fit
+from misfm.models.base import Backbone, crop_to, pad_to_fit
 from misfm.models.eva import INIT_STD, EvaBlock
 from misfm.models.primus import Primus
 from misfm.pretext.base import PRETEXTS
@@ -55,7 +55,7 @@ class VoxelModel(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = backbone.build_head(image_channels(backbone), num_outputs=1)
+        self.head = backbone.build_head(backbone.in_channels, num_outputs=1)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         """Intensities of all voxels; 0 says enough about what is hidden."""
@@ -70,7 +70,7 @@ class TokenModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.decoder = TokenDecoder(backbone)
-        self.head = backbone.build_head(image_channels(backbone), num_outputs=1)
+        self.head = backbone.build_head(backbone.in_channels, num_outputs=1)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         """Intensities of all voxels; equally many tokens are hidden in each sample."""

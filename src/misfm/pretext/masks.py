@@ -10,23 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, cast
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
+from misfm.batches import Batch, Placement
 from misfm.errors import ConfigError
 from misfm.losses import masked_mean
-from misfm.models.base import Shape
-from misfm.pretext.base import Placement, PretextBatch, PretextTask
-from misfm.settings import Size
+from misfm.pretext.base import PretextTask
+from misfm.settings import PositiveShape
+from misfm.volume import Shape, triple
 
 PUBLISHED_BLOCK, FEWEST_BLOCKS = 16, 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedPatches(PretextBatch):
+class MaskedPatches(Batch):
     """``targets`` are the whole patches (B, C, D, H, W); in ``inputs`` hidden voxels are 0.
 
     The only ``context`` is the mask (B, D, H, W) bool of all hidden voxels, padding or not.
@@ -45,7 +46,7 @@ class MaskedBlocks(PretextTask):
 
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of hidden blocks (published: 0.75)."""
-    block_size: Size | None = None
+    block_size: PositiveShape | None = None
     """Voxels of a block along (D, H, W). By default, along each axis, the largest power of two that is at
     most 16 (published for 160^3) and leaves four blocks."""
 
@@ -74,12 +75,12 @@ class MaskedBlocks(PretextTask):
             visible=~hidden & real,
         )
 
-    def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Mean squared error over hidden voxels that are real."""
         assert isinstance(batch, MaskedPatches)
         return {"reconstruction": masked_mean((outputs.float() - batch.targets).square(), batch.masked)}
 
-    def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
         """Squared errors over the hidden voxels.
 
         ``masked_error`` is the network's, ``mean_error`` that of the batch's mean visible intensity.
@@ -95,12 +96,12 @@ class MaskedBlocks(PretextTask):
 def default_block_size(patch_size: Shape) -> Shape:
     """Along each axis the largest power of two that is at most 16 and leaves four blocks; at least 1."""
     sides = (min(PUBLISHED_BLOCK, max(side // FEWEST_BLOCKS, 1)) for side in patch_size)
-    return cast(Shape, tuple(1 << (side.bit_length() - 1) for side in sides))
+    return triple(1 << (side.bit_length() - 1) for side in sides)
 
 
 def grid_size(patch_size: Shape, block_size: Shape) -> Shape:
     """Blocks along (D, H, W), those cut off at the border included."""
-    return cast(Shape, tuple(-(-side // block) for side, block in zip(patch_size, block_size, strict=True)))
+    return triple(-(-side // block) for side, block in zip(patch_size, block_size, strict=True))
 
 
 def sample_blocks(num_samples: int, grid: Shape, ratio: float, generator: Generator) -> Tensor:

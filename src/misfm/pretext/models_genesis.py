@@ -27,13 +27,13 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from misfm.models.base import Shape
-from misfm.pretext.base import PRETEXTS, Placement, Probability
+from misfm.augment.mirrors import flip
+from misfm.batches import Placement
+from misfm.pretext.base import PRETEXTS
 from misfm.pretext.restoration import Restorable, Restoration
-from misfm.pretext.views import flip
-from misfm.pretext.volume_fusion import draw_below
-from misfm.seeding import draw_int
-from misfm.volume import Box
+from misfm.seeding import draw_below, draw_int
+from misfm.settings import Probability
+from misfm.volume import Box, Shape, triple
 
 MAX_FLIPS, MAX_BOXES, ANOTHER_BOX = 3, 5, 0.95
 """Most mirrors and most painted boxes, and the chance of each further box (Models Genesis, authors' code)."""
@@ -109,17 +109,17 @@ class Distortion:
 class ModelsGenesis(Restoration):
     """Restore what shuffling, intensity curves and painting distorted; see the module's docstring."""
 
-    flip_probability: Probability = 0.4
+    p_flip: Probability = 0.4
     """Chance of a mirror along a random axis, and then of another, three at most."""
-    shuffle_probability: Probability = 0.5
+    p_shuffle: Probability = 0.5
     """Chance of local shuffling."""
     shuffle_cover: Annotated[float, Field(ge=0)] = 1.5
     """Voxels of all windows together over those of the patch."""
     largest_window: Probability = 0.1
     """Largest side of a window over that of the patch."""
-    curve_probability: Probability = 0.9
+    p_curve: Probability = 0.9
     """Chance of an intensity curve."""
-    painting_probability: Probability = 0.9
+    p_painting: Probability = 0.9
     """Chance of in- or out-painting."""
     inpainting_share: Probability = 0.2
     """Share of in-painting in that."""
@@ -148,12 +148,12 @@ def sample_distortion(settings: ModelsGenesis, shape: Shape, generator: Generato
 
     mirrored: set[int] = set()
     for _ in range(MAX_FLIPS):
-        if not chance(settings.flip_probability):
+        if not chance(settings.p_flip):
             break
         mirrored ^= {draw_int(-3, -1, generator)}  # twice along an axis is no mirror
-    shuffled = chance(settings.shuffle_probability)
-    curved = chance(settings.curve_probability)
-    painted = chance(settings.painting_probability)
+    shuffled = chance(settings.p_shuffle)
+    curved = chance(settings.p_curve)
+    painted = chance(settings.p_painting)
     return Distortion(
         flips=tuple(sorted(mirrored)),
         windows=sample_windows(settings, shape, generator) if shuffled else None,
@@ -192,7 +192,7 @@ def sample_painting(shape: Shape, outside: bool, generator: Generator) -> Painti
             sizes.append(draw_int(max(1, int(low * side)), max(1, int(high * side)), generator))
             border = min(BORDER, (side - sizes[-1]) // 2)
             starts.append(draw_int(border, side - sizes[-1] - border, generator))
-        boxes.append(Box((starts[0], starts[1], starts[2]), (sizes[0], sizes[1], sizes[2])))
+        boxes.append(Box(triple(starts), triple(sizes)))
     return Painting(tuple(boxes), outside, draw_seed(generator))
 
 

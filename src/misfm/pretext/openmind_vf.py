@@ -11,8 +11,8 @@ The rule is that of :mod:`misfm.pretext.volume_fusion`; nnssl differs from both 
 
 Departures from nnssl: patches lie where the store draws them, not always at the centre of the volume; each
 volume of a batch is once foreground and once background, with one augmentation, instead of reading twice as
-many; the intensity changes keep the order of :mod:`misfm.intensities`; voxels that are padding or hidden in
-either volume count in no loss. Fits every network with a decoder.
+many; intensity changes keep the order of :mod:`misfm.augment.intensity`; voxels that are padding or hidden
+in either volume count in no loss. Fits every network with a decoder.
 """
 
 from __future__ import annotations
@@ -24,26 +24,28 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Generator, LongTensor, Tensor
 
-from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
+from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
+from misfm.augment.mirrors import sample_flips
+from misfm.batches import Batch, Placement
 from misfm.losses import segmentation_loss
-from misfm.models.base import Shape
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, Probability
-from misfm.pretext.views import sample_flips
-from misfm.pretext.volume_fusion import Range, VolumeFusion, require_two
+from misfm.pretext.base import PRETEXTS
+from misfm.pretext.volume_fusion import VolumeFusion, require_two
 from misfm.seeding import draw_int
+from misfm.settings import CountRange, Probability
+from misfm.volume import Shape
 
 
 @PRETEXTS.register("openmind-vf")
 class OpenMindVolumeFusion(VolumeFusion):
     """Volume Fusion with nnssl's boxes, augmentation and loss; see the module's docstring."""
 
-    num_blocks: Range = (10, 39)
+    num_blocks: CountRange = (10, 39)
     """Fewest and most boxes in a sample."""
     smallest_block: PositiveInt = 8
     """Smallest side of a box, voxels."""
     largest_block: Annotated[float, Field(gt=0, le=1)] = 0.625
     """Largest side of a box over that of the patch."""
-    flip_probability: Probability = 0.5
+    p_flip: Probability = 0.5
     """Chance of a mirror along each axis."""
     # nnssl draws a gamma curve with 0.3 and one on the negative with 0.1: 0.37 for any of them.
     intensities: IntensitySettings = IntensitySettings(p_gamma=0.37)
@@ -51,7 +53,7 @@ class OpenMindVolumeFusion(VolumeFusion):
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
-    ) -> PretextBatch:
+    ) -> Batch:
         """Fuse each patch with the one before it in the batch; see the base class.
 
         Raises:
@@ -60,11 +62,11 @@ class OpenMindVolumeFusion(VolumeFusion):
         require_two(patches)
         images = patches[:, 0]
         images = apply_intensities(images, sample_intensities(len(images), self.intensities, generator))
-        flips = [sample_flips(self.flip_probability, generator) for _ in images]
+        flips = [sample_flips(self.p_flip, generator) for _ in images]
         levels: list[Tensor] = [sample_levels(self, patch_size, generator) for _ in flips]
         return self.fuse_neighbours(images, placement.real(patch_size)[:, 0], flips, torch.stack(levels))
 
-    def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, Tensor]:
         """Dice + cross-entropy over all K + 1 classes, averaged over the samples."""
         assert isinstance(outputs, Tensor)
         pairs = zip(outputs[:, None], batch.targets[:, None], strict=True)

@@ -15,18 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Generator, Tensor
 
-from misfm.models.base import Shape
-from misfm.pretext.base import PRETEXTS, Placement
+from misfm.batches import Placement
+from misfm.pretext.base import PRETEXTS
 from misfm.pretext.restoration import Restorable, Restoration
-from misfm.pretext.volume_fusion import Range
 from misfm.seeding import draw_int
-from misfm.settings import Size
-from misfm.volume import Box
+from misfm.settings import CountRange, PositiveShape
+from misfm.volume import Box, Shape, triple
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,9 @@ class Swap:
 class PatchSwapping(Restoration):
     """Restore a patch of which pairs of boxes changed places; see the module's docstring."""
 
-    num_swaps: Range = (10, 20)
+    num_swaps: CountRange = (10, 20)
     """Fewest and most pairs."""
-    block_size: Size = (8, 16, 16)
+    block_size: PositiveShape = (8, 16, 16)
     """Voxels of a box along (D, H, W)."""
 
     def prepare(
@@ -77,7 +75,7 @@ def sample_swaps(
 
     def draw_box() -> Box:
         start = [draw_int(a, b - n, generator) for a, b, n in zip(low, high, size, strict=True)]
-        return Box(cast(Shape, tuple(start)), cast(Shape, tuple(size)))
+        return Box(triple(start), triple(size))
 
     swaps: list[Swap] = []
     num_swaps = draw_int(*settings.num_swaps, generator)

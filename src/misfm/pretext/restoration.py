@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from misfm.batches import Batch
 from misfm.losses import masked_mean
-from misfm.models.base import Backbone, SegmentationModel, image_channels
-from misfm.pretext.base import PretextBatch, PretextTask
+from misfm.models.base import Backbone, SegmentationModel
+from misfm.pretext.base import PretextTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restorable(PretextBatch):
+class Restorable(Batch):
     """``inputs`` are distorted patches, ``targets`` what they were before, (B, C, D, H, W) float.
 
     Attributes:
@@ -28,14 +29,14 @@ class Restoration(PretextTask):
 
     def build_model(self, backbone: Backbone) -> nn.Module:
         """Intensities for each voxel, as many channels as the image has."""
-        return SegmentationModel(backbone, image_channels(backbone))
+        return SegmentationModel(backbone, backbone.in_channels)
 
-    def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Mean squared error over all voxels that are real, distorted or not."""
         assert isinstance(batch, Restorable)
         return {"restoration": masked_mean((outputs.float() - batch.targets).square(), batch.real)}
 
-    def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
         """Squared errors over the voxels that the distortion changed.
 
         ``restored_error`` is the network's, beside what needs no network: ``unrestored_error`` leaves the

@@ -29,10 +29,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from misfm.errors import ConfigError
-from misfm.models.base import Backbone, crop_to, image_channels, pad_to_fit
+from misfm.models.base import Backbone, crop_to, pad_to_fit
 from misfm.pretext.base import PRETEXTS
 from misfm.pretext.masks import MaskedBlocks
 
@@ -64,12 +63,12 @@ class SparseModel(nn.Module):
         super().__init__()
         require_sparse(backbone)
         self.backbone = backbone
-        finest, *coarser = encoder_channels(backbone)
+        finest, *coarser = backbone.encoder_channels
         self.densify = nn.ModuleList(
             [Densify(finest, nn.Identity())]
             + [Densify(width, nn.Conv3d(width, width, 3, padding=1, bias=False)) for width in coarser]
         )
-        self.head = backbone.build_head(image_channels(backbone), num_outputs=1)
+        self.head = backbone.build_head(backbone.in_channels, num_outputs=1)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         """Intensities of all voxels."""
@@ -177,12 +176,3 @@ def require_sparse(backbone: Backbone) -> None:
                 f"{type(backbone).__name__}'s encoder cannot: take a network of convolutions and instance "
                 "norms, such as resenc or unet, or the task mae."
             )
-
-
-def encoder_channels(backbone: Backbone) -> list[int]:
-    """Channels of each feature of the encoder, high to low resolution; nothing is computed."""
-    encoder = backbone.encoder
-    size = backbone.input_size or tuple(2 * divisor for divisor in backbone.min_divisor)
-    state = {name: value.to("meta") for name, value in encoder.state_dict().items()}
-    features = functional_call(encoder, state, torch.empty(1, image_channels(backbone), *size, device="meta"))
-    return [feature.shape[1] for feature in features]

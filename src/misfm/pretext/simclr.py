@@ -18,9 +18,7 @@ from typing import ClassVar
 from pydantic import PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
-from misfm.models.base import Backbone, Shape
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability
-from misfm.pretext.crops import (
+from misfm.augment.crops import (
     CropSettings,
     apply_variation,
     cut,
@@ -30,6 +28,9 @@ from misfm.pretext.crops import (
     start_limits,
     tiled_size,
 )
+from misfm.batches import Batch, Placement
+from misfm.models.base import Backbone
+from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.embedding import (
     EmbeddingModel,
     Widths,
@@ -39,7 +40,8 @@ from misfm.pretext.embedding import (
     partners,
     require_others,
 )
-from misfm.settings import Size
+from misfm.settings import PositiveShape, Probability
+from misfm.volume import Shape
 
 
 @PRETEXTS.register("simclr")
@@ -50,7 +52,7 @@ class SimCLR(PretextTask):
 
     num_pairs: PositiveInt = 2
     """Pairs of crops cut from each volume."""
-    source_patches: Size = (3, 3, 1)
+    source_patches: PositiveShape = (3, 3, 1)
     """Size of the source along (D, H, W), in patches."""
     reach: Probability = 0.5
     """Largest distance of a partner along an axis, in sides of a crop."""
@@ -67,7 +69,7 @@ class SimCLR(PretextTask):
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
-    ) -> PretextBatch:
+    ) -> Batch:
         """Cut and vary pairs of crops; ``targets`` are the indices of the partners. See the base class.
 
         Raises:
@@ -81,7 +83,7 @@ class SimCLR(PretextTask):
                 pairs.append((cut(source, starts[0], patch_size), cut(source, starts[1], patch_size)))
         crops = pair_up(pairs)
         variation = sample_variation(self.crops, len(crops), patch_size, generator)
-        return PretextBatch(apply_variation(crops, variation), partners(len(crops)).to(patches.device))
+        return Batch(apply_variation(crops, variation), partners(len(crops)).to(patches.device))
 
     def sample_pair(
         self, patch_size: Shape, extent: list[list[int]], generator: Generator
@@ -97,10 +99,10 @@ class SimCLR(PretextTask):
         """Encoder and projector."""
         return EmbeddingModel(backbone, self.widths)
 
-    def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """NT-Xent over all crops of the batch."""
         return {"nt_xent": nt_xent(outputs, self.temperature)}
 
-    def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
         """How often the partner is the most similar crop, beside chance."""
         return matching_score(outputs)

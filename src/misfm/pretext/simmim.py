@@ -15,20 +15,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from misfm.models.base import Backbone, image_channels, pad_to_fit
+from misfm.models.base import Backbone, pad_to_fit
 from misfm.models.eva import INIT_STD
 from misfm.models.primus import TOKEN_SIDE, Primus
 from misfm.pretext.base import PRETEXTS
 from misfm.pretext.masks import MaskedBlocks
 from misfm.pretext.tokens import hidden_tokens, require_primus, require_whole_tokens
-from misfm.settings import Size
+from misfm.settings import PositiveShape
 
 
 @PRETEXTS.register("simmim")
 class SimMIM(MaskedBlocks):
     """Masked reconstruction with replaced tokens; see the module's docstring."""
 
-    block_size: Size | None = (TOKEN_SIDE, TOKEN_SIDE, TOKEN_SIDE)
+    block_size: PositiveShape | None = (TOKEN_SIDE, TOKEN_SIDE, TOKEN_SIDE)
     """Voxels of a block along (D, H, W), multiples of 8 (published: 8^3, one token)."""
 
     def build_model(self, backbone: Backbone) -> nn.Module:
@@ -49,7 +49,7 @@ class ReplacingModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.mask_token = nn.Parameter(torch.empty(backbone.channels[0]))
-        self.head = backbone.build_head(image_channels(backbone), num_outputs=1)
+        self.head = backbone.build_head(backbone.in_channels, num_outputs=1)
         nn.init.trunc_normal_(self.mask_token, std=INIT_STD)
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:

@@ -19,22 +19,23 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, ClassVar, NamedTuple, cast
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
+from misfm.augment.crops import cut
+from misfm.batches import Batch, Placement
 from misfm.errors import ConfigError
 from misfm.losses import masked_mean
-from misfm.models.base import Backbone, Shape, image_channels
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability, ascending
-from misfm.pretext.crops import cut
-from misfm.pretext.embedding import Level, encode, encoder_levels, matching_score, nt_xent, require_others
-from misfm.pretext.volume_fusion import draw_below
-from misfm.seeding import draw_int, draw_uniform
-from misfm.volume import Box
+from misfm.models.base import Backbone
+from misfm.pretext.base import PRETEXTS, PretextTask
+from misfm.pretext.embedding import encode, matching_score, nt_xent, require_others
+from misfm.seeding import draw_below, draw_int, draw_uniform
+from misfm.settings import Probability, ascending
+from misfm.volume import Box, Shape, triple
 
 NUM_TURNS = 4
 MIN_CHANNELS = 16
@@ -46,7 +47,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TurnedViews(PretextBatch):
+class TurnedViews(Batch):
     """``targets`` (2B, C, D, H, W) are the turned patches before anything was cut out, first views first.
 
     Attributes:
@@ -144,7 +145,7 @@ class SwinUNETR(PretextTask):
         """Three heads on the bottleneck."""
         return ThreeHeads(backbone, self.embedding_channels)
 
-    def loss(self, outputs: Answers, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Answers, batch: Batch) -> Mapping[str, Tensor]:
         """Cross-entropy, NT-Xent and mean absolute error of the three heads."""
         assert isinstance(batch, TurnedViews)
         error = (outputs.restored.float() - batch.targets).abs()
@@ -154,7 +155,7 @@ class SwinUNETR(PretextTask):
             "reconstruction": masked_mean(error, batch.real),
         }
 
-    def score(self, outputs: Answers, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Answers, batch: Batch) -> Mapping[str, float]:
         """Accuracies beside chance, and the error beside that of the mean intensity."""
         assert isinstance(batch, TurnedViews)
         hits = outputs.quarters.argmax(1) == batch.quarters
@@ -218,11 +219,11 @@ class ThreeHeads(nn.Module):
 
     def __init__(self, backbone: Backbone, embedding_channels: int) -> None:
         super().__init__()
-        bottleneck = encoder_levels(backbone)[-1]
+        channels, stride = backbone.encoder_channels[-1], backbone.encoder_strides[-1]
         self.backbone = backbone
-        self.rotation_head = nn.Linear(bottleneck.channels, NUM_TURNS)
-        self.contrast_head = nn.Linear(bottleneck.channels, embedding_channels)
-        self.restoring_head = RestoringHead(bottleneck, image_channels(backbone))
+        self.rotation_head = nn.Linear(channels, NUM_TURNS)
+        self.contrast_head = nn.Linear(channels, embedding_channels)
+        self.restoring_head = RestoringHead(channels, stride, backbone.in_channels)
 
     def forward(self, x: Tensor) -> Answers:
         """See the class.
@@ -230,7 +231,7 @@ class ThreeHeads(nn.Module):
         Raises:
             ConfigError: a single voxel is left of the patch at the bottleneck.
         """
-        size = cast(Shape, tuple(x.shape[2:]))
+        size = triple(x.shape[2:])
         if all(side <= stride for side, stride in zip(size, self.restoring_head.stride, strict=True)):
             raise ConfigError(
                 f"A patch of {size} leaves one voxel at the bottleneck, too little to restore it "
@@ -245,23 +246,28 @@ class RestoringHead(nn.Module):
     """3x3x3 convolution, instance norm, leaky ReLU and doubling, down to the voxels of the patch.
 
     The last doubling follows the 1x1x1 convolution to intensities, which gives the same voxels for less.
+
+    Args:
+        in_channels: of the bottleneck.
+        stride: voxels of the patch per feature of it along (D, H, W).
+        out_channels: of the patch.
     """
 
-    def __init__(self, bottleneck: Level, out_channels: int) -> None:
+    def __init__(self, in_channels: int, stride: Shape, out_channels: int) -> None:
         super().__init__()
-        steps = max(1, math.ceil(math.log2(max(bottleneck.stride))))
-        channels = [max(bottleneck.channels // 2**step, MIN_CHANNELS) for step in range(1, steps + 1)]
+        steps = max(1, math.ceil(math.log2(max(stride))))
+        channels = [max(in_channels // 2**step, MIN_CHANNELS) for step in range(1, steps + 1)]
         blocks = [
             nn.Sequential(
                 nn.Conv3d(before, after, kernel_size=3, padding=1, bias=False),
                 nn.InstanceNorm3d(after, affine=True),
                 nn.LeakyReLU(),
             )
-            for before, after in pairwise([bottleneck.channels, *channels])
+            for before, after in pairwise([in_channels, *channels])
         ]
         blocks[-1].append(nn.Conv3d(channels[-1], out_channels, kernel_size=1))
         self.blocks = nn.ModuleList(blocks)
-        self.stride = bottleneck.stride
+        self.stride = stride
 
     def forward(self, x: Tensor, size: Shape) -> Tensor:
         """Bottleneck (B, C, d, h, w) -> intensities (B, out_channels, *size)."""

@@ -7,9 +7,10 @@ from typing import cast
 from torch import Tensor
 
 from misfm.errors import ConfigError
-from misfm.models.base import Backbone, Shape
+from misfm.models.base import Backbone
 from misfm.models.primus import TOKEN_SIDE, Primus, PrimusEncoder
 from misfm.pretext.masks import MaskedBlocks
+from misfm.volume import Shape
 
 
 def require_primus(backbone: Backbone, task: str) -> Primus:

@@ -28,9 +28,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Generator, Tensor, nn
 
-from misfm.models.base import Backbone, Shape
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
-from misfm.pretext.crops import (
+from misfm.augment.crops import (
     CropSettings,
     apply_variation,
     cut,
@@ -39,15 +37,19 @@ from misfm.pretext.crops import (
     sample_variation,
     tiled_size,
 )
+from misfm.batches import Batch, Placement
+from misfm.models.base import Backbone
+from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.embedding import EmbeddingModel, Widths, cosines
-from misfm.settings import Size
+from misfm.settings import PositiveShape
+from misfm.volume import Shape
 
 TINY = 1e-6
 """Keeps the logarithm of a similarity that is entirely wrong finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tiles(PretextBatch):
+class Tiles(Batch):
     """``inputs`` are the bases of all volumes that hold voxels, then the targets of all volumes.
 
     ``targets`` is (B, T, G), share of each target crop that lies in each base.
@@ -65,7 +67,7 @@ class VoCo(PretextTask):
 
     trains_decoder: ClassVar[bool] = False
 
-    grid: Size = (4, 4, 1)
+    grid: PositiveShape = (4, 4, 1)
     """Base crops along (D, H, W)."""
     num_targets: PositiveInt = 4
     """Target crops of each volume."""
@@ -118,7 +120,7 @@ class VoCo(PretextTask):
         """Encoder and projector."""
         return EmbeddingModel(backbone, self.widths)
 
-    def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """The three terms of the module's docstring."""
         assert isinstance(batch, Tiles)
         bases, targets = split(outputs, batch)
@@ -133,7 +135,7 @@ class VoCo(PretextTask):
             "bases_alike": weighted_mean(alike, pairs),
         }
 
-    def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
         """How often the most similar base is one that shares most with the crop, beside chance."""
         assert isinstance(batch, Tiles)
         bases, targets = split(outputs.detach(), batch)

@@ -30,17 +30,21 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, cast
 
 import torch
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import Field
 from torch import Generator, LongTensor, Tensor, nn
 
+from misfm.augment.mirrors import flip, sample_flips
+from misfm.augment.views import ViewSettings, apply_view, sample_view, view_of_mask
+from misfm.batches import Batch, Placement
 from misfm.errors import ConfigError
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
-from misfm.models.base import Backbone, SegmentationModel, Shape
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask, Probability, ascending
-from misfm.pretext.views import ViewSettings, apply_view, flip, sample_flips, sample_view, view_of_mask
-from misfm.seeding import draw_int
+from misfm.models.base import Backbone, SegmentationModel
+from misfm.models.heads import finest
+from misfm.pretext.base import PRETEXTS, PretextTask
+from misfm.seeding import draw_below, draw_int
+from misfm.settings import CountRange, Probability
+from misfm.volume import Shape
 
-Range = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(ascending)]
 """Fewest and most, both included."""
 
 
@@ -64,8 +68,8 @@ def sample_levels_v1(
     shape: Shape,
     *,
     num_levels: int = 4,
-    num_blocks: Range = (10, 40),
-    block_size: tuple[Range, Range, Range] = ((8, 40), (8, 80), (8, 80)),
+    num_blocks: CountRange = (10, 40),
+    block_size: tuple[CountRange, CountRange, CountRange] = ((8, 40), (8, 80), (8, 80)),
     generator: Generator,
 ) -> LongTensor:
     """Draw the level map of v1: boxes painted one after the other, the later on top of the earlier.
@@ -99,7 +103,7 @@ def sample_levels_v2(
     *,
     num_levels: int = 4,
     foreground_ratio: float = 0.7,
-    block_size: tuple[Range, Range, Range] = ((8, 32), (8, 32), (8, 32)),
+    block_size: tuple[CountRange, CountRange, CountRange] = ((8, 32), (8, 32), (8, 32)),
     generator: Generator,
 ) -> LongTensor:
     """Draw the level map of v2: a grid of equal blocks, a fixed share of which is foreground.
@@ -133,12 +137,6 @@ def sample_levels_v2(
     return cast(LongTensor, levels)
 
 
-def draw_below(limits: Tensor, count: int, generator: Generator) -> Tensor:
-    """Draw (count, n) integers, column i uniform in 0..limits[i] - 1, on the CPU."""
-    draws = torch.rand(count, len(limits), generator=generator, device=generator.device, dtype=torch.float64)
-    return (draws.cpu() * limits).long()
-
-
 def require_two(patches: Tensor) -> None:
     """Refuse a batch of one patch, which would be fused with itself."""
     if len(patches) < 2:
@@ -158,7 +156,7 @@ class VolumeFusion(PretextTask):
 
     def fused_batch(
         self, foreground: Tensor, background: Tensor, levels: Tensor, real: Tensor | None = None
-    ) -> PretextBatch:
+    ) -> Batch:
         """Fuse (B, C, D, H, W) pairs by (B, D, H, W) levels into inputs and targets.
 
         Voxels that are not ``real`` (B, D, H, W) in both I_f and I_b are left out of the loss; None: all are.
@@ -169,11 +167,11 @@ class VolumeFusion(PretextTask):
         if self.min_difference > 0:
             undecidable = ((foreground - background).abs() < self.min_difference).all(1)
             levels = levels.masked_fill(undecidable, IGNORE)
-        return PretextBatch(inputs, levels)
+        return Batch(inputs, levels)
 
     def fuse_neighbours(
         self, images: Tensor, real: Tensor, flips: Sequence[tuple[int, ...]], levels: Tensor
-    ) -> PretextBatch:
+    ) -> Batch:
         """Mirror (B, C, D, H, W) images, each in its own way, and fuse each with the one before it.
 
         Args:
@@ -192,14 +190,13 @@ class VolumeFusion(PretextTask):
         """Segmentation into K + 1 levels."""
         return SegmentationModel(backbone, self.num_levels + 1)
 
-    def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, Tensor]:
         """(Dice + cross-entropy) / 2 over all K + 1 classes (MIS-FM, framework figure)."""
         return segmentation_loss(outputs, batch.targets, background=True)
 
-    def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, float]:
         """Mean Dice of the levels above 0, and what guessing by the shares of the levels would reach."""
-        logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-        dice = hard_dice(logits.detach(), batch.targets)[1:]
+        dice = hard_dice(finest(outputs).detach(), batch.targets)[1:]
         known = batch.targets[batch.targets != IGNORE]
         shares = torch.bincount(known, minlength=self.num_levels + 1)[1:] / max(len(known), 1)
         return {"pretext_dice": float(dice.nanmean()), "chance_dice": float(shares[shares > 0].mean())}
@@ -209,23 +206,23 @@ class VolumeFusion(PretextTask):
 class VolumeFusionV1(VolumeFusion):
     """Volume Fusion of arXiv 2306.16925: the foreground comes from another volume of the batch."""
 
-    num_blocks: Range = (10, 40)
+    num_blocks: CountRange = (10, 40)
     """Fewest and most boxes in a sample."""
-    block_size: tuple[Range, Range, Range] = ((8, 40), (8, 80), (8, 80))
+    block_size: tuple[CountRange, CountRange, CountRange] = ((8, 40), (8, 80), (8, 80))
     """Smallest and largest side along (D, H, W), voxels (published for 64x128x128 patches)."""
-    flip_probability: Probability = 0.5
+    p_flip: Probability = 0.5
     """Chance of a mirror along each axis."""
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
-    ) -> PretextBatch:
+    ) -> Batch:
         """Fuse each patch with the one before it in the batch; see the base class.
 
         Raises:
             ConfigError: there is only one patch, which would be fused with itself.
         """
         require_two(patches)
-        flips = [sample_flips(self.flip_probability, generator) for _ in patches]
+        flips = [sample_flips(self.p_flip, generator) for _ in patches]
         levels: list[Tensor] = [
             sample_levels_v1(
                 patch_size,
@@ -248,11 +245,11 @@ class VolumeFusionV2(VolumeFusion):
 
     foreground_ratio: Probability = 0.7
     """Share of blocks that is foreground."""
-    block_size: tuple[Range, Range, Range] = ((8, 32), (8, 32), (8, 32))
+    block_size: tuple[CountRange, CountRange, CountRange] = ((8, 32), (8, 32), (8, 32))
     """Smallest and largest side along (D, H, W), voxels (published for 64x128x128 patches)."""
     views: ViewSettings = ViewSettings()
     """How the two crops are drawn and augmented."""
-    inversion_probability: Probability = 0.25
+    p_inversion: Probability = 0.25
     """Chance that both crops are inverted together, x -> 1 - x."""
 
     def source_size(self, patch_size: Shape) -> Shape:
@@ -261,7 +258,7 @@ class VolumeFusionV2(VolumeFusion):
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
-    ) -> PretextBatch:
+    ) -> Batch:
         """Fuse two augmented crops of each volume; see the base class."""
         return self.fused_batch(*self.draw(patches, placement, patch_size, generator))
 
@@ -285,7 +282,7 @@ class VolumeFusionV2(VolumeFusion):
                 seen = [view_of_mask(m, p, patch_size) for m, p in zip(hidden[sample], plans, strict=True)]
                 real.append(~(seen[0] | seen[1]))
             views = [apply_view(crop, plan, patch_size) for crop, plan in zip(pair, plans, strict=True)]
-            if float(torch.rand((), generator=generator)) < self.inversion_probability:
+            if float(torch.rand((), generator=generator)) < self.p_inversion:
                 views = [1 - view for view in views]
             foregrounds.append(views[0])
             backgrounds.append(views[1])

@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
-from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
-from misfm.models.base import Backbone, Shape, pad_to_fit
-from misfm.pretext.base import PRETEXTS, Placement, PretextBatch, PretextTask
-from misfm.pretext.crops import Extent, cut, sample_start
+from misfm.augment.crops import Extent, cut, sample_start
+from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
+from misfm.batches import Batch, Placement
+from misfm.models.base import Backbone, pad_to_fit
+from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.embedding import (
-    encoder_levels,
     matching_score,
     nt_xent,
     pair_up,
@@ -38,6 +38,7 @@ from misfm.pretext.embedding import (
     projector,
     require_others,
 )
+from misfm.volume import Shape, triple
 
 
 @PRETEXTS.register("vox2vec")
@@ -66,12 +67,11 @@ class Vox2Vec(PretextTask):
 
     def source_size(self, patch_size: Shape) -> Shape:
         """Room for two crops that lie apart, yet share a voxel."""
-        d, h, w = (min(math.ceil(self.source_scale * side), 2 * side - 1) for side in patch_size)
-        return d, h, w
+        return triple(min(math.ceil(self.source_scale * side), 2 * side - 1) for side in patch_size)
 
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
-    ) -> PretextBatch:
+    ) -> Batch:
         """Cut and vary two crops of each volume and draw voxels; see the base class.
 
         ``context`` is (2N, 4) int64, crop and place along (D, H, W) of N voxels in the first crops, then of
@@ -96,7 +96,7 @@ class Vox2Vec(PretextTask):
         views = pair_up(crops)
         plan = sample_intensities(len(views), self.intensities, generator)
         targets = partners(len(context)).to(patches.device)
-        return PretextBatch(apply_intensities(views, plan), targets, (context,))
+        return Batch(apply_intensities(views, plan), targets, (context,))
 
     def sample_voxels(self, volume: Tensor, real: Tensor, box: Extent, generator: Generator) -> Tensor:
         """Draw different voxels (n, 3) of a source (C, D, H, W) from a box.
@@ -118,11 +118,11 @@ class Vox2Vec(PretextTask):
         """Encoder, decoder and projector."""
         return VoxelModel(backbone, self.embedding_channels)
 
-    def loss(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """NT-Xent over all voxels of the batch."""
         return {"nt_xent": nt_xent(outputs, self.temperature)}
 
-    def score(self, outputs: Tensor, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
         """How often the most similar voxel is the same one in the other crop, beside chance."""
         return matching_score(outputs)
 
@@ -146,7 +146,7 @@ class VoxelModel(nn.Module):
     def __init__(self, backbone: Backbone, embedding_channels: int) -> None:
         super().__init__()
         self.backbone = backbone
-        width = sum(backbone.channels) + encoder_levels(backbone)[-1].channels
+        width = sum(backbone.channels) + backbone.encoder_channels[-1]
         self.projector = projector(width, (width, width, embedding_channels))
 
     def forward(self, x: Tensor, voxels: Tensor) -> Tensor:

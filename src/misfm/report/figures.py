@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from misfm.evaluation.arms import ALL, Arm, Comparison
+from misfm.evaluation.arms import ALL, Arm, Comparison, mean_curve
 
 INK = "#858c96"
 COLOURS = ("#8f959e", "#2f86c8", "#e08a1e", "#14a07a", "#c265a0", "#b8a30f")
@@ -35,8 +35,8 @@ def learning_curves(arms: Sequence[Arm]) -> bytes:
         curves = [arm.curve for arm in arms if arm.name == name and arm.curve]
         for curve in curves if len(curves) > 1 else []:
             axes.plot(*_xy(curve), color=colour, linewidth=0.9, alpha=0.55)
-        if curves:
-            steps, mean = _mean_curve(curves)
+        if mean_points := mean_curve(arms, name):
+            steps, mean = _xy(mean_points)
             axes.plot(steps, mean, color=colour, linewidth=2.4, label=plain_text(name))
             axes.plot(steps[-1:], mean[-1:], "o", color=colour, markersize=5)
     axes.set_ylim(bottom=0)
@@ -157,15 +157,6 @@ def _cycle(start: int = 0) -> list[str]:
 def _xy(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     points = np.asarray(curve, dtype=np.float64).reshape(-1, 2)
     return points[:, 0], points[:, 1]
-
-
-def _mean_curve(curves: Sequence[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean over runs at the steps that all of them reached, interpolated between validations."""
-    pairs = [_xy(curve) for curve in curves]
-    start, end = max(steps[0] for steps, _ in pairs), min(steps[-1] for steps, _ in pairs)
-    steps = np.unique(np.concatenate([s for s, _ in pairs]))
-    steps = steps[(steps >= start) & (steps <= end)]
-    return steps, np.mean([np.interp(steps, s, values) for s, values in pairs], axis=0)
 
 
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from misfm.report.figures import INK, plain_text, to_png
-from misfm.volume import FloatTriple, Volume, nearest_axes
+from misfm.volume import FloatTriple, Volume, bounding_box
 
 REFERENCE_COLOUR, PREDICTION_COLOUR = "#3ec1f3", "#ffa51f"
 _MARGIN_MM = 20.0
@@ -119,15 +119,8 @@ def to_display(volume: Volume) -> tuple[Voxels, FloatTriple]:
     Returns:
         Voxels (I, P, L), and millimetres per voxel along these axes.
     """
-    world = nearest_axes(volume.affine)
-    order = [world.index(axis) for axis in (2, 1, 0)]
-    flips = [
-        slice(None, None, -1 if volume.affine[axis, source] > 0 else 1)
-        for axis, source in zip((2, 1, 0), order, strict=True)
-    ]
-    spacing = volume.spacing
-    turned: Voxels = volume.data[0].transpose(order)[tuple(flips)]
-    return turned, (spacing[order[0]], spacing[order[1]], spacing[order[2]])
+    turned = volume.turned("IPL")
+    return turned.data[0], turned.spacing
 
 
 def _busiest_slices(labels: Voxels) -> list[int]:
@@ -139,14 +132,12 @@ def _busiest_slices(labels: Voxels) -> list[int]:
 
 def _box_around(mask: Voxels, margin: Sequence[float]) -> tuple[slice, ...]:
     """The bounding box of a mask with a margin in voxels, or everything where the mask is empty."""
-    if not mask.any():
+    box = bounding_box(mask)
+    if box is None:
         return (slice(None),) * 3
-    box = []
-    for axis in range(3):
-        occupied = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
-        reach = round(margin[axis])
-        box.append(slice(max(int(occupied[0]) - reach, 0), int(occupied[-1]) + 1 + reach))
-    return tuple(box)
+    reach = [round(voxels) for voxels in margin]
+    bounds = zip(box.start, box.stop, reach, strict=True)
+    return tuple(slice(max(start - more, 0), stop + more) for start, stop, more in bounds)
 
 
 def _outline(axes: Axes, labels: Voxels, colour: str, *, width: float) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything needed to go on with a run, written so that a kill never leaves half a file."""
+"""Checkpoints: everything needed to resume a run, written so that a kill never leaves half a file."""
 
 from __future__ import annotations
 

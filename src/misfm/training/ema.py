@@ -17,7 +17,7 @@ class WeightAverage:
     """The average of all parameters and buffers of a network; whole numbers, such as counters, are copied.
 
     Args:
-        model: whose present weights the average begins with.
+        model: whose present weights the average starts from.
         decay: share of the average that stays in a step, 0 < decay < 1; in the first steps it is
             (1 + step) / (10 + step) where that is less, so that the start is soon forgotten.
     """
@@ -33,7 +33,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def restore(self, values: Mapping[str, Tensor]) -> None:
-        """Go on from the average in a checkpoint."""
+        """Continue from the average in a checkpoint."""
         for name, value in self.values.items():
             value.copy_(values[name])
 

@@ -1,4 +1,4 @@
-"""What a training run tells: ``metrics.jsonl``, TensorBoard, ``log.txt`` and the terminal."""
+"""What a training run records: ``metrics.jsonl``, TensorBoard, ``log.txt`` and the terminal."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from misfm.files import write_text
+from misfm.terminal import format_duration, logger
 from misfm.training.run import RunFolder
-
-logger = logging.getLogger("misfm")
 
 
 class MetricsLog:
@@ -73,12 +72,3 @@ class MetricsLog:
             return ""
         seconds = (time.perf_counter() - self._began) / done * (self._steps - step)
         return f"{format_duration(seconds)} left"
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration as ``1 h 05 min``, ``3 min 20 s`` or ``12 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -21,12 +21,13 @@ from lightning_fabric import Fabric
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from misfm.batches import Batch
 from misfm.errors import MisfmError
-from misfm.pretext.base import PretextBatch
 from misfm.seeding import derive_seed, generator_for
+from misfm.terminal import logger
 from misfm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from misfm.training.ema import WeightAverage
-from misfm.training.logging import MetricsLog, logger
+from misfm.training.logging import MetricsLog
 from misfm.training.memory import keep_freed_memory
 from misfm.training.optim import build_optimizer, set_learning_rate
 from misfm.training.precision import exact_convolutions, fabric_precision
@@ -38,15 +39,15 @@ from misfm.training.settings import TrainingSettings
 class Objective(Protocol):
     """What is trained for: turns raw patches into inputs and targets, and scores outputs."""
 
-    def prepare(self, batch: Any, generator: Generator) -> PretextBatch:
+    def prepare(self, batch: Any, generator: Generator) -> Batch:
         """Return inputs and targets on the device the batch is on."""
         ...
 
-    def loss(self, outputs: Any, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Named terms; their sum is minimised."""
         ...
 
-    def score(self, outputs: Any, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Any, batch: Batch) -> Mapping[str, float]:
         """Numbers a person can read."""
         ...
 
@@ -126,7 +127,7 @@ def fit(
         The trained model on the CPU, in eval mode, with averaged weights if ``settings.ema`` is on.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM, after saving; says how to go on.
+        Interrupted: on SIGINT or SIGTERM, after saving; says how to resume.
         MisfmError: the loss is not finite.
     """
     session = begin_session(model, objective, settings, run, seed)
@@ -149,7 +150,7 @@ def fit(
                 log.write(state.step, report)
                 began, first = time.perf_counter(), state.step
             if saved:
-                save_checkpoint(run.last, snapshot(session))
+                save_checkpoint(run.last, checkpoint_of(session))
             if stopping and state.step < steps:
                 raise Interrupted(
                     f"Stopped after step {state.step}; the state is saved in {run.path}: run the same "
@@ -245,7 +246,7 @@ def validate(session: Session, validation: Validation, run: RunFolder) -> Mappin
         is_better = best is None or (score < best if validation.lower_is_better else score > best)
         if is_better and not math.isnan(score):
             session.state.best_score, session.state.best_step = score, session.state.step
-            save_checkpoint(run.best, replace(snapshot(session), average={}))
+            save_checkpoint(run.best, replace(checkpoint_of(session), average={}))
     session.model.train()
     return numbers
 
@@ -259,7 +260,7 @@ def out_of_patience(state: Checkpoint, validation: Validation | None, settings: 
     return state.step - state.best_step >= validation.patience * settings.validate_every
 
 
-def snapshot(session: Session) -> Checkpoint:
+def checkpoint_of(session: Session) -> Checkpoint:
     """Return the present state of the run."""
     return replace(
         session.state,

@@ -18,14 +18,15 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
-from misfm.data.patches import LabelledBatch, LabelledPatches, RawBatch, UnlabelledPatches
-from misfm.intensities import IntensitySettings, apply_intensities, sample_intensities
+from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
+from misfm.batches import Batch, RawPatches
+from misfm.data.patches import LabelledBatch, LabelledPatches, UnlabelledPatches
 from misfm.losses import masked_mean
 from misfm.models.base import SegmentationModel
-from misfm.pretext.base import PretextBatch
+from misfm.models.heads import finest
 from misfm.settings import Settings
 from misfm.training.ema import decay_at, move_average, weights_of
-from misfm.training.objectives import SegmentationBatch, SegmentationObjective, unpack
+from misfm.training.objectives import SegmentationBatch, SegmentationObjective
 
 Logits = Tensor | list[Tensor]
 TwoViews = tuple[Logits, Tensor, int]
@@ -90,7 +91,7 @@ class MeanTeacher(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanTeacherBatch(PretextBatch):
+class MeanTeacherBatch(Batch):
     """Labelled patches, then unlabelled ones as the student sees them; the context is what the teacher sees.
 
     Attributes:
@@ -116,21 +117,20 @@ class MeanTeacherObjective:
     settings: UnlabelledSettings
     steps: int
 
-    def prepare(self, batch: tuple[LabelledBatch, RawBatch], generator: Generator) -> MeanTeacherBatch:
+    def prepare(self, batch: tuple[LabelledBatch, RawPatches], generator: Generator) -> MeanTeacherBatch:
         """Prepare the labelled patches as without others, and a second view of the unlabelled ones."""
         labelled = self.supervised.prepare(batch[0], generator)
-        patches, placement = unpack(batch[1])
-        seen = patches[:, 0]
+        seen = batch[1].patches[:, 0]
         plan = sample_intensities(len(seen), self.settings.augmentation, generator)
         return MeanTeacherBatch(
             inputs=torch.cat([labelled.inputs, apply_intensities(seen, plan)]),
             targets=labelled.targets,
             context=(seen,),
             labelled=labelled,
-            real=placement.real(self.supervised.patch_size)[:, 0].to(seen.device),
+            real=batch[1].placement.real(self.supervised.patch_size)[:, 0].to(seen.device),
         )
 
-    def loss(self, outputs: TwoViews, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: TwoViews, batch: Batch) -> Mapping[str, Tensor]:
         """The supervised terms, and the mean squared difference of class probabilities, weighted."""
         assert isinstance(batch, MeanTeacherBatch)
         logits, taught, step = outputs
@@ -139,7 +139,7 @@ class MeanTeacherObjective:
         difference = masked_mean((learnt - taught.float().softmax(1)) ** 2, batch.real)
         return {**terms, "consistency": self.weight(step) * difference}
 
-    def score(self, outputs: TwoViews, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: TwoViews, batch: Batch) -> Mapping[str, float]:
         """The supervised score, and the present weight of the consistency."""
         assert isinstance(batch, MeanTeacherBatch)
         logits, _, step = outputs
@@ -158,21 +158,16 @@ class MeanTeacherObjective:
 
 
 @dataclass(frozen=True)
-class PairedPatches(Dataset[tuple[LabelledBatch, RawBatch]]):
+class PairedPatches(Dataset[tuple[LabelledBatch, RawPatches]]):
     """Batch ``i`` of labelled and batch ``i`` of unlabelled patches."""
 
     labelled: LabelledPatches
     unlabelled: UnlabelledPatches
 
-    def __getitem__(self, index: int) -> tuple[LabelledBatch, RawBatch]:
+    def __getitem__(self, index: int) -> tuple[LabelledBatch, RawPatches]:
         return self.labelled[index], self.unlabelled[index]
 
 
 def first(logits: Logits, count: int) -> Logits:
     """Logits of the first ``count`` patches."""
     return logits[:count] if isinstance(logits, Tensor) else [level[:count] for level in logits]
-
-
-def finest(logits: Logits) -> Tensor:
-    """The finest level of what a network returns."""
-    return logits if isinstance(logits, Tensor) else logits[0]

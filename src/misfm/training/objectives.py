@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from misfm.data.augment import AugmentSettings, apply_augmentation, sample_augmentation
-from misfm.data.carvemix import apply_carvemix, sample_carvemix
-from misfm.data.patches import LabelledBatch, RawBatch
+from misfm.augment.carvemix import apply_carvemix, sample_carvemix
+from misfm.augment.labelled import AugmentSettings, apply_augmentation, sample_augmentation
+from misfm.batches import Batch, RawPatches
+from misfm.data.patches import LabelledBatch
 from misfm.losses import hard_dice, merge_unannotated, segmentation_loss
-from misfm.models.base import Shape
-from misfm.pretext.base import Placement, PretextBatch, PretextTask
-from misfm.volume import FloatTriple
+from misfm.models.heads import finest
+from misfm.pretext.base import PretextTask
+from misfm.volume import FloatTriple, Shape
 
 
 @dataclass(frozen=True)
@@ -25,25 +26,24 @@ class PretextObjective:
     task: PretextTask
     patch_size: Shape
 
-    def prepare(self, batch: RawBatch, generator: Generator) -> PretextBatch:
+    def prepare(self, batch: RawPatches, generator: Generator) -> Batch:
         """Let the task make inputs and targets."""
-        return self.task.prepare(*unpack(batch), self.patch_size, generator)
+        return self.task.prepare(batch.patches, batch.placement, self.patch_size, generator)
 
-    def loss(self, outputs: Any, batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Return the task's terms."""
         return self.task.loss(outputs, batch)
 
-    def score(self, outputs: Any, batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Any, batch: Batch) -> Mapping[str, float]:
         """Return the task's own score."""
         return self.task.score(outputs, batch)
 
     def after_step(self, model: nn.Module) -> None:
-        """Let the task do what follows an optimiser step."""
-        self.task.after_step(model)
+        """Nothing follows a step of pretraining."""
 
 
 @dataclass(frozen=True)
-class SegmentationBatch(PretextBatch):
+class SegmentationBatch(Batch):
     """Augmented patches and their label maps.
 
     Attributes:
@@ -89,25 +89,18 @@ class SegmentationObjective:
         augmented = apply_augmentation(image, label, plan)
         return SegmentationBatch(*augmented, annotated=annotated)
 
-    def loss(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, Tensor]:
+    def loss(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, Tensor]:
         """Dice over the labels without background, and cross-entropy."""
         assert isinstance(batch, SegmentationBatch)
         return segmentation_loss(outputs, batch.targets, balance=self.balance, annotated=batch.annotated)
 
-    def score(self, outputs: Tensor | list[Tensor], batch: PretextBatch) -> Mapping[str, float]:
+    def score(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, float]:
         """Mean Dice of the labels in this (augmented, training) batch."""
         assert isinstance(batch, SegmentationBatch)
-        logits, target = outputs if isinstance(outputs, Tensor) else outputs[0], batch.targets
+        logits, target = finest(outputs), batch.targets
         if batch.annotated is not None:
             logits, target = merge_unannotated(logits, target, batch.annotated)
         return {"train_dice": float(torch.nanmean(hard_dice(logits.detach(), target)[1:]))}
 
     def after_step(self, model: nn.Module) -> None:
         """Nothing follows a step of supervised training."""
-
-
-def unpack(batch: RawBatch) -> tuple[Tensor, Placement]:
-    """Return the patches (B, N, C, D, H, W) of a raw batch, and where they lie, on the CPU."""
-    patches, valid, origin, spacing, *masks = batch
-    on_cpu = (None if mask is None else mask.cpu() for mask in masks)
-    return patches, Placement(valid.cpu(), origin.cpu(), spacing.cpu(), *on_cpu)

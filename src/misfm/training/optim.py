@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import nn
 
+from misfm.models import Backbone
 from misfm.settings import Settings
 from misfm.training.schedules import LearningRateScale
 
@@ -41,12 +40,12 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
 
     Biases and norms are in groups of their own and not decayed.
     """
-    levels = encoder_levels([name for name, _ in model.named_parameters() if is_encoder(name)])
-    depth = 1 + max(levels.values(), default=0)
+    depths = encoder_depths(model)
+    num_depths = 1 + max(depths.values(), default=0)
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        rate = settings.layer_decay ** (depth - levels[name]) if name in levels else 1.0
-        groups.setdefault((name in levels, rate, parameter.ndim > 1), []).append(parameter)
+        rate = settings.layer_decay ** (num_depths - depths[name]) if name in depths else 1.0
+        groups.setdefault((is_encoder(name), rate, parameter.ndim > 1), []).append(parameter)
     return optimizer_of(
         [
             {
@@ -82,17 +81,11 @@ def is_encoder(parameter_name: str) -> bool:
     return "backbone.encoder." in f".{parameter_name}"
 
 
-def encoder_levels(names: Sequence[str]) -> dict[str, int]:
-    """Return how deep each parameter of an encoder lies, from 0 at the stem, by names in order of definition.
-
-    The first number in a name behind ``encoder.`` is that of its level: ``levels.2`` and ``down2`` lie at 3.
-    Parameters without a number belong to the stem where they come before all numbered ones, and else to the
-    deepest level, as a last norm does.
-    """
-    numbers = [re.search(r"\d+", name.partition("backbone.encoder.")[2]) for name in names]
-    found = [None if number is None else 1 + int(number[0]) for number in numbers]
-    deepest, levels, is_stem = max((level for level in found if level is not None), default=0), {}, True
-    for name, level in zip(names, found, strict=True):
-        is_stem = is_stem and level is None
-        levels[name] = level if level is not None else (0 if is_stem else deepest)
-    return levels
+def encoder_depths(model: nn.Module) -> dict[str, int]:
+    """How deep each parameter of a model's encoders lies, from 0 at the stem, by its name in the model."""
+    return {
+        f"{path}.encoder.{name}": depth
+        for path, module in model.named_modules()
+        if isinstance(module, Backbone)
+        for name, depth in module.encoder_depths().items()
+    }

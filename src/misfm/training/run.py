@@ -80,20 +80,30 @@ class RunFolder:
             ConfigError: the folder holds a run and ``resume`` is off, its settings differ, or it holds other
                 things.
         """
+        self.refuse_taken(resume=resume)
         if not self.config.exists():
-            if self.path.is_dir() and any(self.path.iterdir()) and not resume:
-                raise ConfigError(f"{self.path} is not empty and holds no run: choose another --out.")
             return
-        if not resume:
-            raise ConfigError(
-                f"{self.path} already holds a run: add --resume to go on with it, or choose another --out."
-            )
         changed = first_difference(self.completed(type(settings)), settings.model_dump(mode="json"))
         if changed:
             raise ConfigError(
                 f"The run in {self.path} was started with other settings ({changed}): resume it with the "
                 "options it was started with, or choose another --out."
             )
+
+    def refuse_taken(self, *, resume: bool) -> None:
+        """Check that a run can begin here, whatever its settings.
+
+        Raises:
+            ConfigError: the folder holds a run and ``resume`` is off, or it holds other things.
+        """
+        if resume:
+            return
+        if self.config.exists():
+            raise ConfigError(
+                f"{self.path} already holds a run: add --resume to go on with it, or choose another --out."
+            )
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise ConfigError(f"{self.path} is not empty and holds no run: choose another --out.")
 
     def read_settings(self) -> dict[str, Any]:
         """Return the resolved settings the run was started with.

@@ -25,7 +25,7 @@ class ScheduleSettings(Settings):
     power: Annotated[float, Field(gt=0)] = 0.9
     """Exponent of the poly decay (nnU-Net 0.9, MIS-FM demo 0.8)."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of the steps spent in each linear warm-up (OpenMind: 50 of 1000 epochs)."""
+    """Share of the steps spent in each linear warm-up (OpenMind: 0.05)."""
     halve_every: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of the steps after which ``halving`` halves the rate (MIS-FM: 20 k of 100 k)."""
 

@@ -43,3 +43,4 @@ class TrainingSettings(OpenTrainingSettings):
     """How long and how to train."""
 
     steps: Count
+    """Optimiser steps."""

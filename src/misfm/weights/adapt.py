@@ -13,34 +13,34 @@ from math import prod
 import torch.nn.functional as F
 from torch import Tensor
 
-from misfm.models.base import Shape
+from misfm.volume import Shape
 
 ENCODER = "backbone.encoder."
 POSITIONS = "pos_embed"
 
 
 @dataclass(frozen=True)
-class Situation:
+class AdaptContext:
     """What the rules need to know besides shapes.
 
     Attributes:
-        channels: image channels of the source and of the network.
+        stem: name of the weight that takes the image.
         grid: tokens of the network along (D, H, W); None for a network without tokens.
         source_grid: tokens along (D, H, W) the source was trained with, where recorded.
         token_axes: the axes of both grids in the order in which they are flattened into tokens.
     """
 
-    channels: tuple[int, int]
+    stem: str
     grid: Shape | None = None
     source_grid: Shape | None = None
     token_axes: Shape = (0, 1, 2)
 
 
-def adapt(name: str, tensor: Tensor, target: Tensor, situation: Situation) -> tuple[Tensor, str] | None:
+def adapt(name: str, tensor: Tensor, target: Tensor, context: AdaptContext) -> tuple[Tensor, str] | None:
     """A tensor with the shape of ``target`` and how it was made; None where no rule applies."""
     notes: list[str] = []
     for rule in RULES:
-        result = rule(name, tensor, target, situation)
+        result = rule(name, tensor, target, context)
         if result is not None:
             tensor = result[0]
             notes.append(result[1])
@@ -58,13 +58,12 @@ def with_channels(weight: Tensor, num_channels: int) -> Tensor:
 
 
 def image_channels(
-    name: str, tensor: Tensor, target: Tensor, situation: Situation
+    name: str, tensor: Tensor, target: Tensor, context: AdaptContext
 ) -> tuple[Tensor, str] | None:
-    """Adapt what looks at the image, told by the source's and the network's number of channels."""
-    if not name.startswith(ENCODER) or tensor.dim() != 5 or target.dim() != 5:
+    """Adapt what takes the image to another number of image channels."""
+    if name != context.stem or tensor.dim() != target.dim() or len(tensor) != len(target):
         return None
-    channels = (tensor.shape[1], target.shape[1])
-    if channels != situation.channels or channels[0] == channels[1] or len(tensor) != len(target):
+    if tensor.shape[1] == target.shape[1]:
         return None
     return (
         with_channels(tensor, target.shape[1]),
@@ -72,7 +71,7 @@ def image_channels(
     )
 
 
-def kernel(name: str, tensor: Tensor, target: Tensor, situation: Situation) -> tuple[Tensor, str] | None:
+def kernel(name: str, tensor: Tensor, target: Tensor, context: AdaptContext) -> tuple[Tensor, str] | None:
     """Average a kernel over the axes in which the target's is one voxel wide (nnU-Net's dynamic transfer)."""
     if tensor.dim() != 5 or target.dim() != 5 or tensor.shape[:2] != target.shape[:2]:
         return None
@@ -83,16 +82,16 @@ def kernel(name: str, tensor: Tensor, target: Tensor, situation: Situation) -> t
     return tensor.float().mean(dim=axes, keepdim=True), f"kernel averaged to {sizes}"
 
 
-def positions(name: str, tensor: Tensor, target: Tensor, situation: Situation) -> tuple[Tensor, str] | None:
+def positions(name: str, tensor: Tensor, target: Tensor, context: AdaptContext) -> tuple[Tensor, str] | None:
     """Resize a learnt position embedding (1, tokens, channels) from grid to grid, trilinearly."""
-    new = situation.grid
+    new = context.grid
     if not name.endswith(POSITIONS) or new is None or tensor.dim() != 3 or tensor.shape[2] != target.shape[2]:
         return None
-    unknown = situation.source_grid is None and tensor.shape == target.shape
-    old = new if unknown else source_grid(tensor.shape[1], situation.source_grid)
+    unknown = context.source_grid is None and tensor.shape == target.shape
+    old = new if unknown else source_grid(tensor.shape[1], context.source_grid)
     if old is None or old == new:
         return None
-    flattened = [[grid[axis] for axis in situation.token_axes] for grid in (old, new)]
+    flattened = [[grid[axis] for axis in context.token_axes] for grid in (old, new)]
     volume = tensor.float().transpose(1, 2).reshape(1, -1, *flattened[0])
     resized = F.interpolate(volume, size=flattened[1], mode="trilinear", align_corners=False)
     sizes = " to ".join("x".join(map(str, grid)) for grid in (old, new))
@@ -107,7 +106,7 @@ def source_grid(num_tokens: int, recorded: Shape | None) -> Shape | None:
     return (side, side, side) if side**3 == num_tokens else None
 
 
-RULES: tuple[Callable[[str, Tensor, Tensor, Situation], tuple[Tensor, str] | None], ...] = (
+RULES: tuple[Callable[[str, Tensor, Tensor, AdaptContext], tuple[Tensor, str] | None], ...] = (
     image_channels,
     kernel,
     positions,

@@ -1,4 +1,4 @@
-"""What lies around the tensors in checkpoints of nnssl and nnU-Net, told by the keys.
+"""What lies around the tensors in checkpoints of nnssl and nnU-Net, recognised by the keys.
 
 Both keep the network under ``network_weights``. nnssl's released files add an adaptation plan; its raw
 training checkpoints and nnU-Net's hold everything else in ``init_args``. Any field may be absent: where plan
@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 from torch import Tensor
 
 from misfm.errors import WeightsError
-from misfm.settings import Size, Spacing
+from misfm.settings import PositiveShape, Spacing
 
 PLAN_FILE = "adaptation_plan.json"
 """A copy of the plan that nnssl releases beside a checkpoint."""
@@ -63,7 +63,7 @@ class Origin:
     architecture: str | None = None
     architecture_options: Mapping[str, Any] = field(default_factory=dict)
     in_channels: int | None = None
-    patch_size: Size | None = None
+    patch_size: PositiveShape | None = None
     spacing: Spacing | None = None
     z_scored: bool = False
     steps: int | None = None

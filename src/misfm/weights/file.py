@@ -7,18 +7,18 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 import torch
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from misfm.data.augment import AxisName
+from misfm.augment.mirrors import AxisName
 from misfm.errors import WeightsError
 from misfm.files import write_bytes
-from misfm.settings import Settings, Size, Spacing
+from misfm.settings import PositiveShape, Settings, Spacing
 
 FORMAT_VERSION = 1
 METADATA_KEY = "misfm"
@@ -29,19 +29,21 @@ FILE_NAME = "weights.safetensors"
 class NetworkInfo(Settings):
     """What :func:`misfm.models.create` needs besides sizes."""
 
-    name: str = Field(description="registered name of the network")
-    options: dict[str, Any] = Field(default={}, description="its own options, as given to create")
+    name: str
+    """Registered name of the network."""
+    options: dict[str, Any] = Field(default={})
+    """Its own options, as given to create."""
 
 
 class DataInfo(Settings):
     """What the weights were trained on."""
 
-    count: int = Field(ge=0, description="volumes or cases")
-    fingerprint: str = Field(description="hash over the content of all of them")
-    scans: tuple[str, ...] = Field(
-        default=(),
-        description="short content fingerprint of every scan seen, also by weights it started from; sorted",
-    )
+    count: Annotated[int, Field(ge=0)]
+    """Volumes or cases."""
+    fingerprint: str
+    """Hash over the content of all of them."""
+    scans: tuple[str, ...] = ()
+    """Short content fingerprint of every scan seen, also by the weights it started from; sorted."""
 
 
 def installed_versions() -> dict[str, str]:
@@ -55,25 +57,36 @@ class WeightsInfo(Settings):
     Fields without a default may be None where a foreign file does not say.
     """
 
-    format_version: int = Field(default=FORMAT_VERSION, description="changes when older readers would fail")
+    format_version: int = FORMAT_VERSION
+    """Changes when older readers would fail."""
     network: NetworkInfo
-    in_channels: int = Field(ge=1, description="channels of the image")
-    num_classes: int = Field(ge=1, description="outputs of the head; for labels, background included")
-    label_names: tuple[str, ...] = Field(default=(), description="name of each class, background first")
-    patch_size: Size | None = Field(description="voxels (D, H, W) of the patches it was trained on")
-    spacing: Spacing | None = Field(description="mm (D, H, W) the scans were resampled to; None: native")
-    intensity: dict[str, Any] = Field(
-        default={}, description="the intensity rule, as preprocessing recorded it"
-    )
-    mirror_axes: tuple[AxisName, ...] = Field(
-        default=(), description="axes mirrored while training on label maps; prediction may mirror them too"
-    )
-    pretext: str | None = Field(default=None, description="pretext task; None: trained on label maps")
-    recipe: str | None = Field(default=None, description="named settings it was trained with")
-    steps: int | None = Field(ge=0, description="training steps taken")
+    """What rebuilds the network."""
+    in_channels: Annotated[int, Field(ge=1)]
+    """Channels of the image."""
+    num_classes: Annotated[int, Field(ge=1)]
+    """Outputs of the head; for labels, background included."""
+    label_names: tuple[str, ...] = ()
+    """Name of each class, background first."""
+    patch_size: PositiveShape | None
+    """Voxels along (D, H, W) of the patches it was trained on."""
+    spacing: Spacing | None
+    """mm per voxel along (D, H, W) the scans were resampled to; null: their own."""
+    intensity: dict[str, Any] = Field(default={})
+    """The intensity rule, as preprocessing recorded it."""
+    mirror_axes: tuple[AxisName, ...] = ()
+    """Axes mirrored while training on label maps; prediction may mirror them too."""
+    pretext: str | None = None
+    """Pretext task; null: trained on label maps."""
+    recipe: str | None = None
+    """Recipe it was trained with."""
+    steps: Annotated[int, Field(ge=0)] | None
+    """Optimiser steps taken."""
     data: DataInfo | None
-    licence: str = Field(default="unknown", description="SPDX identifier or sentence")
+    """What it was trained on."""
+    licence: str = "unknown"
+    """SPDX identifier or sentence."""
     versions: dict[str, str] = Field(default_factory=installed_versions)
+    """Versions of what computed the weights."""
 
 
 def save(
@@ -121,11 +134,21 @@ def read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
         WeightsError: truncated, written by another program, or by a newer version of this one.
     """
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            names: list[str] = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
+        content = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); copy or train it again.") from error
+    return parse(path, content)
+
+
+def parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], WeightsInfo]:
+    """As :func:`read`, of what has been read from ``path``."""
+    try:
+        tensors = safetensors.torch.load(content)
+        length = int.from_bytes(
+            content[:8], "little"
+        )  # of the header, which safetensors has found to be JSON
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    except SafetensorError as error:
         raise WeightsError(f"{path} is damaged or cut short ({error}); copy or train it again.") from error
     if METADATA_KEY not in metadata:
         raise WeightsError(

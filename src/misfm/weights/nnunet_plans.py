@@ -14,9 +14,9 @@ from typing import Any
 
 from misfm.data.intensity import IntensityRule, ct_normalisation
 from misfm.errors import DataError
-from misfm.models.base import Shape
 from misfm.models.resenc import ResEnc
 from misfm.settings import Spacing
+from misfm.volume import Shape, triple
 from misfm.weights.file import WeightsInfo
 
 PLANS_NAME = "misfmPlans"
@@ -87,10 +87,10 @@ class DatasetPlans:
             top = {key: value for key, value in plans.items() if key != "configurations"}
             for key in MEDIANS:
                 top[key] = in_file_order(plans[key], order)
-            d, h, w = in_file_order(configuration["patch_size"], order)
-            sd, sh, sw = in_file_order(configuration["spacing"], order)
+            patch_size = triple(in_file_order(configuration["patch_size"], order))
+            spacing = triple(in_file_order(configuration["spacing"], order))
             schemes = tuple(configuration["normalization_schemes"])
-            return cls(plans["dataset_name"], top, configuration, schemes, (sd, sh, sw), (d, h, w))
+            return cls(plans["dataset_name"], top, configuration, schemes, spacing, patch_size)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(
                 f"{path} has no complete plan for {CONFIGURATION} ({error!r}): plan the dataset again with "

@@ -35,7 +35,8 @@ def from_pretrained(
         WeightsError: the source cannot be read or does not say which network it belongs to.
         ConfigError: the network cannot take these sizes.
     """
-    info = open_source(source).info
+    opened = open_source(source)
+    info = opened.info
     if info is None:
         raise WeightsError(
             "A mapping with misfm's own names does not say which network it belongs to; build it with "
@@ -48,5 +49,5 @@ def from_pretrained(
         patch_size=patch_size or info.patch_size or UNRECORDED_PATCH_SIZE,
         **info.network.options,
     )
-    load(model, source)
+    load(model, opened)
     return model

@@ -195,7 +195,7 @@ def suggestion(name: str) -> str:
 
 
 def notices(source: str, known: Mapping[str, Any]) -> list[str]:
-    """What to heed before weights are trained on, in sentences: their licence and what they have seen.
+    """What to know before weights are trained on, in sentences: their licence and what they have seen.
 
     Weights of others carry no fingerprints of their scans. Hence their overlap with a test set can be pointed
     out by the name of the data only.

@@ -11,8 +11,8 @@ from torch import Tensor
 from misfm.models import Backbone
 from misfm.models.fmunet import FMUNet
 from misfm.weights.file import NetworkInfo, WeightsInfo
-from misfm.weights.foreign import FORMATS, Translation
-from misfm.weights.pymic import described, stored_tensors, told_by_shapes
+from misfm.weights.formats import FORMATS, Translation
+from misfm.weights.pymic_pctnet import described, stored_tensors, told_by_shapes
 
 MARK = "encoder.en_conv0."
 RENAMES = (
@@ -28,7 +28,7 @@ RENAMES = (
 
 
 class PymicFMUNet:
-    """Reader of FMUNet's weights; see :class:`misfm.weights.foreign.ForeignFormat`."""
+    """Reader of FMUNet's weights; see :class:`misfm.weights.formats.ForeignFormat`."""
 
     title = "MIS-FM FMUNet (PyMIC)"
 

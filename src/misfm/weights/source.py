@@ -16,17 +16,12 @@ from misfm.models import Backbone
 from misfm.weights import file, hub, published
 from misfm.weights.containers import origin_of, with_plan_beside
 from misfm.weights.file import WeightsInfo
-from misfm.weights.foreign import ForeignFormat, ForeignInfo, Translation, recognise, unpickle
-
-Source = str | os.PathLike[str] | Mapping[str, Tensor]
-"""A path, a name among the published weights (``"builtin"`` comes with the package), an address on the hub
-``"hf://owner/repo[@revision][/file]"``, or a mapping name -> tensor with our names or those of a known other
-project."""
+from misfm.weights.formats import ForeignFormat, ForeignInfo, Translation, recognise, unpickle
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Weights as found.
+    """Weights as found; wherever weights are taken, they are taken opened, too, and not read again.
 
     Attributes:
         label: what to call them in messages.
@@ -54,14 +49,22 @@ class Opened:
         return self.format.translate(self.tensors, backbone) if self.format else Translation(self.tensors)
 
 
+Source = str | os.PathLike[str] | Mapping[str, Tensor] | Opened
+"""A path, a name among the published weights (``"builtin"`` comes with the package), an address on the hub
+``"hf://owner/repo[@revision][/file]"``, a mapping name -> tensor with our names or those of a known other
+project, or what :func:`open_source` made of one of them."""
+
+
 def open_source(source: Source) -> Opened:
-    """Read ``source`` without running anything that it holds.
+    """Read ``source``, once, without running anything that it holds.
 
     Only addresses on the hub, and names that stand for one, use a network.
 
     Raises:
         WeightsError: missing, damaged, of a kind that misfm does not read, or not to be had from the hub.
     """
+    if isinstance(source, Opened):
+        return source
     if isinstance(source, Mapping):
         reader = recognise(source)
         if reader is None:
@@ -123,8 +126,8 @@ def _open_file(path: Path, label: str | None = None) -> Opened:
     label = label or str(path)
     with path.open("rb") as stream:
         start = stream.read(9)
-    if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
-        return Opened(label, *file.read(path))
+        if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
+            return Opened(label, *file.parse(path, start + stream.read()))
     if not start.startswith((b"PK", b"\x80")):  # a zip archive or a bare pickle, as torch writes them
         raise WeightsError(
             f"{path} is neither a safetensors file nor a checkpoint written by torch (it may be cut short)."

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from misfm.errors import ConfigError, WeightsError
 from misfm.models import Backbone
-from misfm.models.base import Shape
-from misfm.weights.adapt import ENCODER, Situation, adapt
-from misfm.weights.foreign import ForeignInfo, Translation
+from misfm.volume import Shape
+from misfm.weights.adapt import ENCODER, AdaptContext, adapt
+from misfm.weights.formats import ForeignInfo, Translation
 from misfm.weights.source import Opened, Source, open_source
 
 SMALLEST_MATCH = 0.1  # of a backbone's parameters; less is another network, not a transfer
@@ -113,7 +113,6 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
         raise ConfigError(f"Weights transfer as 'all' or 'encoder', got '{transfer}'.")
     opened = open_source(source)
     backbone = cast(Backbone, model.get_submodule("backbone"))
-    _check_position_index(opened, backbone)
     translation = opened.translated(backbone)
 
     noticed = opened.info.notes if isinstance(opened.info, ForeignInfo) else ()
@@ -125,9 +124,9 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
         names |= {name for name in wanted if not name.startswith(BACKBONE)}
         if opened.format is not None:
             report.notes.append(HEAD_TAKEN)
-    recorded = opened.info.network.options if opened.info else {}
-    situation = _situation(opened, backbone, wanted, translation.tensors, recorded)
-    taken = _match(wanted, names, translation, situation, report)
+    recorded = opened.info.network.options if opened.info else None
+    context = _context(opened, backbone, recorded)
+    taken = _match(wanted, names, translation, context, report)
     report.unused = [
         Entry(n, tuple(tensor.shape)) for n, tensor in translation.tensors.items() if n not in taken
     ]
@@ -138,7 +137,7 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     report.num_parameters = sum(sizes.values())
     report.pretrained_parameters = sum(size for name, size in sizes.items() if name in taken)
-    report.notes += backbone.adopt(recorded)
+    report.notes += backbone.adopt(recorded, source=opened.label)
     with torch.no_grad():
         for name, tensor in taken.items():
             wanted[name].copy_(tensor)
@@ -149,7 +148,7 @@ def _match(
     wanted: Mapping[str, Tensor],
     names: set[str],
     translation: Translation,
-    situation: Situation,
+    context: AdaptContext,
     report: TransferReport,
 ) -> dict[str, Tensor]:
     """The tensors to take among ``names``, shaped as wanted, each noted in the report."""
@@ -159,7 +158,7 @@ def _match(
         entry = Entry(name, tuple(target.shape))
         how = translation.adapted.get(name)
         if tensor is not None:
-            fitted = adapt(name, tensor, target, situation) if name.startswith(BACKBONE) else None
+            fitted = adapt(name, tensor, target, context) if name.startswith(BACKBONE) else None
             unchanged = tensor if tensor.shape == target.shape else None
             tensor, fitting = fitted or (unchanged, None)
             how = ", ".join(filter(None, (how, fitting)))
@@ -174,13 +173,7 @@ def _match(
     return taken
 
 
-def _situation(
-    opened: Opened,
-    backbone: Backbone,
-    wanted: Mapping[str, Tensor],
-    offered: Mapping[str, Tensor],
-    options: Mapping[str, Any],
-) -> Situation:
+def _context(opened: Opened, backbone: Backbone, options: Mapping[str, Any] | None) -> AdaptContext:
     grid = backbone.grid
     patch_size = opened.info.patch_size if opened.info else None
     recorded: Shape | None = None
@@ -188,7 +181,7 @@ def _situation(
         token = [side // count for side, count in zip(backbone.input_size, grid, strict=True)]
         d, h, w = (side // width for side, width in zip(patch_size, token, strict=True))
         recorded = (d, h, w)
-    return Situation(_stem_channels(wanted, offered), grid, recorded, backbone.token_axes(options))
+    return AdaptContext(f"{BACKBONE}{backbone.stem_weight}", grid, recorded, backbone.token_axes(options))
 
 
 def _head_fits(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], opened: Opened) -> bool:
@@ -196,26 +189,6 @@ def _head_fits(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor], open
         return False
     head = {name: tensor for name, tensor in wanted.items() if not name.startswith(BACKBONE)}
     return all(name in offered and offered[name].shape == tensor.shape for name, tensor in head.items())
-
-
-def _stem_channels(wanted: Mapping[str, Tensor], offered: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Image channels of the source and of the network, told by the first convolution of the encoder."""
-    for name, target in wanted.items():
-        if name.startswith(ENCODER) and target.dim() == 5 and name in offered and offered[name].dim() == 5:
-            return offered[name].shape[1], target.shape[1]
-    return 0, 0
-
-
-def _check_position_index(opened: Opened, backbone: Backbone) -> None:
-    ours = getattr(backbone, "position_index", None)
-    if opened.info is None or ours is None or opened.info.network.name != "pctnet":
-        return
-    theirs = opened.info.network.options.get("position_index", "textbook")
-    if theirs != ours:
-        raise WeightsError(
-            f"{opened.label} was trained with the position index '{theirs}' and this network has '{ours}'; "
-            f'create the network with position_index="{theirs}".'
-        )
 
 
 def _check_values(opened: Opened, taken: Mapping[str, Tensor]) -> None:

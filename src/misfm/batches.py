@@ -1,0 +1,99 @@
+"""Batches on their way to the network: patches as they are read, where they lie, and inputs with targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from misfm.volume import FloatTriple, Shape
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the patches of a batch lie, on the CPU.
+
+    Attributes:
+        valid: (B, N, 2, 3) int64, first voxel and first voxel behind of what lies inside the volume; the rest
+            of a patch is padding.
+        origin: (B, N, 3) float32, mm along (D, H, W) from the first voxel of the volume to that of the patch.
+        spacing: (B, N, 3) float32, mm per voxel along (D, H, W).
+        labels: (B, N, D, H, W) int64, label maps of generated volumes; None for tasks that do not ask.
+        hidden: (B, N, D, H, W) bool, voxels that were removed to make the patient unknown, such as the face;
+            None where no volume has any. What they show counts in no loss.
+    """
+
+    valid: Tensor
+    origin: Tensor
+    spacing: Tensor
+    labels: Tensor | None = None
+    hidden: Tensor | None = None
+
+    @classmethod
+    def whole(
+        cls, batch_size: int, num_patches: int, size: Shape, spacing: float | FloatTriple = 1.0
+    ) -> Placement:
+        """Patches without padding, each at the first voxel of its volume.
+
+        Args:
+            batch_size: B.
+            num_patches: N, patches of one volume.
+            size: voxels of a patch along (D, H, W).
+            spacing: mm per voxel, one number or one along each of (D, H, W).
+        """
+        origin = torch.zeros(batch_size, num_patches, 3)
+        valid = torch.tensor([(0, 0, 0), size]).expand(batch_size, num_patches, 2, 3)
+        return cls(valid, origin, torch.ones_like(origin) * torch.tensor(spacing))
+
+    def real(self, size: Shape) -> Tensor:
+        """Mask (B, N, *size) of the voxels that are neither padding nor hidden, for patches of that size."""
+        mask = torch.ones(*self.valid.shape[:2], *size, dtype=torch.bool)
+        for axis, side in enumerate(size):
+            ticks = torch.arange(side)
+            first, stop = self.valid[:, :, 0, axis, None], self.valid[:, :, 1, axis, None]
+            inside = (ticks >= first) & (ticks < stop)
+            mask &= inside.view(*inside.shape[:2], *[-1 if i == axis else 1 for i in range(3)])
+        return mask if self.hidden is None else mask & ~self.hidden
+
+
+class RawPatches(NamedTuple):
+    """Unlabelled patches as they are read; a tuple, so that data loaders and devices know what to do with it.
+
+    Attributes:
+        patches: (B, N, C, D, H, W) float32, normalised intensities of N patches of each of B volumes.
+        valid: as in :class:`Placement`, like the following.
+        origin: millimetres.
+        spacing: millimetres.
+        labels: None where the volumes have none, or nobody asked for them.
+        hidden: None where nothing was removed from any volume.
+    """
+
+    patches: Tensor
+    valid: Tensor
+    origin: Tensor
+    spacing: Tensor
+    labels: Tensor | None = None
+    hidden: Tensor | None = None
+
+    @property
+    def placement(self) -> Placement:
+        """Where the patches lie, on the CPU, wherever they are themselves."""
+        labels, hidden = (None if mask is None else mask.cpu() for mask in (self.labels, self.hidden))
+        return Placement(self.valid.cpu(), self.origin.cpu(), self.spacing.cpu(), labels, hidden)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the network sees and what it should answer; tasks with more to remember subclass it.
+
+    Attributes:
+        inputs: (B, C, D, H, W) float, on the training device; B may differ from that of the patches.
+        targets: what the loss compares with; for class maps (B, D, H, W) int64.
+        context: further arguments of the model, such as which tokens it may see.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    context: tuple[Tensor, ...] = ()

@@ -1,0 +1,299 @@
+"""Supervised training on a few labelled cases, from pretrained or random weights.
+
+Split, spacing, intensity rule, network, order of patches and augmentation are fixed before the weights are
+looked at, so that a run from pretrained weights and its twin from scratch differ in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from misfm.commands.unlabelled import unlabelled_patches, with_unlabelled
+from misfm.config import CompleteSettings, FinetuneSettings
+from misfm.data.dataset import Case, Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
+from misfm.data.ingest import ingest_dataset
+from misfm.data.patches import LabelledPatches, UnlabelledPatches, padding_notice
+from misfm.data.record import IngestSettings, Record, fingerprint_of
+from misfm.data.splits import Split
+from misfm.data.store import Store
+from misfm.errors import DataError
+from misfm.evaluation.validation import DiceValidation, score_cases
+from misfm.files import write_json, write_text
+from misfm.inference.predictor import MAX_CLASSES
+from misfm.models import SegmentationModel, create
+from misfm.planning.fill_defaults import fill_defaults, intensity_rule, recall
+from misfm.planning.leakage import check_leaks
+from misfm.planning.splits import SPLIT, choose_cases, find_cases, split_of, split_of_run
+from misfm.seeding import derive_seed
+from misfm.terminal import logger
+from misfm.training.loop import Validation, best_device, fit
+from misfm.training.objectives import SegmentationObjective
+from misfm.training.run import RunFolder
+from misfm.weights import (
+    DataInfo,
+    NetworkInfo,
+    Opened,
+    TransferReport,
+    WeightsInfo,
+    describe,
+    load,
+    open_source,
+    save,
+)
+from misfm.weights.published import notices
+
+ROTATION_MARGIN = 0.1
+"""Voxels read beyond each side of a patch over that side, for rotation to find voxels at the corners."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What several fine-tunings on a dataset share, for it to be read and chosen once.
+
+    Attributes:
+        split: cases to use; None chooses them.
+        images: what is known of the dataset's images; None finds it out.
+        weights: to start from, those of the settings; None opens them.
+        store_dir: folder of the preprocessed cases; None keeps them in the run folder.
+    """
+
+    split: Split | None = None
+    images: DatasetFingerprint | None = None
+    weights: Opened | None = None
+    store_dir: Path | None = None
+
+
+def finetune(
+    settings: FinetuneSettings,
+    out: Path,
+    *,
+    resume: bool = False,
+    reasons: Sequence[str] = (),
+    shared: Shared | None = None,
+) -> dict[str, Any]:
+    """Train a segmentation network and write weights and validation scores into the run folder.
+
+    Args:
+        settings: everything about the run; what is null is filled in here (see :func:`fill_defaults`).
+        out: the run folder.
+        resume: go on with the run in ``out``, on the cases it was started with.
+        reasons: for what was planned before, to be kept in the run folder with those of what is planned here.
+        shared: what was read or chosen before, for several runs.
+
+    Returns:
+        What ``validation.json`` holds: scores of the validation cases on their own grids.
+
+    Raises:
+        ConfigError: unknown cases, a split or settings that do not fit, or a leak (:mod:`.leakage`).
+        DataError: a dataset or case that cannot be used.
+        WeightsError: weights that cannot be read or are of another network.
+        Interrupted: stopped by the user; the state is saved.
+    """
+    shared = shared or Shared()
+    run, ready = RunFolder(out), prepare(settings, out, resume, shared)
+    complete, images = ready.settings, ready.images
+    run.begin(complete, resume=resume)
+    keep_reasons(out, [*reasons, *ready.reasons])
+    tell_transfer(out, ready.transferred)
+    write_json(out / SPLIT, split_of(ready.training, ready.held_out))
+    images.save(out)
+    store, records = stored_cases(
+        complete, images, [*ready.training, *ready.held_out], shared.store_dir or out / "cases"
+    )
+    records, judged = records[: len(ready.training)], records[len(ready.training) :]
+    objective = SegmentationObjective(
+        complete.augmentation, complete.patch_size, records[0].spacing, complete.class_balance
+    )
+    labelled = labelled_patches(complete, images.dataset, store, records)
+    validation = DiceValidation(store, judged, images.dataset, complete.patch_size)
+    fit(
+        *with_unlabelled(ready.model, objective, labelled, complete, ready.unlabelled),
+        complete.training,
+        run,
+        seed=complete.seed,
+        validation=Validation(validation, key="validation_dice") if judged else None,
+    )
+    model, info = ready.model.keep_finest(), weights_info(ready, records)
+    save(run.weights, model, info)
+    model = model.to(best_device())
+    scores = score_cases(model, info, images.dataset, ready.held_out, overlap=complete.overlap)
+    write_json(out / "validation.json", scores)
+    return scores
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A fine-tuning of which nothing can be refused any more, and nothing is written yet.
+
+    Attributes:
+        settings: in which nothing is open.
+        reasons: for what was planned.
+        images: what is known of the dataset's images.
+        training, held_out: cases to train and to validate on.
+        model: the network, with the weights to start from.
+        transferred: what it took of them, and what to know of them; None from scratch, or when resumed.
+        unlabelled: source of unlabelled batches, if any.
+        scans_seen: short fingerprints of all scans that the weights will have learnt from.
+        licence: of the weights to come.
+    """
+
+    settings: CompleteSettings
+    reasons: Sequence[str]
+    images: DatasetFingerprint
+    training: Sequence[Case]
+    held_out: Sequence[Case]
+    model: SegmentationModel
+    transferred: tuple[TransferReport, list[str]] | None
+    unlabelled: UnlabelledPatches | None
+    scans_seen: tuple[str, ...]
+    licence: str
+
+
+def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared) -> Ready:
+    """Choose, open, plan, build and check; what is wrong is found here and leaves nothing behind."""
+    dataset = Dataset.open(settings.dataset)
+    split = (split_of_run(dataset, settings, out) if resume else None) or shared.split
+    training, held_out = find_cases(dataset, split) if split else choose_cases(dataset, settings)
+    run = RunFolder(out)
+    run.refuse_taken(resume=resume)
+    weights = shared.weights or open_weights(settings)
+    images = shared.images or DatasetFingerprint.open(dataset, out)
+    images.keep([*training, *held_out])
+    given = recall(settings, run) if resume else settings
+    complete, reasons = fill_defaults(given, images, len(training), weights)
+    model = build_model(complete, dataset)
+    transferred = None if run.last.exists() else start_from_weights(model, complete, weights)
+    unlabelled = unlabelled_patches(complete, dataset)
+    return Ready(
+        settings=complete,
+        reasons=reasons,
+        images=images,
+        training=training,
+        held_out=held_out,
+        model=model,
+        transferred=transferred,
+        unlabelled=unlabelled,
+        scans_seen=check_leaks(complete, images, (training, held_out), weights, unlabelled),
+        licence=inherited_licence(complete, weights),
+    )
+
+
+def open_weights(settings: FinetuneSettings) -> Opened | None:
+    """Open the weights to start from, if any; they are read here and nowhere else."""
+    return None if settings.weights is None else open_source(settings.weights)
+
+
+def stored_cases(
+    settings: CompleteSettings, images: DatasetFingerprint, cases: Sequence[Case], store_dir: Path
+) -> tuple[Store, list[Record]]:
+    """Preprocess cases into a store; returns it, and their records in the order of cases."""
+    ingest_settings = IngestSettings(spacing=settings.spacing, intensity=settings.intensity)
+    store = ingest_dataset(images.dataset, cases, store_dir, ingest_settings, images=images)
+    images.forget()
+    by_case = {record.case: record for record in store.records()}
+    return store, [by_case[case.name] for case in cases]
+
+
+def keep_reasons(out: Path, reasons: Sequence[str]) -> None:
+    """Keep why what was planned is as it is in ``plan.txt``; a run that goes on plans nothing again."""
+    if reasons:
+        write_text(out / "plan.txt", "\n".join([*reasons, ""]))
+
+
+def start_from_weights(
+    model: SegmentationModel, settings: CompleteSettings, weights: Opened | None
+) -> tuple[TransferReport, list[str]] | None:
+    """Load the weights to start from, if any; returns what was transferred, and what to know of them."""
+    if settings.weights is None or weights is None:
+        return None
+    report = load(model, weights, transfer=settings.transfer)
+    return report, notices(settings.weights, describe(weights))
+
+
+def tell_transfer(out: Path, transferred: tuple[TransferReport, list[str]] | None) -> None:
+    """Log what was transferred, and keep it in the run folder."""
+    if transferred is not None:
+        report, warnings = transferred
+        write_text(out / "transfer.txt", "\n".join([str(report), *warnings, ""]))
+        logger.info("%s", report)
+        for warning in warnings:
+            logger.warning("%s", warning)
+
+
+def build_model(settings: CompleteSettings, dataset: Dataset) -> SegmentationModel:
+    """Build the network with weights drawn by the seed.
+
+    Raises:
+        DataError: more classes than label maps can hold.
+    """
+    if len(dataset.label_names) > MAX_CLASSES:
+        raise DataError(
+            f"{dataset.path} names {len(dataset.label_names)} labels, and a network can tell {MAX_CLASSES} "
+            "apart: join some."
+        )
+    torch.manual_seed(derive_seed(settings.seed, "initial weights"))
+    return create(
+        settings.network.name,
+        in_channels=len(dataset.channel_names),
+        num_classes=max(dataset.label_names) + 1,
+        patch_size=settings.patch_size,
+        deep_supervision=settings.deep_supervision,
+        **settings.network.options,
+    )
+
+
+def labelled_patches(
+    settings: CompleteSettings, dataset: Dataset, store: Store, records: Sequence[Record]
+) -> LabelledPatches:
+    """Return the source of training batches; warn of volumes that are smaller than a patch."""
+    notice = padding_notice(records, settings.patch_size)
+    if notice is not None:
+        logger.warning("%s", notice)
+    d, h, w = (int(np.ceil(side * ROTATION_MARGIN)) for side in settings.patch_size)
+    return LabelledPatches(
+        store=store,
+        records=records,
+        patch_size=settings.patch_size,
+        margin=(d, h, w),
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        labelled_share=settings.labelled_share,
+        ignore_label=dataset.ignore_label,
+        annotated={
+            name: tuple(label in values for label in range(max(dataset.label_names) + 1))
+            for name, values in dataset.annotated.items()
+        },
+    )
+
+
+def weights_info(ready: Ready, records: Sequence[Record]) -> WeightsInfo:
+    """Describe the trained weights so that they suffice to predict with; ``records`` are trained on."""
+    settings, names = ready.settings, ready.images.dataset.label_names
+    return WeightsInfo(
+        network=NetworkInfo(name=settings.network.name, options=ready.model.backbone.options),
+        in_channels=len(ready.images.dataset.channel_names),
+        num_classes=max(names) + 1,
+        label_names=tuple(names.get(value, f"class {value}") for value in range(max(names) + 1)),
+        patch_size=settings.patch_size,
+        spacing=None if settings.spacing == "native" else settings.spacing,
+        intensity=intensity_rule(settings.intensity).model_dump(mode="json"),
+        mirror_axes=settings.augmentation.flip_axes,
+        recipe=settings.recipe,
+        steps=settings.training.steps,
+        data=DataInfo(count=len(records), fingerprint=fingerprint_of(records), scans=ready.scans_seen),
+        licence=ready.licence,
+    )
+
+
+def inherited_licence(settings: FinetuneSettings, weights: Opened | None) -> str:
+    """What the licence of the weights at the start, if any, asks to be passed on."""
+    if weights is None:
+        return "unknown"
+    return f"starts from {settings.weights}: {weights.info.licence if weights.info else 'unknown'}"

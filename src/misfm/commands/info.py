@@ -1,0 +1,119 @@
+"""What something is: a store, a dataset, a run folder, weights of whatever origin, or a known name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from misfm.commands import catalogue
+from misfm.data.dataset import Dataset
+from misfm.data.store import Store
+from misfm.errors import DataError
+from misfm.training.run import RunFolder
+from misfm.weights import describe, hub, published
+
+PUBLISHED = "published"
+"""What stands for the list of published weights, where nothing of this name exists."""
+
+
+def describe_path(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe a store, dataset, run folder, weights or a name that misfm knows, ready for JSON.
+
+    Of these only an address ``hf://owner/repo`` uses a network.
+
+    Raises:
+        DataError: there is nothing, or nothing that misfm knows.
+        WeightsError: a file that is no weights file, or a damaged one.
+    """
+    text, path = str(source), Path(source)
+    if text.startswith(hub.SCHEME):
+        return {"kind": "weights", **describe_weights(text)}
+    if not path.exists():
+        return describe_name(text)
+    if path.is_file():
+        return {"kind": "weights", **describe_weights(path)}
+    if (path / "store.json").exists():
+        return describe_store(Store.open(path))
+    if (path / "dataset.json").exists():
+        return describe_dataset(Dataset.open(path))
+    run = RunFolder(path)
+    if run.config.exists():
+        return describe_run(run)
+    raise DataError(f"{path} is no store, nnU-Net dataset or run folder; give one of them or a weights file.")
+
+
+def describe_name(name: str) -> dict[str, Any]:
+    """Describe published weights, fully where they are at hand, or what the catalogue has under a name."""
+    if name == PUBLISHED:
+        return {"kind": "published weights", **{entry.name: entry.summary for entry in published.WEIGHTS}}
+    if name == published.BUILTIN:
+        return {"kind": "weights", **describe_weights(name)}
+    entry = published.by_name(name)
+    if entry is None:
+        known = catalogue.find(name)
+        if known is None:
+            names = [*(entry.name for entry in published.WEIGHTS), *catalogue.known_names()]
+            near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+            hint = f" (did you mean '{near[0]}'?)" if near else published.suggestion(name)
+            raise DataError(f"{name} does not exist; check the path, or the name{hint}.")
+        return known
+    found: dict[str, Any] = {"kind": "published weights", **dataclasses.asdict(entry)}
+    if not entry.on_hub:
+        return found
+    cached = hub.find_cached(entry.address)
+    if cached is None:
+        return {**found, "cached": None}
+    hub.check(cached, entry.sha256)
+    return {**found, "cached": str(cached), "weights": describe_weights(cached)}
+
+
+def describe_weights(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Describe weights, with the number of the scans they have seen instead of a fingerprint of each."""
+    found = describe(source)
+    if found.get("data"):
+        found["data"]["scans"] = len(found["data"]["scans"])
+    return found
+
+
+def describe_store(store: Store) -> dict[str, Any]:
+    """Count what a store holds."""
+    records = store.records()
+    return {
+        "kind": "store",
+        "settings": store.settings.model_dump(mode="json"),
+        "volumes": len(records),
+        "modalities": dict(Counter(record.kind for record in records)),
+        "quarantined": [{"source": source, "reason": reason} for source, reason in store.quarantined()],
+        "fingerprint": store.fingerprint(),
+    }
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Count what a dataset holds."""
+    training = dataset.cases("Tr")
+    return {
+        "kind": "dataset",
+        "channels": list(dataset.channel_names),
+        "labels": {name: value for value, name in dataset.label_names.items()},
+        "training_cases": len(training),
+        "labelled_cases": sum(case.label_path is not None for case in training),
+        "test_cases": len(dataset.cases("Ts")),
+        "folds": len(dataset.splits()),
+    }
+
+
+def describe_run(run: RunFolder) -> dict[str, Any]:
+    """Say how far a run is and what it was started with."""
+    metrics = run.read_metrics()
+    return {
+        "kind": "run",
+        "steps_done": metrics[-1]["step"] if metrics else 0,
+        "finished": run.weights.exists(),
+        "settings": run.read_settings(),
+        "last_metrics": metrics[-1] if metrics else {},
+        **({"weights": describe_weights(run.weights)} if run.weights.exists() else {}),
+    }

@@ -1,0 +1,233 @@
+"""Self-supervised pretraining: store -> patches -> pretext task -> network -> weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from misfm.commands.probe import plan_probe
+from misfm.config import PretrainSettings
+from misfm.data.generated import generate_beside, is_generated, open_store
+from misfm.data.intensity import IntensityRule, parse_intensity
+from misfm.data.patches import MixedPatches, UnlabelledPatches, padding_notice
+from misfm.data.record import Record, fingerprint_of
+from misfm.data.splits import Split
+from misfm.data.store import Store
+from misfm.errors import ConfigError
+from misfm.files import write_json
+from misfm.models import Backbone, SegmentationModel, create
+from misfm.planning.volumes import VOLUMES, ids_of, kept_split, scans_of, split_records
+from misfm.pretext.base import PretextTask
+from misfm.seeding import derive_seed, generator_for
+from misfm.terminal import logger
+from misfm.training.checkpoint import load_checkpoint
+from misfm.training.loop import Validation, fit
+from misfm.training.objectives import PretextObjective
+from misfm.training.run import RunFolder
+from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, save
+
+
+def pretrain(
+    settings: PretrainSettings, out: Path, *, resume: bool = False, volumes: Split | None = None
+) -> dict[str, float]:
+    """Pretrain a network on a store and write its weights into the run folder.
+
+    Args:
+        settings: everything about the run.
+        out: the run folder.
+        resume: go on with the run in ``out``, on the volumes it was started with.
+        volumes: ids of those to use, where they were chosen before; by default they are chosen here.
+
+    Returns:
+        The numbers of the last validation, such as ``pretext_dice``.
+
+    Raises:
+        DataError: no store, or too few volumes in it.
+        ConfigError: the folder holds another run, or one started with volumes that the store has no more.
+        Interrupted: stopped by the user; the state is saved.
+    """
+    task = settings.pretext.build()
+    check_fit(task, settings)
+    run = RunFolder(out)
+    run.check(settings, resume=resume)
+    scans = None if is_generated(settings.store) else Store.open(settings.store)
+    split = None if scans is None else kept_split(scans, settings, out, volumes)
+    # Before anything is generated: what cannot be built or judged leaves nothing behind.
+    model = task.build_model(fresh_backbone(settings, split[0][0].channels if split else 1))
+    probe = plan_probe(settings, run, scans_of(split[0]) if split else ())
+    store = scans or open_store(settings.store, out)
+    training, held_out = split or kept_split(store, settings, out, volumes)
+    source = PatchSource(task, settings, store, generated_store(task, settings, store, out))
+    objective = PretextObjective(task, settings.patch_size)
+    source.tell_padding()
+    info = weights_info(settings, store, training, model)
+    seed = derive_seed(settings.seed, "validation")
+    pretext = PretextValidation(objective, source.batches(held_out, seed, held_out=True), settings)
+    validation = Validation(pretext, key="validation_loss", lower_is_better=True)
+    if probe is not None:
+        validation = probe.around(validation, info)
+    run.begin(settings, resume=resume)
+    write_json(out / VOLUMES, ids_of(training, held_out))
+    batches = source.batches(training, settings.seed)
+    fit(model, objective, batches, settings.training, run, seed=settings.seed, validation=validation)
+    if probe is not None:
+        info = take_best(model, run, info)
+    save(run.weights, model, info)
+    return {
+        name: value
+        for row in run.read_metrics()
+        for name, value in row.items()
+        if name.startswith(("validation", "probe"))
+    }
+
+
+def check_fit(task: PretextTask, settings: PretrainSettings) -> None:
+    """Check that a task can learn from what it is given.
+
+    Raises:
+        ConfigError: a task for generated anatomy and scans, or a batch too small to hold both.
+    """
+    if task.needs_labels and not is_generated(settings.store):
+        raise ConfigError(f"'{settings.pretext.name}' learns from generated anatomy: give --store phantom.")
+    if task.mixes_generated and settings.batch_size < 2:
+        raise ConfigError(
+            f"'{settings.pretext.name}' mixes scans with generated anatomy: set batch_size to 2 or more."
+        )
+
+
+def take_best(model: nn.Module, run: RunFolder, info: WeightsInfo) -> WeightsInfo:
+    """Load what the probe judged best; returns the description of these weights."""
+    best = load_checkpoint(run.best)
+    model.load_state_dict(best.model)
+    return info.model_copy(update={"steps": best.step})
+
+
+def generated_store(task: PretextTask, settings: PretrainSettings, store: Store, out: Path) -> Store | None:
+    """Generate the volumes that a task mixes with scans, unless these are generated; None for other tasks.
+
+    Raises:
+        ConfigError: scans that they do not go with.
+    """
+    if not task.mixes_generated:
+        return None
+    return store if is_generated(settings.store) else generate_beside(store, settings.generated, out)
+
+
+@dataclass(frozen=True)
+class PatchSource:
+    """Where raw batches come from.
+
+    Attributes:
+        task: says how many patches of which size it takes.
+        settings: of the run.
+        store: the scans.
+        generated: volumes with label maps that make up half of each batch, or None.
+    """
+
+    task: PretextTask
+    settings: PretrainSettings
+    store: Store
+    generated: Store | None
+
+    def tell_padding(self) -> None:
+        """Warn of scans that are smaller than what is read for a patch."""
+        notice = padding_notice(self.store.records(), self.task.source_size(self.settings.patch_size))
+        if notice is not None:
+            logger.warning("%s", notice)
+
+    def batches(
+        self, records: Sequence[Record], seed: int, *, held_out: bool = False
+    ) -> UnlabelledPatches | MixedPatches:
+        """Return batches of these scans, and of generated volumes that are held out or not."""
+        count = self.settings.batch_size
+        if self.generated is None:
+            return self.patches(self.store, records, count, seed, labelled=self.task.needs_labels)
+        parts = split_records(self.generated.records(), self.settings)
+        # From one store, both halves of a batch would be the same patches.
+        other = derive_seed(seed, "generated") if self.generated is self.store else seed
+        return MixedPatches(
+            self.patches(self.store, records, count - count // 2, seed),
+            self.patches(self.generated, parts[held_out], count // 2, other, labelled=True),
+        )
+
+    def patches(
+        self, store: Store, records: Sequence[Record], count: int, seed: int, *, labelled: bool = False
+    ) -> UnlabelledPatches:
+        """Return batches of ``count`` volumes."""
+        size = self.task.source_size(self.settings.patch_size)
+        return UnlabelledPatches(store, records, size, self.task.num_patches, count, seed, labelled)
+
+
+def fresh_backbone(settings: PretrainSettings, in_channels: int) -> Backbone:
+    """Build the network without a head, its weights drawn by the seed."""
+    torch.manual_seed(derive_seed(settings.seed, "initial weights"))
+    return create(
+        settings.network.name,
+        in_channels=in_channels,
+        num_classes=2,
+        patch_size=settings.patch_size,
+        **settings.network.options,
+    ).backbone
+
+
+def weights_info(
+    settings: PretrainSettings, store: Store, training: Sequence[Record], model: nn.Module
+) -> WeightsInfo:
+    """Describe the pretrained weights: what they saw and how scans have to be prepared for them."""
+    spacing, rule = store.settings.spacing, parse_intensity(store.settings.intensity)
+    kinds = {record.kind for record in training}
+    if rule is None and len(kinds) == 1:
+        rule = IntensityRule(kind=kinds.pop())
+    return WeightsInfo(
+        network=NetworkInfo(
+            name=settings.network.name, options=cast(Backbone, model.get_submodule("backbone")).options
+        ),
+        in_channels=training[0].channels,
+        num_classes=model.num_classes if isinstance(model, SegmentationModel) else 1,
+        patch_size=settings.patch_size,
+        spacing=None if spacing == "native" else spacing,
+        intensity={} if rule is None else rule.model_dump(mode="json"),
+        pretext=settings.pretext.name,
+        recipe=settings.recipe,
+        steps=settings.training.steps,
+        data=DataInfo(
+            count=len(training),
+            fingerprint=fingerprint_of(training),
+            scans=scans_of(training),
+        ),
+        licence=settings.licence,
+    )
+
+
+@dataclass(frozen=True)
+class PretextValidation:
+    """Loss and score on a fixed set of fused patches of held-out volumes."""
+
+    objective: PretextObjective
+    patches: UnlabelledPatches | MixedPatches
+    settings: PretrainSettings
+
+    def __call__(self, model: nn.Module, step: int) -> Mapping[str, float]:
+        """Return the means over the fixed batches."""
+        device = next(model.parameters()).device
+        totals: dict[str, float] = {}
+        count = self.settings.validation_batches
+        for index in range(count):
+            raw = self.patches[index]
+            batch = self.objective.prepare(
+                raw._replace(patches=raw.patches.to(device)),
+                generator_for(self.patches.seed, "prepare", index),
+            )
+            outputs = model(batch.inputs, *batch.context)
+            loss = sum(float(term) for term in self.objective.loss(outputs, batch).values())
+            numbers = {"validation_loss": loss}
+            for name, value in self.objective.score(outputs, batch).items():
+                numbers[f"validation_{name}"] = value
+            for name, value in numbers.items():
+                totals[name] = totals.get(name, 0.0) + value / count
+        return totals

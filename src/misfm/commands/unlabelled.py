@@ -1,0 +1,87 @@
+"""Unlabelled scans that a fine-tuning learns from beside its labelled cases."""
+
+from __future__ import annotations
+
+import math
+
+from misfm.config import CompleteSettings
+from misfm.data.dataset import Dataset
+from misfm.data.intensity import parse_intensity
+from misfm.data.patches import LabelledPatches, UnlabelledPatches
+from misfm.data.store import Store
+from misfm.errors import ConfigError
+from misfm.models import SegmentationModel
+from misfm.planning.fill_defaults import intensity_rule
+from misfm.seeding import derive_seed
+from misfm.settings import as_option
+from misfm.training.loop import Objective
+from misfm.training.mean_teacher import MeanTeacher, MeanTeacherObjective, PairedPatches
+from misfm.training.objectives import SegmentationObjective
+
+SPACING_TOLERANCE = 1e-3
+"""Relative difference below which spacings are the same; options are written with a few digits."""
+
+
+def unlabelled_patches(settings: CompleteSettings, dataset: Dataset) -> UnlabelledPatches | None:
+    """Return the source of unlabelled batches, or None where none are asked for.
+
+    Raises:
+        ConfigError: a store made with other spacing, intensities or channels than the fine-tuning uses.
+        DataError: no store there.
+    """
+    if settings.unlabelled is None:
+        return None
+    store = Store.open(settings.unlabelled.store)
+    records = store.records()
+    wanted = f"--spacing {as_option(settings.spacing)} --intensity {settings.intensity}"
+    if not records or not fits(store, settings):
+        held = store.settings
+        raise ConfigError(
+            f"The store {store.path} with {len(records)} volumes at --spacing {as_option(held.spacing)} "
+            f"--intensity {held.intensity} does not fit the fine-tuning: make one with "
+            f"`misfm ingest SCANS --store DIR {wanted}`."
+        )
+    if len(dataset.channel_names) > 1:
+        raise ConfigError(
+            f"The cases of {dataset.path} have {len(dataset.channel_names)} channels and volumes of a store "
+            "have one each: learning from unlabelled scans of several channels is not supported yet."
+        )
+    return UnlabelledPatches(
+        store,
+        records,
+        settings.patch_size,
+        num_patches=1,
+        batch_size=settings.unlabelled.batch_size,
+        seed=derive_seed(settings.seed, "unlabelled"),
+    )
+
+
+def fits(store: Store, settings: CompleteSettings) -> bool:
+    """Whether a store's scans were prepared as those of the fine-tuning."""
+    theirs, ours = store.settings.spacing, settings.spacing
+    if theirs == "native" or ours == "native":
+        alike = theirs == ours
+    else:
+        alike = all(math.isclose(a, b, rel_tol=SPACING_TOLERANCE) for a, b in zip(theirs, ours, strict=True))
+    rule, wanted = parse_intensity(store.settings.intensity), intensity_rule(settings.intensity)
+    if rule is None:  # each scan by its own kind
+        detected = all(record.kind == wanted.kind for record in store.records())
+        return alike and detected and wanted.window is None
+    return alike and rule == wanted
+
+
+def with_unlabelled(
+    model: SegmentationModel,
+    objective: SegmentationObjective,
+    labelled: LabelledPatches,
+    settings: CompleteSettings,
+    unlabelled: UnlabelledPatches | None,
+) -> tuple[SegmentationModel | MeanTeacher, Objective, LabelledPatches | PairedPatches]:
+    """Return what to train, for what and on which batches; the arguments where nothing is unlabelled."""
+    if settings.unlabelled is None or unlabelled is None:
+        return model, objective, labelled
+    return (
+        MeanTeacher(model, settings.unlabelled.decay),
+        MeanTeacherObjective(objective, settings.unlabelled, settings.training.steps),
+        PairedPatches(labelled, unlabelled),
+    )

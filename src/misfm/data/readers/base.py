@@ -1,0 +1,99 @@
+"""The contract every reader follows; a new family of formats is one new file in this folder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from misfm.registry import Registry
+from misfm.volume import Volume
+
+
+class Reader(ABC):
+    """Reads the files of a family of formats.
+
+    Readers raise whatever their library raises about a damaged file: ``read_volume`` makes one sentence of
+    it. A library that prints remarks is kept quiet while it reads (:mod:`misfm.data.quiet`); nothing that
+    belongs to the whole process is left changed.
+    """
+
+    title: ClassVar[str]
+    """What a format is called in messages, e.g. ``"NIfTI"``."""
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Ends of the names, in lower case and with the dot, of the files that it reads."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether the content of ``path`` is of this format.
+
+        Asked of folders, of files whose name tells no format, and where the reader that the name tells fails.
+        """
+        return False
+
+    @abstractmethod
+    def read(self, path: Path) -> Volume:
+        """Read one scan on the file's own grid.
+
+        Args:
+            path: exists; a file with one of the suffixes, or what ``recognises`` said yes to.
+
+        Returns:
+            Volume (1, D, H, W); ``misfm.data.checks`` has the checks that every scan passes, ``make_volume``
+            being the last of them.
+
+        Raises:
+            DataError: no scan that can be used.
+            Exception: whatever the library raises.
+        """
+
+    def beside(self, path: Path) -> list[Path]:
+        """Further files that a file needs, such as that of the voxels of a header."""
+        return []
+
+
+@dataclass(frozen=True)
+class Series(ABC):
+    """Files that are one scan together, in the order of their paths.
+
+    Attributes:
+        uid: what tells them from other series.
+        files: at least one.
+        modality: a hint of what kind of scan it is, such as DICOM's ``CT``.
+    """
+
+    uid: str
+    files: tuple[Path, ...]
+    modality: str | None
+
+    @abstractmethod
+    def read(self) -> Volume:
+        """Read the scan; see :meth:`Reader.read`."""
+
+
+class SeriesReader(Reader):
+    """Reads formats in which one scan is many files."""
+
+    @abstractmethod
+    def list_series(self, files: Iterable[Path]) -> tuple[list[Series], list[Path]]:
+        """Group files that this reader takes, wherever they lie; what is no image is left out.
+
+        Returns:
+            The series, ordered by their first file, and the damaged files.
+        """
+
+    @abstractmethod
+    def series_at(self, path: Path) -> Series:
+        """Return the series of a folder that holds one, or the series that one file belongs to.
+
+        Raises:
+            DataError: no series there, or several in a folder.
+        """
+
+    def read(self, path: Path) -> Volume:
+        """Read the series of a folder, or the one that a file belongs to."""
+        return self.series_at(path).read()
+
+
+READERS: Registry[type[Reader]] = Registry("reader", "misfm.data.readers")

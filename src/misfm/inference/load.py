@@ -1,0 +1,92 @@
+"""From weights to a predictor: networks on the best device, with the preparation of scans they need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from misfm.augment.mirrors import AxisName
+from misfm.data.intensity import IntensityRule
+from misfm.errors import WeightsError
+from misfm.inference.ensemble import Ensemble
+from misfm.inference.members import check_compatible, members_of
+from misfm.inference.predictor import PredictionSpec, Predictor
+from misfm.terminal import logger
+from misfm.training.loop import best_device
+from misfm.training.memory import keep_freed_memory
+from misfm.weights import Opened, WeightsInfo, from_pretrained, open_source
+from misfm.weights.source import Source
+
+AXES: tuple[AxisName, ...] = ("D", "H", "W")
+
+
+def predictor_for(
+    model: nn.Module, info: WeightsInfo, *, overlap: float = 0.5, mirror_axes: Sequence[AxisName] = ()
+) -> Predictor:
+    """Return a predictor that prepares scans as the weights want them.
+
+    Args:
+        model: the network.
+        info: description of its weights.
+        overlap: of its windows.
+        mirror_axes: axes to average mirrored predictions over.
+    """
+    assert info.patch_size is not None
+    spec = PredictionSpec(
+        patch_size=info.patch_size,
+        spacing=info.spacing,
+        intensity=IntensityRule.model_validate(info.intensity),
+        in_channels=info.in_channels,
+        num_classes=info.num_classes,
+    )
+    return Predictor(model, spec, overlap=overlap, mirror_axes=[AXES.index(axis) for axis in mirror_axes])
+
+
+def load_predictor(
+    weights_or_run: Source | Sequence[Source], *, overlap: float = 0.5, tta: bool = False
+) -> Predictor:
+    """Build the networks that weights describe, on the best device there is, with what prepares their input.
+
+    Args:
+        weights_or_run: as for :func:`predict`.
+        overlap: share of a window that its neighbour repeats, [0, 1).
+        tta: average over mirrors along the axes that all of the weights were trained with mirrors of; others
+            are never mirrored, since there the network has not seen, or must tell, one side from the other.
+    """
+    sources = members_of(weights_or_run)
+    keep_freed_memory()
+    infos: list[WeightsInfo] = []
+    networks: list[nn.Module] = []
+    for source in sources:
+        opened = open_source(source)
+        infos.append(prediction_info(opened))
+        check_compatible(source, infos[-1], sources[0], infos[0])
+        networks.append(from_pretrained(opened))
+    axes = [axis for axis in AXES if tta and all(axis in info.mirror_axes for info in infos)]
+    if tta and not axes:
+        logger.info(
+            "--tta changes nothing: the weights name no axis that was mirrored in all of their training; "
+            "a larger --overlap averages more windows instead."
+        )
+    network = networks[0] if len(networks) == 1 else Ensemble(networks)
+    return predictor_for(network.to(best_device()), infos[0], overlap=overlap, mirror_axes=axes)
+
+
+def prediction_info(opened: Opened) -> WeightsInfo:
+    """Return the description of weights that can label.
+
+    Raises:
+        WeightsError: they do not say how scans are prepared, or were pretrained only.
+    """
+    info = opened.info
+    if info is None or not info.intensity or info.patch_size is None:
+        raise WeightsError(
+            f"{opened.label} does not say how scans are prepared; fine-tune it with misfm first."
+        )
+    if info.pretext:
+        raise WeightsError(
+            f"{opened.label} was pretrained with {info.pretext} and has no labels yet; "
+            "run `misfm finetune --weights` on it first."
+        )
+    return info

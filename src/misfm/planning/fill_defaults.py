@@ -1,0 +1,209 @@
+"""What a fine-tuning leaves open, filled in from its weights, its dataset or the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple
+
+from misfm.augment.labelled import AugmentSettings
+from misfm.augment.mirrors import safe_flip_axes
+from misfm.config import CompleteSettings, FinetuneSettings, NetworkSettings
+from misfm.data.dataset import Dataset
+from misfm.data.dataset_fingerprint import DatasetFingerprint
+from misfm.data.intensity import IntensityRule, Kind, parse_intensity
+from misfm.data.record import IngestSettings
+from misfm.errors import ConfigError
+from misfm.planning.machine import present_machine
+from misfm.planning.plan import Facts, Plan, plan
+from misfm.settings import Spacing
+from misfm.terminal import logger
+from misfm.training.run import PLANNED, RunFolder
+from misfm.weights import Opened
+
+COARSE = 2.0
+"""Ratio of the weights' spacing to the dataset's that is worth a warning."""
+
+
+class FilledDefaults(NamedTuple):
+    """Settings in which nothing is open, and a sentence for each that was planned."""
+
+    settings: CompleteSettings
+    reasons: tuple[str, ...] = ()
+
+
+def fill_defaults(
+    settings: FinetuneSettings, images: DatasetFingerprint, num_cases: int, weights: Opened | None = None
+) -> FilledDefaults:
+    """Fill in network, spacing, intensity rule and mirrors, then plan patch, batch and steps.
+
+    The network is that of the weights, with the given options on top. Spacing and intensity rule are theirs
+    too, unless they were trained on the other modality: HU mean nothing in MR. Mirroring across the midline
+    is on only where no label tells left from right. What is planned is logged with its reason (see
+    :mod:`misfm.planning.plan`) and the reasons are returned, for there may be no run folder yet.
+
+    Args:
+        settings: in which what is null is open.
+        images: of the dataset; measured if anything is open that follows from their grids.
+        num_cases: training cases.
+        weights: to start from.
+
+    Raises:
+        ConfigError: channels of both modalities, which one intensity rule cannot serve.
+        DataError: an image that cannot be read.
+    """
+    dataset = images.dataset
+    known: Mapping[str, Any] = (
+        {} if weights is None or weights.info is None else weights.info.model_dump(mode="json")
+    )
+    kind = dataset.kinds[0]
+    if len(set(dataset.kinds)) > 1:
+        raise ConfigError(
+            f"{dataset.path} mixes CT with other channels, which misfm cannot normalise together yet: "
+            "train on the channels of one kind."
+        )
+    rule = known.get("intensity") or {"kind": kind}
+    fits = rule["kind"] == kind
+    if not fits and (settings.intensity is None or settings.spacing is None):
+        logger.warning(
+            "%s was trained on %s and %s is %s: intensities and spacing are taken from the dataset.",
+            *(settings.weights, rule["kind"].upper(), dataset.path.name, kind.upper()),
+        )
+    intensity = settings.intensity or (rule_text(rule) if fits else kind)
+    if intensity == "auto":
+        intensity = kind
+    intensity_rule(intensity)
+    augmentation = fill_flips(settings.augmentation, dataset)
+    network = fill_network(settings.network, known.get("network"))
+    settings = settings.model_copy(
+        update={"network": network, "intensity": intensity, "augmentation": augmentation}
+    )
+    if nothing_is_open(settings):
+        return FilledDefaults(CompleteSettings.model_validate(settings.model_dump()))
+    spacing = settings.spacing or fill_spacing(known.get("spacing") if fits else None, images.spacing)
+    facts = Facts(
+        shape=images.shape(spacing),
+        spacing=images.spacing if spacing == "native" else spacing,
+        num_cases=num_cases,
+        num_channels=len(dataset.channel_names),
+        num_classes=max(dataset.label_names) + 1,
+        machine=present_machine(),
+        network=network,
+        weights_patch=None if known.get("patch_size") is None else tuple(known["patch_size"]),
+    )
+    return fill(settings.model_copy(update={"spacing": spacing}), plan(settings, facts))
+
+
+def common_grid(
+    settings: FinetuneSettings, held: IngestSettings, kinds: Collection[Kind], images: DatasetFingerprint
+) -> tuple[Spacing | Literal["native"], str]:
+    """Return the one spacing and intensity rule of fine-tunings that are compared.
+
+    What ``settings`` leave open is that of the volumes pretrained on, where they have one and some are of the
+    dataset's kind, and else that of the dataset; each arm would take that of its weights.
+
+    Args:
+        settings: of the fine-tunings.
+        held: how the volumes pretrained on were prepared.
+        kinds: of these.
+        images: of the dataset to fine-tune on.
+
+    Raises:
+        DataError: an image that cannot be read.
+    """
+    dataset = images.dataset
+    kind = dataset.kinds[0]
+    fits = kind in kinds
+    if not fits:
+        logger.warning(
+            "%s is %s, which the pretraining never sees: spacing and intensities are the dataset's.",
+            *(dataset.path.name, kind.upper()),
+        )
+    intensity = settings.intensity or (held.intensity if fits and held.intensity != "auto" else kind)
+    if settings.spacing is not None:
+        return settings.spacing, intensity
+    known = held.spacing if fits and held.spacing != "native" else None
+    return fill_spacing(known, images.spacing), intensity
+
+
+def fill(settings: FinetuneSettings, found: Plan) -> FilledDefaults:
+    """Put what was planned into the settings, and log why."""
+    for reason in found.reasons:
+        logger.info("%s", reason)
+    update = {name: getattr(found, name) for name in ("patch_size", "batch_size", "network")}
+    training = {**dict(settings.training), "steps": found.steps}
+    complete = CompleteSettings(**{**dict(settings), **update, "training": training})
+    return FilledDefaults(complete, found.reasons)
+
+
+def nothing_is_open(settings: FinetuneSettings) -> bool:
+    """Whether all is chosen that follows from scans or machine otherwise."""
+    chosen = (settings.network, settings.spacing, settings.patch_size, settings.batch_size)
+    return None not in (*chosen, settings.training.steps)
+
+
+def recall(settings: FinetuneSettings, run: RunFolder) -> FinetuneSettings:
+    """Take over what the run that goes on has planned: with other memory free or with scans added to the
+    dataset, the plan would be another."""
+    if not run.config.exists():
+        return settings
+    saved = run.read_settings()
+    names = [name for name in PLANNED if name in type(settings).model_fields]
+    names = [name for name in names if getattr(settings, name) is None]
+    update = {name: saved.get(name) for name in names}
+    steps = settings.training.steps or saved.get("training", {}).get("steps")
+    training = settings.training.model_copy(update={"steps": steps})
+    augmentation = settings.augmentation
+    flips = saved.get("augmentation", {}).get("flip_axes")
+    if "flip_axes" not in augmentation.model_fields_set and flips is not None:
+        augmentation = augmentation.model_copy(update={"flip_axes": tuple(flips)})
+    return FinetuneSettings.model_validate(
+        {**dict(settings), **update, "training": training, "augmentation": augmentation}
+    )
+
+
+def fill_flips(augmentation: AugmentSettings, dataset: Dataset) -> AugmentSettings:
+    """Mirror, unless axes are given, across the midline only where no label tells left from right."""
+    if "flip_axes" in augmentation.model_fields_set:
+        return augmentation
+    return augmentation.model_copy(update={"flip_axes": safe_flip_axes(dataset.label_names.values())})
+
+
+def fill_network(given: NetworkSettings | None, known: Mapping[str, Any] | None) -> NetworkSettings | None:
+    """Return the network of the weights with the given options on top, or the given one if it is another."""
+    if known is None:
+        return given
+    if given is None or given.name == known["name"]:
+        options = {**known["options"], **(given.options if given else {})}
+        return NetworkSettings(name=known["name"], options=options)
+    return given
+
+
+def fill_spacing(known: Spacing | None, measured: Spacing) -> Spacing:
+    """Return the spacing of the weights, or the median of the dataset; say when they are far apart."""
+    if known is None:
+        return measured
+    if any(theirs > COARSE * ours for theirs, ours in zip(known, measured, strict=True)):
+        logger.warning(
+            "The weights were trained at %s mm and the scans have %s mm: details will be lost; "
+            "set spacing to keep them.",
+            *(known, measured),
+        )
+    return known
+
+
+def rule_text(rule: Mapping[str, Any]) -> str:
+    """Write an intensity rule as the option that gives it: ``ct``, ``mr`` or ``ct:LOW,HIGH``."""
+    window = rule.get("window")
+    return f"{rule['kind']}:{window[0]:g},{window[1]:g}" if window else str(rule["kind"])
+
+
+def intensity_rule(text: str) -> IntensityRule:
+    """Return the rule of an ``intensity`` that is filled in, which is never ``auto``.
+
+    Raises:
+        ConfigError: no such rule.
+    """
+    rule = parse_intensity(text)
+    if rule is None:
+        raise ConfigError("The intensity rule of a fine-tuning is 'ct', 'mr' or 'ct:LOW,HIGH'.")
+    return rule

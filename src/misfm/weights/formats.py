@@ -1,0 +1,126 @@
+"""The contract of readers of other projects' weights, one file each, and the safe way to open their files."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from misfm.errors import WeightsError
+from misfm.models import Backbone
+from misfm.registry import Registry
+from misfm.weights.file import WeightsInfo
+
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # what rebuilds a pickled numpy number; its module has moved
+ALLOWED_GLOBALS: list[Any] = [
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float64DType,
+]
+"""All that a checkpoint may hold besides tensors and plain values: a validation score as a numpy number."""
+
+
+class ForeignInfo(WeightsInfo):
+    """The description of another project's weights."""
+
+    notes: tuple[str, ...] = ()
+    """What the reader noticed, in sentences."""
+    transposed: bool = False
+    """Whether its axes are in another order than those of files: such weights are described only."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """Foreign tensors under our names; those without a counterpart keep their own.
+
+    Attributes:
+        tensors: name -> tensor.
+        notes: what the reader noticed, in sentences.
+        adapted: our name -> how the reader changed that tensor on the way.
+    """
+
+    tensors: dict[str, Tensor]
+    notes: list[str] = field(default_factory=list)
+    adapted: dict[str, str] = field(default_factory=dict)
+
+
+class ForeignFormat(Protocol):
+    """Reader of one project's weights."""
+
+    title: str
+
+    def tensors(self, content: Mapping[str, object]) -> dict[str, Tensor] | None:
+        """The network's tensors under their own names; None where ``content`` is of another project.
+
+        ``content`` is what a checkpoint holds, or already a mapping name -> tensor.
+        """
+        ...
+
+    def info(self, content: Mapping[str, object]) -> WeightsInfo:
+        """What keys and shapes tell about the network; called only where :meth:`tensors` gave some."""
+        ...
+
+    def translate(self, tensors: Mapping[str, Tensor], backbone: Backbone) -> Translation:
+        """Rename ``tensors`` for ``backbone``; a network of another kind gets them back as they are."""
+        ...
+
+
+FORMATS: Registry[ForeignFormat] = Registry("weights format", "misfm.weights")
+"""Readers under their names; a new one is one file in this package."""
+
+
+def recognise(content: Mapping[str, object]) -> ForeignFormat | None:
+    """The reader of ``content``, recognised by its keys."""
+    readers = (FORMATS.get(name) for name in FORMATS.names())
+    return next((reader for reader in readers if reader.tensors(content) is not None), None)
+
+
+def unpickle(path: Path) -> dict[str, object]:
+    """What a checkpoint written by torch holds, on the CPU; code in it is refused, never run.
+
+    Raises:
+        WeightsError: cut short, not a dict, or holding anything but tensors and plain values.
+    """
+    refuse_bomb(path)
+    try:
+        with torch.serialization.safe_globals(ALLOWED_GLOBALS):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is refused: it is damaged or holds objects other than tensors and numbers, which could "
+            "run code; save its state dict alone."
+        ) from error
+    except Exception as error:  # there is no end to what a damaged pickle makes a reader raise
+        raise WeightsError(f"{path} is not a whole torch checkpoint; copy or download it again.") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__} instead of named weights.")
+    return cast(dict[str, object], content)
+
+
+def refuse_bomb(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it holds; torch stores everything as it is.
+
+    Raises:
+        WeightsError: entries are compressed, or share their bytes.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # whatever a damaged one makes zipfile raise: it is the reader that says so
+        return
+    size = path.stat().st_size
+    if unpacked > size:
+        raise WeightsError(
+            f"{path} is refused: its {size:,} bytes would unpack to {unpacked:,}, and torch writes "
+            "checkpoints uncompressed; save it again with torch.save."
+        )
