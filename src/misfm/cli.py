@@ -13,7 +13,25 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from misfm.cli_options import case_choice, integers, names, numbers, shared_options
+from misfm.cli_options import (
+    BatchSize,
+    Config,
+    Json,
+    Network,
+    Out,
+    Recipe,
+    Resume,
+    Seed,
+    Set,
+    Steps,
+    Triple,
+    Weights,
+    case_choice,
+    integers,
+    names,
+    numbers,
+    shared_options,
+)
 from misfm.errors import ConfigError, MisfmError
 from misfm.terminal import Progress, show_log
 
@@ -27,20 +45,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # drawing boxes with rich costs more than everything else in --help
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-Seed = Annotated[int | None, typer.Option(help="The one seed all draws come from.", min=0)]
-Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]
-Triple = Annotated[str | None, typer.Option("--patch-size", metavar="D,H,W", help="Voxels the network sees.")]
-BatchSize = Annotated[int | None, typer.Option(help="Samples in a batch.", min=1)]
-Network = Annotated[str | None, typer.Option(help="Network, such as unet or pctnet.")]
-Recipe = Annotated[str | None, typer.Option(help="Named settings: small, mis-fm-2023, volf-2025.")]
-Config = Annotated[Path | None, typer.Option(help="YAML file of settings, on top of the recipe.")]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, on top of all.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")]
-Out = Annotated[Path, typer.Option(help="Run folder.")]
 
 DEFAULT_RECIPE = "small"
 ALL_FOLDS = "all"
@@ -105,6 +109,7 @@ def pretrain(
         str, typer.Option(help="Folder written by `misfm ingest`, or 'phantom[:COUNT]' for generated scans.")
     ],
     out: Out,
+    weights: Weights = None,
     recipe: Recipe = None,
     network: Network = None,
     steps: Steps = None,
@@ -130,6 +135,7 @@ def pretrain(
         config=config,
         options={
             "store": store,
+            "weights": weights,
             "probe.dataset": probe,
             **shared_options(network, steps, patch_size, batch_size, seed),
         },
@@ -144,9 +150,7 @@ def pretrain(
 def finetune(
     dataset: Annotated[Path, typer.Option(help="Folder of an nnU-Net-format dataset.")],
     out: Out,
-    weights: Annotated[
-        str | None, typer.Option(help="File, run folder, hf://OWNER/REPO or published name; none: scratch.")
-    ] = None,
+    weights: Weights = None,
     cases: Annotated[str | None, typer.Option(metavar="N|NAME,...", help="Training cases to use.")] = None,
     split: Annotated[Path | None, typer.Option(help="JSON like nnU-Net's splits_final.json.")] = None,
     fold: Annotated[

@@ -1,12 +1,35 @@
-"""What people write after options, parsed: numbers, names, and the settings that trainings share."""
+"""Options that commands share, and what people write after them, parsed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from misfm.errors import ConfigError
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Seed = Annotated[int | None, typer.Option(help="The one seed all draws come from.", min=0)]
+Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]
+Triple = Annotated[str | None, typer.Option("--patch-size", metavar="D,H,W", help="Voxels the network sees.")]
+BatchSize = Annotated[int | None, typer.Option(help="Samples in a batch.", min=1)]
+Network = Annotated[str | None, typer.Option(help="Network, such as unet or pctnet.")]
+Recipe = Annotated[str | None, typer.Option(help="Named settings: small, mis-fm-2023, volf-2025.")]
+Config = Annotated[Path | None, typer.Option(help="YAML file of settings, on top of the recipe.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting, on top of all.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --out.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SOURCE|none", help="Start: file, run, published name or hf://OWNER/REPO; none: scratch."
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Run folder.")]
 
 
 def shared_options(

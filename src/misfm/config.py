@@ -87,6 +87,13 @@ class RunSettings(Settings):
     """Samples in a batch (MIS-FM: 4 in pretraining, 2 in fine-tuning); null is planned, in fine-tuning."""
     training: OpenTrainingSettings = OpenTrainingSettings()
     """Steps, optimiser, schedule."""
+    weights: str | None = None
+    """Where to start from: a file, run folder, published name or ``hf://``; null or none: random weights."""
+
+    @field_validator("weights")
+    @classmethod
+    def _none_is_a_word(cls, weights: str | None) -> str | None:
+        return None if weights == "none" else weights
 
 
 class ProbeSettings(Settings):
@@ -138,8 +145,6 @@ class FinetuneSettings(RunSettings):
     """Folder of an nnU-Net-format dataset."""
     network: NetworkSettings | None = None
     """The network to train; null takes that of the weights, or a lean U-Net as wide as the machine allows."""
-    weights: str | None = None
-    """Where to start from: a file, a run folder, a published name or ``hf://``; null: random weights."""
     transfer: Literal["all", "encoder"] = "all"
     """all: encoder and decoder; encoder: encoder only."""
     intensity: str | None = None

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from misfm.commands.finetune import build_model, finetune, open_weights
+from misfm.commands.finetune import build_model, finetune
 from misfm.commands.pretrain import pretrain
+from misfm.commands.start import open_weights
 from misfm.commands.twins import finetune_twins
 from misfm.config import FinetuneSettings, PretrainSettings
 from misfm.data.dataset import Dataset

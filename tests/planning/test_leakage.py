@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from misfm.commands.compare import compare
-from misfm.commands.finetune import finetune, open_weights
+from misfm.commands.finetune import finetune
 from misfm.commands.info import describe_path
 from misfm.commands.pretrain import pretrain
+from misfm.commands.start import open_weights
 from misfm.config import CompareSettings
 from misfm.data.dataset import Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from misfm.commands.start import Transferred, inherited_licence, open_weights, start_from, tell_transfer
 from misfm.commands.unlabelled import unlabelled_patches, with_unlabelled
 from misfm.config import CompleteSettings, FinetuneSettings
 from misfm.data.dataset import Case, Dataset
@@ -40,14 +41,9 @@ from misfm.weights import (
     DataInfo,
     NetworkInfo,
     Opened,
-    TransferReport,
     WeightsInfo,
-    describe,
-    load,
-    open_source,
     save,
 )
-from misfm.weights.published import notices
 
 ROTATION_MARGIN = 0.1
 """Voxels read beyond each side of a patch over that side, for rotation to find voxels at the corners."""
@@ -150,7 +146,7 @@ class Ready:
     training: Sequence[Case]
     held_out: Sequence[Case]
     model: SegmentationModel
-    transferred: tuple[TransferReport, list[str]] | None
+    transferred: Transferred | None
     unlabelled: UnlabelledPatches | None
     scans_seen: tuple[str, ...]
     licence: str
@@ -163,13 +159,15 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
     training, held_out = find_cases(dataset, split) if split else choose_cases(dataset, settings)
     run = RunFolder(out)
     run.refuse_taken(resume=resume)
-    weights = shared.weights or open_weights(settings)
+    weights = shared.weights or open_weights(settings.weights)
     images = shared.images or DatasetFingerprint.open(dataset, out)
     images.keep([*training, *held_out])
     given = recall(settings, run) if resume else settings
     complete, reasons = fill_defaults(given, images, len(training), weights)
     model = build_model(complete, dataset)
-    transferred = None if run.last.exists() else start_from_weights(model, complete, weights)
+    transferred = (
+        None if run.last.exists() else start_from(model, complete.weights, weights, complete.transfer)
+    )
     unlabelled = unlabelled_patches(complete, dataset)
     return Ready(
         settings=complete,
@@ -181,13 +179,8 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
         transferred=transferred,
         unlabelled=unlabelled,
         scans_seen=check_leaks(complete, images, (training, held_out), weights, unlabelled),
-        licence=inherited_licence(complete, weights),
+        licence=inherited_licence(complete.weights, weights),
     )
-
-
-def open_weights(settings: FinetuneSettings) -> Opened | None:
-    """Open the weights to start from, if any; they are read here and nowhere else."""
-    return None if settings.weights is None else open_source(settings.weights)
 
 
 def stored_cases(
@@ -205,26 +198,6 @@ def keep_reasons(out: Path, reasons: Sequence[str]) -> None:
     """Keep why what was planned is as it is in ``plan.txt``; a run that goes on plans nothing again."""
     if reasons:
         write_text(out / "plan.txt", "\n".join([*reasons, ""]))
-
-
-def start_from_weights(
-    model: SegmentationModel, settings: CompleteSettings, weights: Opened | None
-) -> tuple[TransferReport, list[str]] | None:
-    """Load the weights to start from, if any; returns what was transferred, and what to know of them."""
-    if settings.weights is None or weights is None:
-        return None
-    report = load(model, weights, transfer=settings.transfer)
-    return report, notices(settings.weights, describe(weights))
-
-
-def tell_transfer(out: Path, transferred: tuple[TransferReport, list[str]] | None) -> None:
-    """Log what was transferred, and keep it in the run folder."""
-    if transferred is not None:
-        report, warnings = transferred
-        write_text(out / "transfer.txt", "\n".join([str(report), *warnings, ""]))
-        logger.info("%s", report)
-        for warning in warnings:
-            logger.warning("%s", warning)
 
 
 def build_model(settings: CompleteSettings, dataset: Dataset) -> SegmentationModel:
@@ -290,10 +263,3 @@ def weights_info(ready: Ready, records: Sequence[Record]) -> WeightsInfo:
         data=DataInfo(count=len(records), fingerprint=fingerprint_of(records), scans=ready.scans_seen),
         licence=ready.licence,
     )
-
-
-def inherited_licence(settings: FinetuneSettings, weights: Opened | None) -> str:
-    """What the licence of the weights at the start, if any, asks to be passed on."""
-    if weights is None:
-        return "unknown"
-    return f"starts from {settings.weights}: {weights.info.licence if weights.info else 'unknown'}"

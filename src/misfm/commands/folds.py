@@ -11,14 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from misfm.commands.finetune import (
-    Shared,
-    build_model,
-    finetune,
-    open_weights,
-    start_from_weights,
-    stored_cases,
-)
+from misfm.commands.finetune import Shared, build_model, finetune, stored_cases
+from misfm.commands.start import open_weights, start_from
 from misfm.commands.unlabelled import unlabelled_patches
 from misfm.config import CompleteSettings, FinetuneSettings
 from misfm.data.dataset import Dataset
@@ -69,13 +63,13 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     folds = read_split(out / FOLDS) if begun and (out / FOLDS).exists() else divide(dataset, settings)
     if resume:
         settings = recall(settings, RunFolder(out / "fold_0"))
-    weights, images = open_weights(settings), DatasetFingerprint.open(dataset, out)
+    weights, images = open_weights(settings.weights), DatasetFingerprint.open(dataset, out)
     parts = [find_cases(dataset, split) for split in folds]
     every_case = list({case.name: case for part in parts for cases in part for case in cases}.values())
     images.keep(every_case)
     complete, reasons = fill_defaults(settings, images, len(folds[0]["train"]), weights)
     if not begun:  # what is wrong is found before the first fold is trained, and leaves nothing behind
-        start_from_weights(build_model(complete, dataset), complete, weights)
+        start_from(build_model(complete, dataset), complete.weights, weights, complete.transfer)
         unlabelled = unlabelled_patches(complete, dataset)
         for part in parts:
             check_leaks(complete, images, part, weights, unlabelled)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from misfm.commands.probe import plan_probe
+from misfm.commands.start import inherited_licence, open_weights, scans_seen, start_from, tell_transfer
 from misfm.config import PretrainSettings
 from misfm.data.generated import generate_beside, is_generated, open_store
 from misfm.data.intensity import IntensityRule, parse_intensity
@@ -21,6 +22,7 @@ from misfm.data.store import Store
 from misfm.errors import ConfigError
 from misfm.files import write_json
 from misfm.models import Backbone, SegmentationModel, create
+from misfm.planning.fill_defaults import fill_network
 from misfm.planning.volumes import VOLUMES, ids_of, kept_split, scans_of, split_records
 from misfm.pretext.base import PretextTask
 from misfm.seeding import derive_seed, generator_for
@@ -30,6 +32,17 @@ from misfm.training.loop import Validation, fit
 from misfm.training.objectives import PretextObjective
 from misfm.training.run import RunFolder
 from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, save
+from misfm.weights.source import Opened
+
+SCORES = (
+    ("pretext_dice", "chance_dice"),
+    ("matching_accuracy", "chance_accuracy"),
+    ("nearest_base_accuracy", "chance_accuracy"),
+    ("rotation_accuracy", "rotation_chance"),
+)
+"""Scores of pretext tasks, and what guessing reaches."""
+LEARNT = 0.05
+"""How far above chance a score is at the least where something was learnt."""
 
 
 def pretrain(
@@ -54,36 +67,62 @@ def pretrain(
     task = settings.pretext.build()
     check_fit(task, settings)
     run = RunFolder(out)
+    weights = open_weights(settings.weights)
+    settings = with_network_of(weights, settings)
     run.check(settings, resume=resume)
     scans = None if is_generated(settings.store) else Store.open(settings.store)
     split = None if scans is None else kept_split(scans, settings, out, volumes)
     # Before anything is generated: what cannot be built or judged leaves nothing behind.
     model = task.build_model(fresh_backbone(settings, split[0][0].channels if split else 1))
-    probe = plan_probe(settings, run, scans_of(split[0]) if split else ())
+    transferred = None if run.last.exists() else start_from(model, settings.weights, weights, "backbone")
+    probe = plan_probe(settings, run, {*scans_seen(weights), *(scans_of(split[0]) if split else ())})
     store = scans or open_store(settings.store, out)
     training, held_out = split or kept_split(store, settings, out, volumes)
     source = PatchSource(task, settings, store, generated_store(task, settings, store, out))
     objective = PretextObjective(task, settings.patch_size)
     source.tell_padding()
-    info = weights_info(settings, store, training, model)
+    info = weights_info(settings, store, training, model, weights)
     seed = derive_seed(settings.seed, "validation")
     pretext = PretextValidation(objective, source.batches(held_out, seed, held_out=True), settings)
     validation = Validation(pretext, key="validation_loss", lower_is_better=True)
     if probe is not None:
         validation = probe.around(validation, info)
     run.begin(settings, resume=resume)
+    tell_transfer(out, transferred)
     write_json(out / VOLUMES, ids_of(training, held_out))
     batches = source.batches(training, settings.seed)
     fit(model, objective, batches, settings.training, run, seed=settings.seed, validation=validation)
     if probe is not None:
         info = take_best(model, run, info)
     save(run.weights, model, info)
-    return {
+    result = {
         name: value
         for row in run.read_metrics()
         for name, value in row.items()
         if name.startswith(("validation", "probe"))
     }
+    if notice := chance_notice(result, settings.weights):
+        logger.warning("%s", notice)
+    return result
+
+
+def chance_notice(result: Mapping[str, float | None], weights: str | None) -> str | None:
+    """Say in a sentence that a pretext was not learnt, and what to do; None where it was, or is not scored.
+
+    Args:
+        result: the numbers of the last validation.
+        weights: what the pretraining started from.
+    """
+    for score, chance in SCORES:
+        reached, guessed = result.get(f"validation_{score}"), result.get(f"validation_{chance}")
+        if reached is None or guessed is None or reached > guessed + LEARNT:
+            continue
+        better = "" if weights else ", or start from weights that have learnt something (--weights builtin)"
+        return (
+            f"{score.replace('_', ' ')} is {reached:.2f}, no better than chance ({guessed:.2f}): these "
+            f"weights have learnt little yet. Train for more --steps{better}."
+        )
+    return None
 
 
 def check_fit(task: PretextTask, settings: PretrainSettings) -> None:
@@ -98,6 +137,17 @@ def check_fit(task: PretextTask, settings: PretrainSettings) -> None:
         raise ConfigError(
             f"'{settings.pretext.name}' mixes scans with generated anatomy: set batch_size to 2 or more."
         )
+
+
+def with_network_of(weights: Opened | None, settings: PretrainSettings) -> PretrainSettings:
+    """Return settings with the network of the weights to start from, given options on top.
+
+    A recipe's network of another name stays: the weights then do not fit, which their transfer says.
+    """
+    if weights is None or weights.info is None:
+        return settings
+    network = fill_network(settings.network, weights.info.network.model_dump())
+    return settings.model_copy(update={"network": network})
 
 
 def take_best(model: nn.Module, run: RunFolder, info: WeightsInfo) -> WeightsInfo:
@@ -176,11 +226,15 @@ def fresh_backbone(settings: PretrainSettings, in_channels: int) -> Backbone:
 
 
 def weights_info(
-    settings: PretrainSettings, store: Store, training: Sequence[Record], model: nn.Module
+    settings: PretrainSettings,
+    store: Store,
+    training: Sequence[Record],
+    model: nn.Module,
+    weights: Opened | None,
 ) -> WeightsInfo:
     """Describe the pretrained weights: what they saw and how scans have to be prepared for them."""
     spacing, rule = store.settings.spacing, parse_intensity(store.settings.intensity)
-    kinds = {record.kind for record in training}
+    licence, kinds = settings.licence, {record.kind for record in training}
     if rule is None and len(kinds) == 1:
         rule = IntensityRule(kind=kinds.pop())
     return WeightsInfo(
@@ -198,9 +252,9 @@ def weights_info(
         data=DataInfo(
             count=len(training),
             fingerprint=fingerprint_of(training),
-            scans=scans_of(training),
+            scans=tuple(sorted({*scans_of(training), *scans_seen(weights)})),
         ),
-        licence=settings.licence,
+        licence=inherited_licence(settings.weights, weights) if licence == "unknown" else licence,
     )
 
 

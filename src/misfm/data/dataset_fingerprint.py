@@ -34,22 +34,19 @@ KEPT_BYTES = 2 * 2**30
 
 
 class ImageFingerprint(Settings):
-    """What one image is.
-
-    Attributes:
-        stamp: state of the file, see :attr:`misfm.data.scan.ScanSource.stamp`.
-        shape: voxels along (D, H, W), in canonical orientation.
-        spacing: mm along (D, H, W), likewise.
-        content: voxels along (D, H, W) of the box around the patient; only of a first channel to train on.
-        scan: fingerprint of the voxels; empty where they are all equal. An empty channel stands for one that
-            was not taken, in many cases of some datasets: it tells no scan.
-    """
+    """What one image is."""
 
     stamp: str
+    """State of the file, see :attr:`misfm.data.scan.ScanSource.stamp`."""
     shape: PositiveShape
+    """Voxels along (D, H, W), in canonical orientation."""
     spacing: Spacing
+    """mm per voxel along (D, H, W), likewise."""
     content: PositiveShape | None
+    """Voxels along (D, H, W) of the box around the patient; only of first channels in ``imagesTr``."""
     scan: str
+    """Fingerprint of the voxels; empty where they are all equal. An empty channel stands for one that was not
+    taken, in many cases of some datasets: it identifies no scan."""
 
 
 @dataclass

@@ -199,7 +199,9 @@ class VolumeFusion(PretextTask):
         dice = hard_dice(finest(outputs).detach(), batch.targets)[1:]
         known = batch.targets[batch.targets != IGNORE]
         shares = torch.bincount(known, minlength=self.num_levels + 1)[1:] / max(len(known), 1)
-        return {"pretext_dice": float(dice.nanmean()), "chance_dice": float(shares[shares > 0].mean())}
+        present = shares[shares > 0]
+        chance = float(present.mean()) if len(present) else 0.0
+        return {"pretext_dice": float(dice.nanmean()), "chance_dice": chance}
 
 
 @PRETEXTS.register("volume-fusion-v1")

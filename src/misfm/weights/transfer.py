@@ -88,7 +88,9 @@ def _by_module(entries: list[Entry], longest: int = 8) -> str:
     return ", ".join(shown) + (f" and {len(counts) - longest} more modules" if len(counts) > longest else "")
 
 
-def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"] = "all") -> TransferReport:
+def load(
+    model: nn.Module, source: Source, *, transfer: Literal["all", "encoder", "backbone"] = "all"
+) -> TransferReport:
     """Fill a network with weights, in place.
 
     A tensor of the backbone is taken where its name and shape fit. The stem is adapted to another number of
@@ -102,22 +104,22 @@ def load(model: nn.Module, source: Source, *, transfer: Literal["all", "encoder"
         source: a weights file, a run folder, a published name (``misfm info published``), an
             ``hf://owner/repo[@revision]``, or a mapping name -> tensor with our names or those of a known
             other project.
-        transfer: ``"encoder"`` leaves decoder and head as they are.
+        transfer: ``"encoder"`` leaves decoder and head unchanged, ``"backbone"`` the head.
 
     Raises:
         ConfigError: another ``transfer``.
         WeightsError: the source cannot be read, has values that are not numbers, or belongs to another
             network: it fits less than a tenth of the backbone, or has another position index.
     """
-    if transfer not in ("all", "encoder"):
-        raise ConfigError(f"Weights transfer as 'all' or 'encoder', got '{transfer}'.")
+    if transfer not in ("all", "encoder", "backbone"):
+        raise ConfigError(f"Weights transfer as 'all', 'encoder' or 'backbone', got '{transfer}'.")
     opened = open_source(source)
     backbone = cast(Backbone, model.get_submodule("backbone"))
     translation = opened.translated(backbone)
 
     noticed = opened.info.notes if isinstance(opened.info, ForeignInfo) else ()
     report = TransferReport(opened.label, notes=[*noticed, *translation.notes])
-    scope = BACKBONE if transfer == "all" else ENCODER
+    scope = ENCODER if transfer == "encoder" else BACKBONE
     wanted = model.state_dict()
     names = {name for name in wanted if name.startswith(scope)}
     if transfer == "all" and _head_fits(wanted, translation.tensors, opened):

@@ -1,0 +1,63 @@
+"""The weights that a training starts from: opened once, transferred, reported, recorded in what follows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from misfm.files import write_text
+from misfm.terminal import logger
+from misfm.weights import Opened, TransferReport, describe, load, open_source
+from misfm.weights.published import notices
+
+Transferred = tuple[TransferReport, list[str]]
+"""What a network took of weights, and what to know of them, in sentences."""
+
+
+def open_weights(source: str | None) -> Opened | None:
+    """Open the weights to start from, if any; they are read here and nowhere else."""
+    return None if source is None else open_source(source)
+
+
+def start_from(
+    model: nn.Module,
+    source: str | None,
+    weights: Opened | None,
+    transfer: Literal["all", "encoder", "backbone"],
+) -> Transferred | None:
+    """Load the weights to start from, if any.
+
+    Args:
+        model: filled in place.
+        source: the weights as given.
+        weights: the same, opened.
+        transfer: what of them, see :func:`misfm.weights.load`.
+    """
+    if source is None or weights is None:
+        return None
+    return load(model, weights, transfer=transfer), notices(source, describe(weights))
+
+
+def tell_transfer(out: Path, transferred: tuple[TransferReport, list[str]] | None) -> None:
+    """Log what was transferred, and keep it in the run folder."""
+    if transferred is not None:
+        report, warnings = transferred
+        write_text(out / "transfer.txt", "\n".join([str(report), *warnings, ""]))
+        logger.info("%s", report)
+        for warning in warnings:
+            logger.warning("%s", warning)
+
+
+def inherited_licence(source: str | None, weights: Opened | None) -> str:
+    """What the licence of the weights at the start, if any, asks to be passed on."""
+    if weights is None:
+        return "unknown"
+    return f"starts from {source}: {weights.info.licence if weights.info else 'unknown'}"
+
+
+def scans_seen(weights: Opened | None) -> tuple[str, ...]:
+    """Short fingerprints of the scans that weights say they have learnt from."""
+    info = None if weights is None else weights.info
+    return () if info is None or info.data is None else info.data.scans
