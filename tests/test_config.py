@@ -123,7 +123,7 @@ def test_merging_leaves_its_arguments_alone():
             "no setting 'batchsize' in the settings; did you mean 'batch_size'",
         ),
         (PretrainSettings, "training.stepz=3", "did you mean 'training.steps'"),
-        (PretrainSettings, "training.optimizer.LR=3", "Choose from: training.optimizer.name"),
+        (PretrainSettings, "training.optimizer.LR=3", "hoose from: training.optimizer.name"),
         (FinetuneSettings, "network.nam=unet", "did you mean 'network.name'"),
         (FinetuneSettings, "augmentation.flip_axis=[0]", "did you mean 'augmentation.flip_axes'"),
         (FinetuneSettings, "store=x", "no setting 'store'"),

@@ -39,7 +39,7 @@ def test_unknown_names_are_answered_with_the_nearest_then_all(shapes):
 
 
 def test_a_name_like_nothing_gets_the_list_alone(shapes):
-    with pytest.raises(ConfigError, match=r"There is no shape 'xyz'; Choose from: ball, box, cube\."):
+    with pytest.raises(ConfigError, match=r"There is no shape 'xyz'; choose from: ball, box, cube\."):
         shapes.get("xyz")
 
 

@@ -235,7 +235,8 @@ def predict(
     with Progress("Predicting") as progress:
         paths = [*inputs, *(more_inputs or [])]
         prediction = predict_files(run, paths, output, overlap=overlap, tta=tta, progress=progress.update)
-    say(f"{output}: {len(prediction.written)} label maps")
+    failed = f", {len(prediction.failed)} scan(s) failed" if prediction.failed else ""
+    say(f"{output}: {len(prediction.written)} label map(s) written{failed}")
     written = {case: str(path) for case, path in prediction.written.items()}
     finish({"written": written, "failed": dict(prediction.failed)}, as_json)
     if prediction.failed:

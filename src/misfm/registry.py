@@ -17,7 +17,7 @@ def closest(name: str, options: list[str]) -> str:
     """Return a hint for a mistyped ``name``: the nearest of ``options``, then all of them."""
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"{hint}Choose from: {', '.join(options)}."
+    return f"{hint}{'Choose' if hint else 'choose'} from: {', '.join(options)}."
 
 
 class Registry(Generic[T]):

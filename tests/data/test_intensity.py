@@ -51,7 +51,7 @@ def test_rules_have_names(text, rule):
 
 @pytest.mark.parametrize("text", ["pet", "ct:600,-200", "ct:1", "mr:0,1", "", "CT "])
 def test_unknown_rules_are_refused_with_a_hint(text):
-    with pytest.raises(ConfigError, match="Choose from: auto, ct, mr"):
+    with pytest.raises(ConfigError, match="hoose from: auto, ct, mr"):
         parse_intensity(text)
 
 

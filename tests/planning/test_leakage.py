@@ -101,7 +101,7 @@ def test_a_clean_dataset_passes_and_its_training_scans_are_told(check, folder):
 @pytest.mark.parametrize(("what", "case"), [("validation case", VAL), ("test case", TEST)])
 def test_cases_the_weights_have_seen_are_refused(check, folder, weights, what, case):
     start = weights("0" * 16, scan_of(folder, case))
-    message = f"The weights {start} have learnt from the scan of {what} {case}: .*allow_overlap: true"
+    message = f"The weights {start} have learnt from the scan of {what} {case}: .*allow_overlap=true"
     with pytest.raises(ConfigError, match=message):
         check(f"weights={start}")
 
@@ -210,7 +210,7 @@ def test_a_pretraining_that_will_be_judged_is_refused_before_it_starts(
     folder, pretrain_settings, scans, dataset, tmp_path
 ):
     ingest([scans, image(folder, VAL)], tmp_path / "store", IngestSettings(spacing=(14.0, 14.0, 14.0)))
-    message = rf"The pretraining learns from the scan of validation case {VAL}: .*allow_overlap: true"
+    message = rf"The pretraining learns from the scan of validation case {VAL}: .*allow_overlap=true"
     probe = f"probe={{dataset: {json.dumps(str(folder))}, cases: 1, steps: 2}}"
     share = "validation_share=0.1"
     for seed in range(9):  # the volume may be the held-out one, which is not learnt from

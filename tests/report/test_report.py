@@ -82,7 +82,6 @@ def test_every_text_is_escaped(tmp_path):
     report = ReportData(
         title=EVIL,
         verdicts=(Verdict(EVIL, EVIL),),
-        summary=(EVIL,),
         figures=(Picture(EVIL, b"png", wide=True),),
         tables=(Table(EVIL, (EVIL, EVIL), ((EVIL, EVIL),)), Table(EVIL, (EVIL,), ((EVIL,),), folded=True)),
         notes=(EVIL,),
@@ -90,8 +89,8 @@ def test_every_text_is_escaped(tmp_path):
     )
     page = Page(rendered(report, tmp_path))
     assert "script" not in page.tags
-    # title 2, verdict 2, summary 1, caption 1, tables 5 and 3, note 1, setting 2
-    assert page.text.count(EVIL) == 17
+    # title 2, verdict 2, caption 1, tables 5 and 3, note 1, setting 2
+    assert page.text.count(EVIL) == 16
     assert ("alt", EVIL) in page.attributes
 
 
@@ -151,7 +150,7 @@ def test_three_arms_get_a_verdict_and_a_column_each():
 
 def test_a_single_arm_is_reported_without_a_comparison(tmp_path):
     report = twin_report("t", arms(0)[:1])
-    assert "mean test Dice" in report.verdicts[0].headline
+    assert "mean Dice" in report.verdicts[0].headline
     assert len(report.figures) == 1
     Page(rendered(report, tmp_path))
 

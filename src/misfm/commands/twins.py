@@ -69,6 +69,7 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
         report = twin_report(
             f"Fine-tuning on {Path(settings.dataset).name}: pretrained against scratch",
             arms,
+            scored="validation",
             notes=["Scores are of the validation cases; settings were not chosen on them by this command."],
             settings={"weights": str(settings.weights), "steps": str(alike.training.steps)},
         )
@@ -84,5 +85,6 @@ def verdict(comparison: Comparison) -> str:
         return "No label occurs in the validation cases or their predictions, so there is nothing to compare."
     return (
         f"Mean Dice {pretrained.mean:.3f} pretrained, {scratch.mean:.3f} from scratch; "
-        f"difference {pretrained.difference}."
+        f"difference {pretrained.difference}. These are {len(comparison.cases)} validation cases and one run "
+        "each: other runs may differ by more than the interval, which is over cases."
     )

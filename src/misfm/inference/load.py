@@ -80,13 +80,13 @@ def prediction_info(opened: Opened) -> WeightsInfo:
         WeightsError: they do not say how scans are prepared, or were pretrained only.
     """
     info = opened.info
-    if info is None or not info.intensity or info.patch_size is None:
-        raise WeightsError(
-            f"{opened.label} does not say how scans are prepared; fine-tune it with misfm first."
-        )
-    if info.pretext:
+    if info is not None and info.pretext:
         raise WeightsError(
             f"{opened.label} was pretrained with {info.pretext} and has no labels yet; "
             "run `misfm finetune --weights` on it first."
+        )
+    if info is None or not info.intensity or info.patch_size is None:
+        raise WeightsError(
+            f"{opened.label} does not say how scans are prepared; fine-tune it with misfm first."
         )
     return info

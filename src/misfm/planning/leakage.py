@@ -21,7 +21,7 @@ from misfm.weights import Opened
 
 ANATOMY = "phantom-anatomy"
 """The pretext task that learns from generated anatomy alone, which is nobody's scan."""
-ADVICE = "learn from others, or set allow_overlap: true to judge on it all the same."
+ADVICE = "learn from others, or add --set allow_overlap=true to judge on it all the same."
 
 Seen = dict[str, str]
 """Short fingerprint of a scan that a network learnt from to the beginning of a sentence that says so."""

@@ -45,8 +45,6 @@ from misfm.seeding import draw_below, draw_int
 from misfm.settings import CountRange, Probability
 from misfm.volume import Shape
 
-"""Fewest and most, both included."""
-
 
 def fuse(foreground: Tensor, background: Tensor, levels: Tensor, num_levels: int = 4) -> Tensor:
     r"""Return X = α I_f + (1 - α) I_b with α = levels / K.

@@ -69,7 +69,6 @@ class ReportData:
     Attributes:
         title: of the page.
         verdicts: what came out.
-        summary: sentences on what was done.
         figures: pictures.
         tables: numbers.
         notes: what a fair reader should know before believing the verdict.
@@ -78,7 +77,6 @@ class ReportData:
 
     title: str
     verdicts: tuple[Verdict, ...] = ()
-    summary: tuple[str, ...] = ()
     figures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()

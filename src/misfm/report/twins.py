@@ -21,8 +21,8 @@ def twin_report(
     title: str,
     arms: Sequence[Arm],
     *,
+    scored: str = "test",
     figures: Sequence[Picture] = (),
-    summary: Sequence[str] = (),
     notes: Sequence[str] = (),
     settings: Mapping[str, str] | None = None,
 ) -> ReportData:
@@ -31,8 +31,8 @@ def twin_report(
     Args:
         title: of the page.
         arms: runs; the name of the first is the baseline, runs of one name are seeds of one arm.
+        scored: which cases the scores are of, "test" or "validation".
         figures: further pictures, shown behind the curves.
-        summary: sentences on what was done.
         notes: caveats, put before those that follow from the numbers of cases and seeds.
         settings: settings and versions, name to value.
 
@@ -40,7 +40,7 @@ def twin_report(
         ValueError: the arms share no case or no seed; see `compare_arms`.
     """
     comparison = compare_arms(arms)
-    drawn, tables = [], [label_table(comparison)] if is_comparable(comparison) else []
+    drawn, tables = [], [label_table(comparison, scored)] if is_comparable(comparison) else []
     if any(arm.curve for arm in arms):
         drawn.append(
             Picture(
@@ -51,7 +51,7 @@ def twin_report(
     if len(comparison.scores) > 1 and is_comparable(comparison):
         drawn.append(
             Picture(
-                f"Test Dice minus that of {comparison.baseline} on the same cases, with 95 % intervals.",
+                f"Dice minus that of {comparison.baseline} on the same {scored} cases, with 95 % intervals.",
                 difference_plot(comparison),
             )
         )
@@ -59,9 +59,8 @@ def twin_report(
     return ReportData(
         title=title,
         verdicts=tuple(verdicts(comparison)),
-        summary=tuple(summary),
         figures=(*drawn, *figures),
-        tables=(*tables, case_table(arms, comparison)),
+        tables=(*tables, case_table(arms, comparison, scored)),
         notes=(*notes, *_caveats(comparison)),
         settings=settings or {},
     )
@@ -91,16 +90,16 @@ def verdicts(comparison: Comparison) -> list[Verdict]:
                 _tone(difference),
             )
         )
-    return lines or [Verdict(f"{comparison.baseline}: mean test Dice {_with_interval(base)}")]
+    return lines or [Verdict(f"{comparison.baseline}: mean Dice {_with_interval(base)}")]
 
 
-def label_table(comparison: Comparison) -> Table:
-    """Mean test Dice of each label and of all, one column an arm."""
+def label_table(comparison: Comparison, scored: str) -> Table:
+    """Mean Dice of each label and of all, one column an arm; ``scored`` says on which cases."""
     rows = [
         (label, *(_with_interval(score) if score else _NOTHING for score in scores))
         for label, scores in _by_label(comparison, list(comparison.scores))
     ]
-    caption = "Mean test Dice by label, with 95 % bootstrap intervals."
+    caption = f"Mean Dice of the {scored} cases by label, with 95 % bootstrap intervals."
     return Table(caption, ("label", *comparison.scores), tuple(rows))
 
 
@@ -117,8 +116,8 @@ def difference_table(comparison: Comparison) -> Table:
     return Table(caption, ("label", *others), tuple(rows))
 
 
-def case_table(arms: Sequence[Arm], comparison: Comparison) -> Table:
-    """Test Dice of each case averaged over its labels, one column a run."""
+def case_table(arms: Sequence[Arm], comparison: Comparison, scored: str) -> Table:
+    """Dice of each case averaged over its labels, one column a run."""
     several = len(arms) > len(comparison.scores)
     headers = [f"{arm.name}, seed {arm.seed}" if several else arm.name for arm in arms]
     rows = []
@@ -126,7 +125,7 @@ def case_table(arms: Sequence[Arm], comparison: Comparison) -> Table:
         values = [[v for v in arm.cases[case].values() if v is not None] for arm in arms]
         rows.append((case, *(f"{sum(v) / len(v):.3f}" if v else _NOTHING for v in values)))
     return Table(
-        "Test Dice of every case, mean over its labels.", ("case", *headers), tuple(rows), folded=True
+        f"Dice of every {scored} case, mean over its labels.", ("case", *headers), tuple(rows), folded=True
     )
 
 

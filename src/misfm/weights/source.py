@@ -108,7 +108,7 @@ def _open_builtin() -> Opened:
     if not resource.is_file():
         raise WeightsError("This installation ships no builtin weights; give the path of a weights file.")
     with importlib.resources.as_file(resource) as path:
-        return Opened("the builtin weights", *file.read(path))
+        return Opened("builtin", *file.read(path))
 
 
 def _open_published(entry: published.Published) -> Opened:

@@ -102,5 +102,5 @@ def _onnx() -> ModuleType:
         return importlib.import_module("onnx")
     except ImportError as error:
         raise ConfigError(
-            "Writing ONNX needs the package onnx: install it with `pip install 'misfm[export]'`."
+            "Writing ONNX needs the package onnx: install it with `pip install onnx`."
         ) from error
