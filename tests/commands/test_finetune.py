@@ -110,7 +110,7 @@ def filled(dataset, settings):
         settings,
         DatasetFingerprint(opened),
         len(choose_cases(opened, settings)[0]),
-        open_weights(settings),
+        open_weights(settings.weights),
     ).settings
 
 

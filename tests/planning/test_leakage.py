@@ -84,7 +84,7 @@ def check(folder, finetune_settings):
     def run(*assignments, images=None, **options):
         images = images or DatasetFingerprint(Dataset.open(folder))
         settings = finetune_settings(f"dataset={folder}", *assignments)
-        weights = open_weights(settings)
+        weights = open_weights(settings.weights)
         filled = fill_defaults(settings, images, 1, weights).settings
         return check_leaks(filled, images, choose_cases(images.dataset, settings), weights, **options)
 

@@ -180,7 +180,7 @@ def test_builtin_weights_are_package_data(tmp_path, monkeypatch):
 
 
 def test_wrong_use_is_one_sentence():
-    with pytest.raises(ConfigError, match="'all' or 'encoder'"):
+    with pytest.raises(ConfigError, match="'all', 'encoder' or 'backbone'"):
         weights.load(pctnet(), {}, transfer="decoder")
     with pytest.raises(WeightsError, match="does not say which network"):
         weights.from_pretrained(pctnet().state_dict())
