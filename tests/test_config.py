@@ -198,3 +198,14 @@ def test_a_run_begun_with_the_older_words_is_resumed(tmp_path):
     assert older.count("_probability") == 2
     run.config.write_text(older)
     run.check(settings, resume=True)
+
+
+def test_a_later_source_wins_whichever_words_it_uses(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text("pretext: {options: {inversion_probability: 0.1, views: {flip_probability: 0.2}}}\n")
+    assigned = ["pretext.options.p_inversion=0.9", "pretext.options.views.p_flip=0.8"]
+    settings = resolve(
+        PretrainSettings, recipe="small", config=file, options={"store": "s"}, assignments=assigned
+    )
+    assert settings.pretext.options["p_inversion"] == 0.9
+    assert settings.pretext.options["views"] == {"p_flip": 0.8}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from misfm.augment.labelled import AugmentSettings
 from misfm.pretext.base import PRETEXTS, PretextTask
@@ -40,12 +40,13 @@ OLDER_WORDS = {
 """Options of pretext tasks as files of settings written before they were renamed have them."""
 
 
-def renamed(options: Mapping[str, Any]) -> Tree:
-    """Return options under the words of today, at every depth.
+def is_own_task(name: object) -> bool:
+    """Whether a pretext task is one of misfm's: those of others have words of their own."""
+    return name in PRETEXTS.names() and PRETEXTS.get(str(name)).__module__.startswith("misfm.pretext.")
 
-    Beside a new word the older one wins: recipes have the new ones, so it can only come from what was put on
-    top of them.
-    """
+
+def renamed(options: Mapping[str, Any]) -> Tree:
+    """Return options under the words of today, at every depth; of one source, where the older word wins."""
     current = {key: renamed(value) if isinstance(value, dict) else value for key, value in options.items()}
     older = {new: current.pop(old) for old, new in OLDER_WORDS.items() if old in current}
     return {**current, **older}
@@ -61,9 +62,8 @@ class PretextSettings(Settings):
 
     @field_validator("options")
     @classmethod
-    def _understands_older_words(cls, options: dict[str, Any]) -> dict[str, Any]:
-        # Runs that are resumed and files of settings may be older than the words of today.
-        return renamed(options)
+    def _understands_older_words(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        return renamed(options) if is_own_task(info.data.get("name")) else options
 
     def build(self) -> PretextTask:
         """Return the task.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from misfm.config import PretrainSettings, RunSettings
+from misfm.config import PretrainSettings, RunSettings, is_own_task, renamed
 from misfm.errors import ConfigError
 from misfm.registry import closest
 from misfm.settings import Tree, parse
@@ -48,17 +49,27 @@ def resolve(
     overrides = read_file(config) if config is not None else {}
     name = str(overrides.pop("extends", overrides.get("recipe", recipe)))
     section = "pretrain" if kind is PretrainSettings else "finetune"
-    tree = merge(read_recipe(name, section), {"recipe": name, **overrides})
-    for key, value in options.items():
-        if value is not None:
-            tree = merge(tree, nest(key, value))
+    sources = [read_recipe(name, section), {"recipe": name, **overrides}]
+    sources += [nest(key, value) for key, value in options.items() if value is not None]
     assigned: Tree = {}
     for assignment in assignments:  # put together first: options may be given before the name they are of
         key, separator, text = assignment.partition("=")
         if not separator:
             raise ConfigError(f"--set takes KEY=VALUE, got '{assignment}'.")
         assigned = merge(assigned, nest(key.strip(), load_yaml(text, f"--set {assignment}")))
-    return parse(kind, merge(tree, assigned), "settings")
+    sources.append(assigned)
+    task = reduce(merge, sources).get("pretext", {})
+    if isinstance(task, dict) and is_own_task(task.get("name")):
+        sources = [in_words_of_today(source) for source in sources]
+    return parse(kind, reduce(merge, sources), "settings")
+
+
+def in_words_of_today(tree: Tree) -> Tree:
+    """Return settings with the options of their pretext task under today's words, before they are merged."""
+    task = tree.get("pretext")
+    if not (isinstance(task, dict) and isinstance(task.get("options"), dict)):
+        return tree
+    return {**tree, "pretext": {**task, "options": renamed(task["options"])}}
 
 
 def read_recipe(name: str, section: str) -> Tree:

@@ -209,3 +209,14 @@ def test_mistakes_on_the_command_line_are_told_in_a_sentence(run_command, store,
         done = run_command(*shared, *options)
         assert done.status == 2
         assert reason in done.error
+
+
+def test_a_case_that_cannot_be_used_fails_the_arms_that_need_it_alone(settings_for, dataset, tmp_path):
+    folder = shutil.copytree(dataset, tmp_path / "dataset")
+    settings = settings_for(recipes=("misfm",), dataset=str(folder))
+    first = compare(settings, tmp_path / "out")
+    for label in (folder / "labelsTr").iterdir():
+        label.write_bytes(b"damaged")
+    again = compare(settings.model_copy(update={"seeds": (0, 1)}), tmp_path / "out")
+    assert set(again["failed"]) == {"unet-scratch-1cases-seed1", "unet-misfm-1cases-seed1"}
+    assert again["comparisons"] == first["comparisons"]

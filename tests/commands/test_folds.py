@@ -205,3 +205,23 @@ def test_the_command_prints_a_table_and_its_folder_predicts(run_command, tmp_pat
     )
     assert done.status == 0
     assert len(list((tmp_path / "masks").iterdir())) == 2
+
+
+def test_a_refused_resume_leaves_the_folds_as_they_were(finetune_settings, tmp_path):
+    settings = finetune_settings("folds=2")
+    cross_validate(settings, tmp_path / "cv")
+    (tmp_path / "cv" / "fold_1" / "validation.json").unlink()
+    shutil.rmtree(tmp_path / "cv" / "cases")
+    with pytest.raises(ConfigError, match="was started with other settings"):
+        cross_validate(finetune_settings("folds=2", "spacing=[20, 20, 20]"), tmp_path / "cv", resume=True)
+    assert not (tmp_path / "cv" / "cases").exists()
+    cross_validate(settings, tmp_path / "cv", resume=True)
+
+
+def test_finished_folds_read_no_image(finetune_settings, dataset, tmp_path):
+    folder = shutil.copytree(dataset, tmp_path / "dataset")
+    settings = finetune_settings("folds=2", f"dataset={folder}")
+    first = cross_validate(settings, tmp_path / "cv")
+    for image in (folder / "imagesTr").iterdir():
+        image.write_bytes(b"damaged")
+    assert cross_validate(settings, tmp_path / "cv", resume=True) == first

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from misfm.commands.finetune import Shared
 from misfm.commands.pretrain import pretrain
 from misfm.commands.trials import Trial, finetune_settings, finetunings, pretrain_settings, pretrainings
 from misfm.config import CompareSettings, FinetuneSettings
-from misfm.data.dataset import Case, Dataset
+from misfm.data.dataset import Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.generated import SETTINGS as GENERATED_SETTINGS
 from misfm.data.generated import is_generated
@@ -27,7 +28,7 @@ from misfm.data.intensity import Kind
 from misfm.data.record import IngestSettings
 from misfm.data.splits import Split, read_split
 from misfm.data.store import Store
-from misfm.errors import ConfigError
+from misfm.errors import ConfigError, MisfmError
 from misfm.evaluation.arms import SCRATCH, Arm
 from misfm.files import write_json, write_text
 from misfm.models.base import NETWORKS
@@ -44,7 +45,7 @@ from misfm.training.loop import Interrupted
 from misfm.training.run import RunFolder
 
 CASES = "cases"
-"""In the folder of a comparison: the store of the labelled cases of all its fine-tunings."""
+"""Begin of the name of the store that the fine-tunings of a comparison share."""
 
 
 @dataclass(frozen=True)
@@ -138,18 +139,36 @@ def share_grid(settings: CompareSettings, images: DatasetFingerprint) -> Compare
 
 
 def share_cases(settings: CompareSettings, out: Path, images: DatasetFingerprint) -> None:
-    """Preprocess the cases of all fine-tunings once, into a store that they share."""
-    cases: dict[str, Case] = {}
-    for count in settings.cases:
-        fine = finetune_settings(settings, Trial(settings.networks[0], SCRATCH, count), None)
-        for part in find_cases(images.dataset, split_for(fine, images.dataset, out)):
-            cases |= {case.name: case for case in part}
-    assert fine.spacing is not None
-    intensity = images.dataset.kinds[0] if fine.intensity in (None, "auto") else str(fine.intensity)
+    """Preprocess the cases of all fine-tunings that are not finished once, into a store that they share.
+
+    What cannot be used is left to the runs that need it: they fail, and the others go on.
+    """
     images.save(out)
-    prepared = IngestSettings(spacing=fine.spacing, intensity=intensity)
-    ingest_dataset(images.dataset, list(cases.values()), out / CASES, prepared, images=images)
+    for count in sorted({trial.cases for trial in finetunings(settings) if not is_finished(trial, out)}):
+        fine = finetune_settings(settings, Trial(settings.networks[0], SCRATCH, count), None)
+        with suppress(MisfmError):
+            parts = find_cases(images.dataset, split_for(fine, images.dataset, out))
+            cases = [case for part in parts for case in part]
+            prepared = ingest_settings(fine, images.dataset)
+            ingest_dataset(images.dataset, cases, store_of(fine, out), prepared, images=images)
     images.forget()
+
+
+def is_finished(trial: Trial, out: Path) -> bool:
+    """Whether a fine-tuning has been scored."""
+    return (trial.folder(out) / SCORES).exists()
+
+
+def ingest_settings(fine: FinetuneSettings, dataset: Dataset) -> IngestSettings:
+    """How the cases of fine-tunings with one spacing and intensity rule are prepared."""
+    assert fine.spacing is not None
+    intensity = dataset.kinds[0] if fine.intensity in (None, "auto") else str(fine.intensity)
+    return IngestSettings(spacing=fine.spacing, intensity=intensity)
+
+
+def store_of(fine: FinetuneSettings, out: Path) -> Path:
+    """The store of the cases of all fine-tunings with one spacing and intensity rule."""
+    return shared_file(out, CASES, fine.spacing, fine.intensity).with_suffix("")
 
 
 def split_for(fine: FinetuneSettings, dataset: Dataset, out: Path) -> Split:
@@ -206,7 +225,7 @@ def finetune_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
         run.require(fine.model_copy(update={"augmentation": augmentation}))
         require_split(run.path / SPLIT, split)
         return
-    shared = Shared(split, DatasetFingerprint.open(dataset, out), store_dir=out / CASES)
+    shared = Shared(split, DatasetFingerprint.open(dataset, out), store_dir=store_of(fine, out))
     train_arm(fine, run.path, shared=shared)
 
 

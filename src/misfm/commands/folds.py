@@ -6,6 +6,7 @@ The folder as a whole is what ``misfm predict --run`` takes for an ensemble of t
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ from misfm.planning.leakage import check_leaks
 from misfm.planning.splits import choose_cases, find_cases, folds_of, split_of
 from misfm.terminal import logger
 from misfm.training.run import RunFolder
+
+SCORES = "validation.json"
+"""In the folder of a fold: its scores, once it is finished."""
 
 
 def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -64,7 +68,8 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     if resume:
         settings = recall(settings, RunFolder(out / "fold_0"))
     weights, images = open_weights(settings.weights), DatasetFingerprint.open(dataset, out)
-    parts = [find_cases(dataset, split) for split in folds]
+    ahead = [split for number, split in enumerate(folds) if not (out / f"fold_{number}" / SCORES).exists()]
+    parts = [find_cases(dataset, split) for split in ahead]
     every_case = list({case.name: case for part in parts for cases in part for case in cases}.values())
     images.keep(every_case)
     complete, reasons = fill_defaults(settings, images, len(folds[0]["train"]), weights)
@@ -73,9 +78,14 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
         unlabelled = unlabelled_patches(complete, dataset)
         for part in parts:
             check_leaks(complete, images, part, weights, unlabelled)
+    for number in range(len(folds)):
+        RunFolder(out / f"fold_{number}").check(complete.model_copy(update={"fold": number}), resume=True)
     write_json(out / FOLDS, folds)
-    images.save(out)
-    stored_cases(complete, images, every_case, out / "cases")
+    if every_case:
+        if not begun:  # what a killed start left may have been prepared otherwise
+            shutil.rmtree(out / "cases", ignore_errors=True)
+        images.save(out)
+        stored_cases(complete, images, every_case, out / "cases")
     results = []
     for number, split in enumerate(folds):
         logger.info("fold %d of %d", number, len(folds))
@@ -118,7 +128,7 @@ def train_fold(
     settings: CompleteSettings, out: Path, reasons: Sequence[str], shared: Shared, *, resume: bool
 ) -> dict[str, Any]:
     """Fine-tune on one fold, or return the scores of a fold that was finished with these settings."""
-    scores = out / "validation.json"
+    scores = out / SCORES
     if not (resume and scores.exists()):
         return finetune(settings, out, resume=resume, reasons=reasons, shared=shared)
     RunFolder(out).begin(settings, resume=True)

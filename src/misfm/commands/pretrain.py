@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import nn
 from misfm.commands.probe import plan_probe
 from misfm.commands.start import inherited_licence, open_weights, scans_seen, start_from, tell_transfer
 from misfm.config import PretrainSettings
-from misfm.data.generated import generate_beside, is_generated, open_store
+from misfm.data.generated import check_beside, generate_beside, is_generated, num_volumes, open_store
 from misfm.data.intensity import IntensityRule, parse_intensity
 from misfm.data.patches import MixedPatches, UnlabelledPatches, padding_notice
 from misfm.data.record import Record, fingerprint_of
@@ -65,12 +66,12 @@ def pretrain(
         Interrupted: stopped by the user; the state is saved.
     """
     task = settings.pretext.build()
-    check_fit(task, settings)
     run = RunFolder(out)
     weights = open_weights(settings.weights)
     settings = with_network_of(weights, settings)
     run.check(settings, resume=resume)
     scans = None if is_generated(settings.store) else Store.open(settings.store)
+    check_fit(task, settings, scans)
     split = None if scans is None else kept_split(scans, settings, out, volumes)
     # Before anything is generated: what cannot be built or judged leaves nothing behind.
     model = task.build_model(fresh_backbone(settings, split[0][0].channels if split else 1))
@@ -125,12 +126,17 @@ def chance_notice(result: Mapping[str, float | None], weights: str | None) -> st
     return None
 
 
-def check_fit(task: PretextTask, settings: PretrainSettings) -> None:
-    """Check that a task can learn from what it is given.
+def check_fit(task: PretextTask, settings: PretrainSettings, scans: Store | None) -> None:
+    """Check that a task can learn from what it is given; ``scans`` is None where all is generated.
 
     Raises:
-        ConfigError: a task for generated anatomy and scans, or a batch too small to hold both.
+        ConfigError: a task for generated anatomy and scans, scans or a number of volumes that it does not go
+            with, or a batch too small to hold both.
     """
+    if scans is None:
+        num_volumes(settings.store)
+    elif task.mixes_generated:
+        check_beside(scans)
     if task.needs_labels and not is_generated(settings.store):
         raise ConfigError(f"'{settings.pretext.name}' learns from generated anatomy: give --store phantom.")
     if task.mixes_generated and settings.batch_size < 2:
@@ -152,6 +158,7 @@ def with_network_of(weights: Opened | None, settings: PretrainSettings) -> Pretr
 
 def take_best(model: nn.Module, run: RunFolder, info: WeightsInfo) -> WeightsInfo:
     """Load what the probe judged best; returns the description of these weights."""
+    shutil.rmtree(run.path / "probe" / "cases", ignore_errors=True)
     best = load_checkpoint(run.best)
     model.load_state_dict(best.model)
     return info.model_copy(update={"steps": best.step})

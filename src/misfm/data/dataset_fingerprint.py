@@ -127,9 +127,13 @@ class DatasetFingerprint:
         return [short_fingerprint(one.scan) for one in found if one is not None and one.scan]
 
     def scan(self, case: Case) -> str | None:
-        """Return the fingerprint of a case of one channel, None where it is not known or there are more."""
-        known = self.images.get(str(case.image_paths[0])) if len(case.image_paths) == 1 else None
-        return known.scan or None if known is not None else None
+        """Return the fingerprint of a case of one channel as it is now; None if it is empty or has more.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        single = len(case.image_paths) == 1 and case.image_paths[0].exists()
+        return (self.image(case.image_paths[0]).scan or None) if single else None
 
     def read(self, path: Path) -> Volume:
         """Return the voxels of an image, which are let go of if they were kept.

@@ -44,28 +44,45 @@ def open_store(store: str, out: Path) -> Store:
     """
     if not is_generated(store):
         return Store.open(store)
+    return generate(num_volumes(store), out, SETTINGS)
+
+
+def num_volumes(store: str) -> int:
+    """Return how many volumes the name of a store asks for.
+
+    Raises:
+        ConfigError: ``phantom:`` followed by anything but a number of two or more.
+    """
     _, _, text = store.partition(":")
     if not (text or str(DEFAULT_NUM_VOLUMES)).isdecimal() or int(text or DEFAULT_NUM_VOLUMES) < 2:
         raise ConfigError(f"--store {PREFIX}:COUNT takes a number of two or more, got '{text}'.")
-    return generate(int(text or DEFAULT_NUM_VOLUMES), out, SETTINGS)
+    return int(text or DEFAULT_NUM_VOLUMES)
 
 
 def generate_beside(scans: Store, count: int, out: Path) -> Store:
     """Generate volumes to learn from together with scans, their intensities prepared by the same rule.
 
     Raises:
+        ConfigError: see :func:`check_beside`.
+    """
+    check_beside(scans)
+    rule = scans.settings.intensity
+    intensity = scans.records()[0].kind if rule == "auto" else rule
+    return generate(count, out, IngestSettings(spacing="native", intensity=intensity))
+
+
+def check_beside(scans: Store) -> None:
+    """Check that generated anatomy goes with scans.
+
+    Raises:
         ConfigError: the scans have several channels, or are CT and MR, and generated anatomy is neither.
     """
     records = scans.records()
-    kinds = {record.kind for record in records}
-    if len(kinds) > 1 or any(record.channels > 1 for record in records):
+    if len({record.kind for record in records}) > 1 or any(record.channels > 1 for record in records):
         raise ConfigError(
             "Generated anatomy goes with scans of one channel and one kind, CT or MR: ingest them into "
             "stores of their own, or take another pretext task."
         )
-    rule = scans.settings.intensity
-    intensity = kinds.pop() if rule == "auto" else rule
-    return generate(count, out, IngestSettings(spacing="native", intensity=intensity))
 
 
 def generate(count: int, out: Path, settings: IngestSettings) -> Store:

@@ -167,9 +167,9 @@ def ingest_dataset(
             stamps.append(f"labels {sorted(dataset.annotated[case.name])}")
         outcome: Outcome = "skipped"
         if not store.is_known(source, "; ".join(stamps)):
+            known = images.scan(case) if images else None
             image, label = dataset.read_case(case, images.read if images else read_volume)
             rules = [rule or IntensityRule(kind=kind) for kind in dataset.kinds]
-            known = images.scan(case) if images else None
             origin = Origin(case.name, source, known or fingerprint(image))
             store.add(prepare(origin, image, label, rules, settings), "; ".join(stamps))
             outcome = "added"
