@@ -107,7 +107,11 @@ def test_arms_of_a_comparison_share_what_was_read(run_command, folder, store, tm
 def test_what_can_be_refused_is_refused_before_an_image_is_read(run_command, folder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").touch()
-    for options in (["--out", tmp_path / "run"], ["--out", tmp_path / "new", "--weights", "nowhere.pt"]):
+    for options in (
+        ["--out", tmp_path / "run"],
+        ["--out", tmp_path / "new", "--weights", "nowhere.pt"],
+        ["--out", tmp_path / "new", "--network", "unett"],
+    ):
         with counted() as counts:
             done = run_command("finetune", "--dataset", folder, *options)
         assert done.status in (1, 2)

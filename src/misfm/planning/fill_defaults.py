@@ -13,6 +13,7 @@ from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.intensity import IntensityRule, Kind, parse_intensity
 from misfm.data.record import IngestSettings
 from misfm.errors import ConfigError
+from misfm.models import NETWORKS
 from misfm.planning.machine import present_machine
 from misfm.planning.plan import Facts, Plan, plan
 from misfm.settings import Spacing
@@ -48,9 +49,10 @@ def fill_defaults(
         weights: to start from.
 
     Raises:
-        ConfigError: channels of both modalities, which one intensity rule cannot serve.
+        ConfigError: an unknown network, or CT beside other channels.
         DataError: an image that cannot be read.
     """
+    check_network(settings.network)
     dataset = images.dataset
     known: Mapping[str, Any] = (
         {} if weights is None or weights.info is None else weights.info.model_dump(mode="json")
@@ -68,9 +70,8 @@ def fill_defaults(
             "%s was trained on %s and %s is %s: intensities and spacing are taken from the dataset.",
             *(settings.weights, rule["kind"].upper(), dataset.path.name, kind.upper()),
         )
-    intensity = settings.intensity or (rule_text(rule) if fits else kind)
-    if intensity == "auto":
-        intensity = kind
+    given = kind if settings.intensity == "auto" else settings.intensity
+    intensity = given or (rule_text(rule) if fits else kind)
     intensity_rule(intensity)
     augmentation = fill_flips(settings.augmentation, dataset)
     network = fill_network(settings.network, known.get("network"))
@@ -91,6 +92,16 @@ def fill_defaults(
         weights_patch=None if known.get("patch_size") is None else tuple(known["patch_size"]),
     )
     return fill(settings.model_copy(update={"spacing": spacing}), plan(settings, facts))
+
+
+def check_network(network: NetworkSettings | None) -> None:
+    """Refuse an unknown network before an image is read.
+
+    Raises:
+        ConfigError: offers the nearest name.
+    """
+    if network is not None:
+        NETWORKS.get(network.name)
 
 
 def common_grid(
