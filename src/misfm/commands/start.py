@@ -58,6 +58,5 @@ def inherited_licence(source: str | None, weights: Opened | None) -> str:
 
 
 def scans_seen(weights: Opened | None) -> tuple[str, ...]:
-    """Short fingerprints of the scans that weights say they have learnt from."""
-    info = None if weights is None else weights.info
-    return () if info is None or info.data is None else info.data.scans
+    """Short fingerprints of the scans that the weights at the start, if any, say they have learnt from."""
+    return () if weights is None else weights.scans

@@ -92,9 +92,8 @@ def check_leaks(
     seen: Seen = {}
     if weights is not None:
         info = weights.info
-        recorded = info.data.scans if info is not None and info.data is not None else ()
-        seen = dict.fromkeys(recorded, f"The weights {settings.weights} have learnt from")
-        comparable = any(scan.startswith(SCHEME) for scan in recorded)
+        seen = dict.fromkeys(weights.scans, f"The weights {settings.weights} have learnt from")
+        comparable = any(scan.startswith(SCHEME) for scan in weights.scans)
         if not comparable and (info is None or info.pretext != ANATOMY):
             logger.info(
                 "%s do not say which scans they have seen, or in a form of earlier versions: these are not "

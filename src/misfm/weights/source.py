@@ -35,6 +35,11 @@ class Opened:
     info: WeightsInfo | None = None
     format: ForeignFormat | None = None
 
+    @property
+    def scans(self) -> tuple[str, ...]:
+        """Short fingerprints of the scans that the weights say they have learnt from."""
+        return () if self.info is None or self.info.data is None else self.info.data.scans
+
     def translated(self, backbone: Backbone) -> Translation:
         """The tensors under the names of a model with this backbone.
 
