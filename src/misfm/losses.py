@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -149,6 +149,19 @@ def hard_dice(logits: Tensor, target: Tensor) -> Tensor:
     confusion = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
     confusion = confusion.view(num_classes, num_classes).double()
     return 2 * confusion.diagonal() / (confusion.sum(0) + confusion.sum(1))
+
+
+def dice_score(logits: Tensor, labels: Tensor) -> Mapping[str, float]:
+    """Mean Dice of the labels, and what guessing by their shares would reach; nothing where none is known."""
+    known = labels[labels != IGNORE]
+    if not len(known):
+        return {}
+    shares = torch.bincount(known, minlength=logits.shape[1])[1:] / len(known)
+    present = shares[shares > 0]
+    return {
+        "pretext_dice": float(hard_dice(logits, labels)[1:].nanmean()),
+        "chance_dice": float(present.mean()) if len(present) else 0.0,
+    }
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from misfm.augment.intensity import IntensitySettings
 from misfm.losses import IGNORE
 from misfm.pretext import Placement
-from misfm.pretext.anatomy import PhantomAnatomy, soften
+from misfm.pretext.anatomy import PhantomAnatomy
 from misfm.seeding import generator_for
+from misfm.synthesis.appearance import soften
 from misfm.synthesis.structures import NUM_STRUCTURES
 
 SIZE = (12, 12, 16)

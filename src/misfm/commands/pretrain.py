@@ -14,9 +14,17 @@ from torch import nn
 from misfm.commands.probe import plan_probe
 from misfm.commands.start import inherited_licence, open_weights, scans_seen, start_from, tell_transfer
 from misfm.config import PretrainSettings
-from misfm.data.generated import check_beside, generate_beside, is_generated, num_volumes, open_store
+from misfm.data.generated import (
+    check_beside,
+    generate_beside,
+    is_generated,
+    num_volumes,
+    open_store,
+    parts_of,
+)
 from misfm.data.intensity import IntensityRule, parse_intensity
-from misfm.data.patches import MixedPatches, UnlabelledPatches, padding_notice
+from misfm.data.label_maps import is_of_people, read_table
+from misfm.data.patches import JoinedPatches, MixedPatches, UnlabelledPatches, padding_notice
 from misfm.data.record import Record, fingerprint_of
 from misfm.data.splits import Split
 from misfm.data.store import Store
@@ -73,6 +81,8 @@ def pretrain(
     scans = None if is_generated(settings.store) else Store.open(settings.store)
     check_fit(task, settings, scans)
     split = None if scans is None else kept_split(scans, settings, out, volumes)
+    if task.draws_people:
+        task = task.model_copy(update={"table": read_table(open_store(settings.store, out).path)})
     # Before anything is generated: what cannot be built or judged leaves nothing behind.
     model = task.build_model(fresh_backbone(settings, split[0][0].channels if split else 1))
     transferred = None if run.last.exists() else start_from(model, settings.weights, weights, "backbone")
@@ -135,10 +145,21 @@ def check_fit(task: PretextTask, settings: PretrainSettings, scans: Store | None
     """
     if scans is None:
         num_volumes(settings.store)
+        phantoms, people = parts_of(settings.store)
+        if people is not None and not task.draws_people:
+            raise ConfigError(
+                f"'{settings.pretext.name}' draws no images for label maps: give --recipe label-maps, or leave "
+                "labels: out of --store."
+            )
+        if people and phantoms and settings.batch_size < 2:
+            raise ConfigError(
+                "Half of each batch is generated anatomy, half people: set batch_size to 2 or more."
+            )
     elif task.mixes_generated:
         check_beside(scans)
     if task.needs_labels and not is_generated(settings.store):
-        raise ConfigError(f"'{settings.pretext.name}' learns from generated anatomy: give --store phantom.")
+        wanted = " or labels:DIR" if task.draws_people else ""
+        raise ConfigError(f"'{settings.pretext.name}' learns from label maps: give --store phantom{wanted}.")
     if task.mixes_generated and settings.batch_size < 2:
         raise ConfigError(
             f"'{settings.pretext.name}' mixes scans with generated anatomy: set batch_size to 2 or more."
@@ -199,9 +220,16 @@ class PatchSource:
 
     def batches(
         self, records: Sequence[Record], seed: int, *, held_out: bool = False
-    ) -> UnlabelledPatches | MixedPatches:
+    ) -> UnlabelledPatches | MixedPatches | JoinedPatches:
         """Return batches of these scans, and of generated volumes that are held out or not."""
         count = self.settings.batch_size
+        people = [record for record in records if is_of_people(record)]
+        if 0 < len(people) < len(records):  # people are few: half of each batch all the same
+            rest = [record for record in records if not is_of_people(record)]
+            return JoinedPatches(
+                self.patches(self.store, rest, count - count // 2, seed, labelled=True),
+                self.patches(self.store, people, count // 2, derive_seed(seed, "people"), labelled=True),
+            )
         if self.generated is None:
             return self.patches(self.store, records, count, seed, labelled=self.task.needs_labels)
         parts = split_records(self.generated.records(), self.settings)
@@ -217,7 +245,8 @@ class PatchSource:
     ) -> UnlabelledPatches:
         """Return batches of ``count`` volumes."""
         size = self.task.source_size(self.settings.patch_size)
-        return UnlabelledPatches(store, records, size, self.task.num_patches, count, seed, labelled)
+        margin = self.task.margin(self.settings.patch_size)
+        return UnlabelledPatches(store, records, size, self.task.num_patches, count, seed, labelled, margin)
 
 
 def fresh_backbone(settings: PretrainSettings, in_channels: int) -> Backbone:
@@ -270,7 +299,7 @@ class PretextValidation:
     """Loss and score on a fixed set of fused patches of held-out volumes."""
 
     objective: PretextObjective
-    patches: UnlabelledPatches | MixedPatches
+    patches: UnlabelledPatches | MixedPatches | JoinedPatches
     settings: PretrainSettings
 
     def __call__(self, model: nn.Module, step: int) -> Mapping[str, float]:

@@ -13,6 +13,7 @@ import numpy as np
 from misfm.data.checks import REVERSED
 from misfm.data.dataset import Dataset
 from misfm.data.ingest import ingest_dataset
+from misfm.data.label_maps import find_label_maps, ingest_label_maps
 from misfm.data.record import IngestSettings
 from misfm.data.store import Store
 from misfm.data.writers import write_label_map
@@ -23,7 +24,7 @@ from misfm.synthesis.structures import NUM_ORGANS, NUM_STRUCTURES, ORGAN_NAMES
 from misfm.terminal import logger
 from misfm.volume import Volume
 
-PREFIX = "phantom"
+PREFIX, LABELS = "phantom", "labels"
 DEFAULT_NUM_VOLUMES = 200
 FOLDER = "phantoms"
 """Appended to the name of the run folder, beside which the generated store lies."""
@@ -31,20 +32,44 @@ SETTINGS = IngestSettings(spacing="native", intensity="ct:-200,600")
 
 
 def is_generated(store: str) -> bool:
-    """Whether the name of a store asks for generated anatomy."""
-    return store.partition(":")[0] == PREFIX and not Path(store).exists()
+    """Whether the name of a store asks for generated anatomy, or for images drawn for label maps."""
+    return store.partition(":")[0] in (PREFIX, LABELS) and not Path(store).exists()
 
 
 def open_store(store: str, out: Path) -> Store:
     """Open a store, or generate one with label maps beside the run; generated once, and the same every time.
 
+    ``phantom:COUNT``, ``labels:DIR`` and ``phantom:COUNT+labels:DIR`` are generated; all else is a folder.
+
     Raises:
-        DataError: no store there.
+        DataError: no store there, or no label maps.
         ConfigError: ``phantom:`` followed by anything but a number of two or more.
     """
     if not is_generated(store):
         return Store.open(store)
-    return generate(num_volumes(store), out, SETTINGS)
+    phantoms, folder = parts_of(store)
+    if phantoms is not None:
+        made = generate(num_volumes(phantoms), out, SETTINGS)
+    else:
+        made = Store.create(out.with_name(f"{out.name}-{FOLDER}") / "store", SETTINGS)
+    if folder is not None:
+        ingest_label_maps(folder, made)
+    return made
+
+
+def parts_of(store: str) -> tuple[str | None, Path | None]:
+    """Return what the name of a store asks for: generated anatomy and a folder of label maps, None if not.
+
+    Raises:
+        DataError: ``labels:`` without such a folder.
+    """
+    phantoms, plus, labels = store.partition(f"+{LABELS}:")
+    if store.startswith(f"{LABELS}:"):
+        phantoms, plus, labels = "", "+", store.removeprefix(f"{LABELS}:")
+    if not plus:
+        return phantoms, None
+    find_label_maps(Path(labels))
+    return phantoms or None, Path(labels)
 
 
 def num_volumes(store: str) -> int:
@@ -53,7 +78,8 @@ def num_volumes(store: str) -> int:
     Raises:
         ConfigError: ``phantom:`` followed by anything but a number of two or more.
     """
-    _, _, text = store.partition(":")
+    phantoms, _ = parts_of(store)
+    _, _, text = (phantoms or PREFIX).partition(":")
     if not (text or str(DEFAULT_NUM_VOLUMES)).isdecimal() or int(text or DEFAULT_NUM_VOLUMES) < 2:
         raise ConfigError(f"--store {PREFIX}:COUNT takes a number of two or more, got '{text}'.")
     return int(text or DEFAULT_NUM_VOLUMES)

@@ -45,6 +45,7 @@ class UnlabelledPatches(Dataset[RawPatches]):
         batch_size: B; the volumes of a batch differ as long as there are enough.
         seed: of the run.
         labelled: give label maps, too.
+        margin: voxels of these on each side that may lie beyond the volume.
     """
 
     store: Store
@@ -54,6 +55,7 @@ class UnlabelledPatches(Dataset[RawPatches]):
     batch_size: int
     seed: int
     labelled: bool = False
+    margin: Shape = (0, 0, 0)
 
     @cached_property
     def anonymised(self) -> bool:
@@ -63,9 +65,10 @@ class UnlabelledPatches(Dataset[RawPatches]):
     def __getitem__(self, index: int) -> RawPatches:
         generator = generator_for(self.seed, "patches", index)
         patches, valid, starts, spacings, labels, hidden = [], [], [], [], [], []
+        inner = triple(side - 2 * more for side, more in zip(self.patch_size, self.margin, strict=True))
         for record in draw_records(self.records, self.batch_size, generator):
             for _ in range(self.num_patches):
-                box = draw_box(self.store.anchors(record), record.shape, self.patch_size, generator)
+                box = grow(draw_box(self.store.anchors(record), record.shape, inner, generator), self.margin)
                 voxels, inside = self.store.read_patch(record, box)
                 patches.append(torch.from_numpy(normalise(record.normalisation, voxels)))
                 valid.append(torch.tensor([inside.start, inside.stop]))
@@ -123,6 +126,23 @@ class MixedPatches(Dataset[RawPatches]):
             labels=torch.cat([unknown, labels]),
             hidden=hidden,
         )
+
+
+@dataclass(frozen=True)
+class JoinedPatches(Dataset[RawPatches]):
+    """Batches that are put together of two others, both with label maps and without hidden voxels."""
+
+    first: UnlabelledPatches
+    second: UnlabelledPatches
+
+    @property
+    def seed(self) -> int:
+        """That of the run."""
+        return self.first.seed
+
+    def __getitem__(self, index: int) -> RawPatches:
+        pairs = zip(self.first[index][:5], self.second[index][:5], strict=True)
+        return RawPatches(*(torch.cat([one, other]) for one, other in pairs))  # type: ignore[list-item]
 
 
 @dataclass(frozen=True)

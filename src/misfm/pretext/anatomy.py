@@ -19,17 +19,17 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
 from misfm.batches import Batch, Placement
 from misfm.errors import ConfigError
-from misfm.losses import IGNORE, hard_dice, segmentation_loss
+from misfm.losses import IGNORE, dice_score, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.settings import Probability
+from misfm.synthesis.appearance import recolour
 from misfm.synthesis.structures import NUM_STRUCTURES
 from misfm.volume import Shape
 
@@ -70,8 +70,7 @@ class PhantomAnatomy(PretextTask):
         plan = sample_intensities(len(images), self.intensities, generator)
         real = placement.real(patch_size)[:, 0]
         labels = placement.labels[:, 0]
-        shift = torch.stack([own[where] for own, where in zip(shifts, labels, strict=True)])
-        shift = soften(shift) * real
+        shift = recolour(labels, shifts) * real
         targets = labels.masked_fill(~real, IGNORE)
         varied = apply_intensities(images + shift[:, None].to(images.device), plan)
         return Batch(varied, targets.to(images.device))
@@ -87,22 +86,3 @@ class PhantomAnatomy(PretextTask):
     def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
         """Mean Dice of the structures, and what guessing by their shares would reach."""
         return dice_score(outputs.detach(), batch.targets)
-
-
-def soften(volumes: Tensor) -> Tensor:
-    """Blur (B, D, H, W) by the weights 1/4, 1/2, 1/4 along each axis, values repeated beyond the edges."""
-    padded = F.pad(volumes[:, None], (1,) * 6, mode="replicate")
-    return F.avg_pool3d(F.avg_pool3d(padded, 2, 1), 2, 1)[:, 0]
-
-
-def dice_score(logits: Tensor, labels: Tensor) -> Mapping[str, float]:
-    """Mean Dice of the labels, and what guessing by their shares would reach; nothing where none is known."""
-    known = labels[labels != IGNORE]
-    if not len(known):
-        return {}
-    shares = torch.bincount(known, minlength=logits.shape[1])[1:] / len(known)
-    present = shares[shares > 0]
-    return {
-        "pretext_dice": float(hard_dice(logits, labels)[1:].nanmean()),
-        "chance_dice": float(present.mean()) if len(present) else 0.0,
-    }

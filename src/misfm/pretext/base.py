@@ -22,6 +22,8 @@ class PretextTask(Settings):
         num_patches: how many patches of one volume make a sample.
         trains_decoder: whether the decoder learns, too; where not, weights transfer as encoder.
         needs_labels: whether it learns from the label maps that generated volumes come with.
+        draws_people: whether it draws images for people's label maps, too; its field ``table``, filled in
+            from the store, says what their values mean.
         mixes_generated: whether half of its volumes are generated ones with label maps; in those of scans
             every voxel is :data:`misfm.losses.IGNORE`.
     """
@@ -29,6 +31,7 @@ class PretextTask(Settings):
     num_patches: ClassVar[int] = 1
     trains_decoder: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
+    draws_people: ClassVar[bool] = False
     mixes_generated: ClassVar[bool] = False
 
     @property
@@ -39,6 +42,10 @@ class PretextTask(Settings):
     def source_size(self, patch_size: Shape) -> Shape:
         """Voxels along (D, H, W) to cut from a volume for a network input of ``patch_size``."""
         return patch_size
+
+    def margin(self, patch_size: Shape) -> Shape:
+        """Of these, voxels on each side that may lie beyond the volume wherever it is large enough."""
+        return (0, 0, 0)
 
     @abstractmethod
     def prepare(

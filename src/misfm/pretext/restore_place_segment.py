@@ -42,9 +42,9 @@ from torch import Generator, Tensor, nn
 
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
 from misfm.batches import Batch, Placement
-from misfm.losses import IGNORE, masked_mean, segmentation_loss
+from misfm.losses import IGNORE, dice_score, masked_mean, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel
-from misfm.pretext.anatomy import STRONG_INTENSITIES, dice_score
+from misfm.pretext.anatomy import STRONG_INTENSITIES
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.masks import grid_size, sample_blocks, spread_blocks
 from misfm.seeding import draw_uniform
