@@ -148,8 +148,8 @@ def check_fit(task: PretextTask, settings: PretrainSettings, scans: Store | None
         phantoms, people = parts_of(settings.store)
         if people is not None and not task.draws_people:
             raise ConfigError(
-                f"'{settings.pretext.name}' draws no images for label maps: give --recipe label-maps, or leave "
-                "labels: out of --store."
+                f"'{settings.pretext.name}' draws no images for label maps: give --recipe label-maps, or "
+                "leave labels: out of --store."
             )
         if people and phantoms and settings.batch_size < 2:
             raise ConfigError(
