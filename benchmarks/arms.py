@@ -161,7 +161,7 @@ def settings_of(arguments: argparse.Namespace, start: str, seed: int) -> Finetun
         recipe="small",
         options={
             "dataset": str(arguments.dataset),
-            "weights": weights or None,
+            "weights": weights or "none",
             "cases": labelled_cases(arguments, seed, count),
             "seed": seed,
             "training.steps": arguments.steps,

@@ -206,8 +206,8 @@ def test_twins_share_the_plan(tmp_path, quick, finetune_settings, pretrained, ca
     caplog.set_level("INFO", logger="misfm")
     finetune_twins(finetune_settings(*SHORT, f"weights={pretrained}"), tmp_path / "run")
     ours, twin = (RunFolder(tmp_path / folder).read_settings() for folder in ("run", "run/twin"))
-    assert ours["weights"] is not None
-    assert {**ours, "weights": None} == twin
+    assert ours["weights"] == str(pretrained)
+    assert {**ours, "weights": "none"} == twin
     assert ours["patch_size"] == [16, 16, 16]
     assert ours["training"]["steps"] == 2
     assert caplog.text.count("patch 16,16,16: that of the weights") == 1

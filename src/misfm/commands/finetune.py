@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from misfm.commands.start import Transferred, inherited_licence, open_weights, start_from, tell_transfer
+from misfm.commands.start import Transferred, choose_start, inherited_licence, start_from, tell_transfer
 from misfm.commands.unlabelled import unlabelled_patches, with_unlabelled
 from misfm.config import CompleteSettings, FinetuneSettings
 from misfm.data.dataset import Case, Dataset
@@ -159,11 +159,11 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
     training, held_out = find_cases(dataset, split) if split else choose_cases(dataset, settings)
     run = RunFolder(out)
     run.refuse_taken(resume=resume)
-    weights = shared.weights or open_weights(settings.weights)
+    start = choose_start(recall(settings, run) if resume else settings, dataset, shared.weights)
+    weights = start.weights
     images = shared.images or DatasetFingerprint.open(dataset, out)
     images.keep([*training, *held_out])
-    given = recall(settings, run) if resume else settings
-    complete, reasons = fill_defaults(given, images, len(training), weights)
+    complete, reasons = fill_defaults(start.settings, images, len(training), weights)
     model = build_model(complete, dataset)
     transferred = (
         None if run.last.exists() else start_from(model, complete.weights, weights, complete.transfer)
@@ -171,7 +171,7 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
     unlabelled = unlabelled_patches(complete, dataset)
     return Ready(
         settings=complete,
-        reasons=reasons,
+        reasons=(*start.reasons, *reasons),
         images=images,
         training=training,
         held_out=held_out,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from misfm.commands.finetune import Shared, finetune
+from misfm.commands.start import choose_start
 from misfm.config import FinetuneSettings
 from misfm.data.dataset import Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
@@ -23,9 +24,11 @@ from misfm.evaluation.arms import (
     learning_curve,
 )
 from misfm.files import write_json
+from misfm.planning.fill_defaults import recall
 from misfm.planning.splits import SPLIT
 from misfm.report.html import render_report
 from misfm.report.twins import twin_report
+from misfm.settings import NO_WEIGHTS
 from misfm.training.run import RunFolder
 
 TWIN_FOLDER = "twin"
@@ -44,12 +47,21 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
         ConfigError: no weights to compare with scratch.
         MisfmError: as :func:`misfm.commands.finetune.finetune`.
     """
-    if settings.weights is None:
-        raise ConfigError("--twin compares pretrained weights with scratch: give --weights as well.")
-    images = DatasetFingerprint.open(Dataset.open(settings.dataset), out)
-    pretrained = finetune(settings, out, resume=resume, shared=Shared(images=images))
+    dataset = Dataset.open(settings.dataset)
+    start = choose_start(recall(settings, RunFolder(out)) if resume else settings, dataset)
+    if start.weights is None:
+        why = f" ({start.reasons[0]})" if start.reasons else ""
+        raise ConfigError(f"--twin compares pretrained weights with scratch{why}: give --weights as well.")
+    images = DatasetFingerprint.open(dataset, out)
+    pretrained = finetune(
+        start.settings,
+        out,
+        resume=resume,
+        reasons=start.reasons,
+        shared=Shared(images=images, weights=start.weights),
+    )
     complete = RunFolder(out).read_settings()
-    alike = FinetuneSettings.model_validate({**complete, "weights": None})
+    alike = FinetuneSettings.model_validate({**complete, "weights": NO_WEIGHTS})
     shared = Shared(read_split(out / SPLIT)[0], images, store_dir=out / "cases")
     scratch = finetune(alike, out / TWIN_FOLDER, resume=resume, shared=shared)
     arms = [
@@ -71,7 +83,7 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
             arms,
             scored="validation",
             notes=["Scores are of the validation cases; settings were not chosen on them by this command."],
-            settings={"weights": str(settings.weights), "steps": str(alike.training.steps)},
+            settings={"weights": str(start.settings.weights), "steps": str(alike.training.steps)},
         )
         render_report(report, out / "report.html")
     write_json(out / "twin.json", result)
