@@ -167,7 +167,7 @@ def settings_of(arguments: argparse.Namespace, start: str, seed: int) -> Finetun
             "training.steps": arguments.steps,
             "training.validate_every": arguments.validate_every,
         },
-        assignments=[*arguments.set, *assignments],
+        assignments=["training.patience=null", *arguments.set, *assignments],
     )
 
 

@@ -139,3 +139,23 @@ def test_twins_compare_what_ships_with_scratch_and_open_it_once(tmp_path, finetu
     result = json.loads((tmp_path / "run" / "twin.json").read_text())
     assert result["curves"].keys() == {"pretrained", "scratch"}
     assert "builtin" in Path(tmp_path / "run" / "report.html").read_text()
+
+
+def test_twins_end_by_themselves_and_say_after_how_many_steps(tmp_path, finetune_settings, monkeypatch):
+    """Scripted validations: the twin from scratch has its best one first, the other is better and better."""
+    from misfm.evaluation.validation import DiceValidation
+
+    seen = []
+
+    def judge(self, model, step):
+        seen.append(step)
+        rising = len(seen) <= 10  # the first run
+        return {"validation_dice": step / 100 if rising else 0.2}
+
+    monkeypatch.setattr(DiceValidation, "__call__", judge)
+    short = ("training.steps=20", "training.validate_every=2", "training.patience=2")
+    result = finetune_twins(finetune_settings(LEAN, *short), tmp_path / "run")
+    assert result["steps"] == {"scratch": 8, "pretrained": 20}  # best at 2, patience until 6, cooldown of 2
+    assert "Steps taken: 8 scratch, 20 pretrained." in result["verdict"]
+    taken = [misfm.weights.describe(tmp_path / run)["steps"] for run in ("run", "run/twin")]
+    assert taken == [20, 8]

@@ -110,7 +110,8 @@ def finetune_settings(settings: CompareSettings, trial: Trial, start: Path | Non
         "cases": trial.cases,
         "seed": trial.seed,
     }
-    fine = resolve(FinetuneSettings, recipe=settings.base, options=options, assignments=settings.finetune)
+    assignments = ["training.patience=null", *settings.finetune]  # all arms take the same steps
+    fine = resolve(FinetuneSettings, recipe=settings.base, options=options, assignments=assignments)
     shared = resolve(
         PretrainSettings,
         recipe=settings.base,

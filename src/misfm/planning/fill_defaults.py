@@ -175,8 +175,11 @@ def recall(settings: FinetuneSettings, run: RunFolder) -> FinetuneSettings:
     names = [name for name in (*PLANNED, "weights") if name in type(settings).model_fields]
     names = [name for name in names if getattr(settings, name) is None]
     update = {name: saved.get(name) for name in names}
-    steps = settings.training.steps or saved.get("training", {}).get("steps")
-    training = settings.training.model_copy(update={"steps": steps})
+    before = saved.get("training", {})
+    update_training = {"steps": settings.training.steps or before.get("steps")}
+    if "patience" not in before:  # begun before there was any
+        update_training["patience"] = None
+    training = settings.training.model_copy(update=update_training)
     augmentation = settings.augmentation
     flips = saved.get("augmentation", {}).get("flip_axes")
     if "flip_axes" not in augmentation.model_fields_set and flips is not None:

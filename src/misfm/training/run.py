@@ -155,6 +155,12 @@ class RunFolder:
             raise DataError(f"{self.metrics} is damaged ({error}); correct or delete it.") from error
 
 
+def steps_taken(run: RunFolder) -> int:
+    """Return after how many steps a training ended, or is by now."""
+    rows = run.read_metrics()
+    return int(rows[-1]["step"]) if rows else 0
+
+
 def first_difference(saved: Any, given: Any, key: str = "") -> str:
     """Name the first setting that differs between two resolved configurations; empty if none does."""
     if isinstance(saved, dict) and isinstance(given, dict):
