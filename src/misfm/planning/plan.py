@@ -29,7 +29,7 @@ STEPS_OF_WHOLE, STEPS_OF_PARTS, FEW_CASES = 2000, 5000, 5
 """Steps on a CPU for up to so many cases, where a patch holds most of a scan and where it holds less: what
 validation curves from scratch took to level off on hippocampus MR and on head-neck CT (docs/results.md)."""
 MOST = 0.5
-"""Share of the median scan from which on a patch holds most of it; 0.85 and 0.09 were measured."""
+"""Share of the median scan from which on a patch holds most of it; 0.80 and 0.06 were measured."""
 MOST_TIMES = 4
 """Times as many steps for many cases, at most."""
 GPU_STEPS = 4
