@@ -161,13 +161,13 @@ def settings_of(arguments: argparse.Namespace, start: str, seed: int) -> Finetun
         recipe="small",
         options={
             "dataset": str(arguments.dataset),
-            "weights": weights or None,
+            "weights": weights or "none",
             "cases": labelled_cases(arguments, seed, count),
             "seed": seed,
             "training.steps": arguments.steps,
             "training.validate_every": arguments.validate_every,
         },
-        assignments=[*arguments.set, *assignments],
+        assignments=["training.patience=null", *arguments.set, *assignments],
     )
 
 

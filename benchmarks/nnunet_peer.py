@@ -95,7 +95,7 @@ def parse_options() -> argparse.Namespace:
         help="nnU-Net's: as it does; not in prediction (an eighth of the time); not at all",
     )
     parser.add_argument("--misfm", action="store_true", help="train misfm instead of nnU-Net")
-    parser.add_argument("--weights", help="what misfm starts from; scratch if not given")
+    parser.add_argument("--weights", default="none", help="what misfm starts from; none: scratch")
     parser.add_argument("--intensity", default="ct:-200,600", help="rule of matched misfm arms")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="setting of misfm")
     parser.add_argument("--name", help="of the arm, if it is not one of the usual ones")
@@ -114,7 +114,7 @@ def integers(text: str) -> list[int]:
 
 def arm_name(options: argparse.Namespace) -> str:
     if options.misfm:
-        return "misfm scratch" if options.weights is None else "misfm pretrained"
+        return "misfm scratch" if options.weights == "none" else "misfm pretrained"
     plain = {"all": "", "training": ", predicts without mirrors", "none": " without mirrors"}
     return f"nnU-Net{plain[options.mirrors]}"
 
@@ -206,7 +206,7 @@ def run_misfm(options: argparse.Namespace, names: list[str], folder: Path) -> tu
         "batch_size": settled["batch_size"],
         "parameters": known["num_values"],
         "precision": "bfloat16" if precision == "bf16-mixed" else "float32",
-        "weights": options.weights,
+        "weights": None if options.weights == "none" else options.weights,
         "settings": options.set,
     }
     if options.validation_only:

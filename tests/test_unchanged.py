@@ -45,7 +45,7 @@ def test_fixed_seeds_give_the_recorded_weights(
         done = run_command("pretrain", "--store", store, "--out", tmp_path / name, *options, *EXACT)
         assert done.status == 0, done.err
         found[name] = numbers_of(tmp_path / name)
-    for name, start in (("scratch", []), ("pretrained", ["--weights", tmp_path / "mae"])):
+    for name, start in (("scratch", ["--weights", "none"]), ("pretrained", ["--weights", tmp_path / "mae"])):
         done = run_command(
             *("finetune", "--dataset", dataset, "--out", tmp_path / name, "--cases", "2"),
             *(*tiny_finetuning, *EXACT, *start),

@@ -23,6 +23,7 @@ from misfm.cli_options import (
     Resume,
     Seed,
     Set,
+    Start,
     Steps,
     Triple,
     Weights,
@@ -150,7 +151,7 @@ def pretrain(
 def finetune(
     dataset: Annotated[Path, typer.Option(help="Folder of an nnU-Net-format dataset.")],
     out: Out,
-    weights: Weights = None,
+    weights: Start = None,
     cases: Annotated[str | None, typer.Option(metavar="N|NAME,...", help="Training cases to use.")] = None,
     split: Annotated[Path | None, typer.Option(help="JSON like nnU-Net's splits_final.json.")] = None,
     fold: Annotated[
@@ -173,7 +174,7 @@ def finetune(
     resume: Resume = False,
     as_json: Json = False,
 ) -> None:
-    """Train on a few labelled cases, from pretrained weights or from scratch."""
+    """Train on a few labelled cases, from pretrained weights or from scratch (--weights none)."""
     from misfm.commands.finetune import finetune as run
     from misfm.commands.folds import cross_validate
     from misfm.commands.twins import finetune_twins

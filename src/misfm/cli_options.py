@@ -29,6 +29,14 @@ Weights = Annotated[
         metavar="SOURCE|none", help="Start: file, run, published name or hf://OWNER/REPO; none: scratch."
     ),
 ]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="SOURCE|none",
+        help="Start: file, run, published name, hf://OWNER/REPO or none; default builtin where it fits.",
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Run folder.")]
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from misfm.augment.labelled import AugmentSettings
 from misfm.pretext.base import PRETEXTS, PretextTask
-from misfm.settings import PositiveShape, Settings, Spacing, Tree, parse
+from misfm.settings import NO_WEIGHTS, PositiveShape, Settings, Spacing, Tree, parse
 from misfm.training.mean_teacher import UnlabelledSettings
 from misfm.training.settings import OpenTrainingSettings, TrainingSettings
 
@@ -90,11 +90,6 @@ class RunSettings(Settings):
     weights: str | None = None
     """Where to start from: a file, run folder, published name or ``hf://``; null or none: random weights."""
 
-    @field_validator("weights")
-    @classmethod
-    def _none_is_a_word(cls, weights: str | None) -> str | None:
-        return None if weights == "none" else weights
-
 
 class ProbeSettings(Settings):
     """Short fine-tunings during pretraining, at each of its validations."""
@@ -137,10 +132,18 @@ class PretrainSettings(RunSettings):
     probe: ProbeSettings | None = None
     """Few-label fine-tuning that judges the weights while they train; the best of them are kept."""
 
+    @field_validator("weights")
+    @classmethod
+    def _none_is_a_word(cls, weights: str | None) -> str | None:
+        return None if weights == NO_WEIGHTS else weights
+
 
 class FinetuneSettings(RunSettings):
     """Settings of ``misfm finetune``."""
 
+    weights: str | None = None
+    """Where to start from: a file, run folder, published name or ``hf://``; none: random weights; null takes
+    ``builtin`` where it fits."""
     dataset: str
     """Folder of an nnU-Net-format dataset."""
     network: NetworkSettings | None = None
@@ -179,6 +182,8 @@ class FinetuneSettings(RunSettings):
 class CompleteSettings(FinetuneSettings):
     """Fine-tuning settings in which nothing is left open."""
 
+    weights: str
+    """Where to start from: a file, run folder, published name or ``hf://``; none: random weights."""
     patch_size: PositiveShape
     """Voxels along (D, H, W) the network sees (MIS-FM: 64, 128, 128)."""
     batch_size: Count

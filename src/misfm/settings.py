@@ -48,6 +48,10 @@ def as_option(numbers: Sequence[float] | str) -> str:
     return numbers if isinstance(numbers, str) else ",".join(f"{number:g}" for number in numbers)
 
 
+NO_WEIGHTS = "none"
+"""What settings say for weights that are random."""
+
+
 class Settings(BaseModel):
     """Typed, validated, immutable settings of one part; each part of the package defines its own.
 

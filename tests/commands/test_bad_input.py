@@ -209,7 +209,11 @@ def test_a_dataset_that_does_not_fit_together_is_refused(
         (["--cases", "99"], 2, "--cases 99: the split has 3 training cases."),
         (["--cases", "phantom_tr_0"], 2, "has no labelled case 'phantom_tr_0'; did you mean"),
         (["--weights", "nowhere"], 1, "There is no weights file nowhere"),
-        (["--twin"], 2, "--twin compares pretrained weights with scratch: give --weights as well."),
+        (
+            ["--twin", "--weights", "none"],
+            2,
+            "--twin compares pretrained weights with scratch: give --weights as well.",
+        ),
         (["--set", "intensity=ctt"], 2, "There is no intensity rule 'ctt'; did you mean 'ct'?"),
         (["--set", "network.options.channel=[4, 8]"], 2, "has no option 'channel'; did you mean 'channels'?"),
     ],

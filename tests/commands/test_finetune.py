@@ -218,6 +218,8 @@ def test_twins_differ_in_nothing_but_their_first_weights(tmp_path, pretrained, f
 
 def test_a_twin_needs_weights_to_compare_with(tmp_path, finetune_settings):
     with pytest.raises(ConfigError, match="--twin compares pretrained weights with scratch: give --weights"):
+        finetune_twins(finetune_settings("weights=none"), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"with scratch \(weights none: builtin have other channels"):
         finetune_twins(finetune_settings(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -72,7 +72,9 @@ def test_each_fold_keeps_why_it_was_planned_as_it_is(tmp_path, finetune_settings
     cross_validate(finetune_settings("folds=2", "cases=1", "training.steps=1", "patch_size=null"), tmp_path)
     reasons = [(tmp_path / f"fold_{fold}" / "plan.txt").read_text() for fold in range(2)]
     assert reasons[0] == reasons[1]
-    assert reasons[0].startswith("patch 16,16,16: ")
+    weights, patch = reasons[0].splitlines()
+    assert weights.startswith("weights none: builtin have other channels")
+    assert patch.startswith("patch 16,16,16: ")
 
 
 def test_a_cross_validation_judges_each_case_once_and_resumes(tmp_path, finetune_settings, trained, dataset):

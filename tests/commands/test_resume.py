@@ -155,3 +155,13 @@ def test_a_damaged_checkpoint_is_a_sentence(run_command, store, tmp_path, tiny_p
     done = run_command(*command, "--resume")
     assert done.status == 1
     assert "is not a readable checkpoint" in done.error
+
+
+def test_runs_from_before_there_was_patience_go_on(run_command, dataset, tmp_path, tiny_finetuning):
+    command = ["finetune", "--dataset", dataset, "--out", tmp_path / "run", *tiny_finetuning]
+    assert run_command(*command).status == 0
+    config = tmp_path / "run" / "config.yaml"
+    assert "  patience: 10\n" in config.read_text()
+    assert run_command(*command, "--resume", "--set", "training.patience=3").status == 2
+    config.write_text(config.read_text().replace("  patience: 10\n", ""))
+    assert run_command(*command, "--resume").status == 0

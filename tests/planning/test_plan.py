@@ -54,21 +54,24 @@ def planned(facts=HEAD_NECK, settings=None, **changes):
 def test_a_cpu_gets_small_patches_in_the_shape_of_the_scan_and_says_so():
     found = planned()
     assert found.patch_size == (40, 32, 48)
-    assert (found.batch_size, found.steps, found.network) == (2, 1500, UNET)
+    assert (found.batch_size, found.steps, found.network) == (2, 5000, UNET)
     network, patch, batch, steps = found.reasons
     assert network == "network unet with its default channels: on a CPU"
     assert patch == (
         "patch 40,32,48: on a CPU about 65,536 voxels a patch; median scan 96,64,112 at 3,4,4 mm"
     )
     assert batch.startswith("batch 2: ")
-    assert steps.startswith("steps 1500: 5 training cases on a CPU; ")
+    assert steps == (
+        "steps 5000: 5 training cases on a CPU, a patch holds 9% of the median scan; 5000 up to 5 cases, and "
+        "more with the root of their number"
+    )
 
 
 def test_a_large_gpu_gets_a_wide_network_large_patches_and_more_steps():
     found = planned(machine=gpu(79))
     assert found.network.options == {"channels": [32, 64, 128, 256, 320]}
     assert found.patch_size == (96, 64, 112)
-    assert (found.batch_size, found.steps) == (8, 6000)
+    assert (found.batch_size, found.steps) == (8, 8000)
     assert found.reasons[1] == (
         "patch 96,64,112: on a GPU with 79.0 GiB free up to 2,097,152 voxels a patch; "
         "median scan 96,64,112 at 3,4,4 mm"
@@ -96,11 +99,11 @@ def test_patches_fit_budget_scan_and_network(shape, machine, network):
 
 
 @given(shape=shapes, network=networks, less=st.floats(0.1, 100), more=st.floats(0.1, 100))
-def test_more_memory_never_makes_a_side_or_the_steps_smaller(shape, network, less, more):
+def test_more_memory_never_makes_a_side_smaller_or_the_steps_more(shape, network, less, more):
     less, more = sorted([less, more])
     small, large = (planned(shape=shape, network=network, machine=gpu(gib)) for gib in (less, more))
     assert all(a <= b for a, b in zip(small.patch_size, large.patch_size, strict=True))
-    assert small.steps == large.steps
+    assert large.steps <= small.steps  # a patch that holds most of the scan needs fewer
     if small.patch_size == large.patch_size:
         assert small.batch_size <= large.batch_size
 
@@ -109,9 +112,17 @@ def test_more_memory_never_makes_a_side_or_the_steps_smaller(shape, network, les
 def test_steps_grow_slowly_with_the_cases(cases, more):
     few, many = (planned(num_cases=count) for count in (cases, cases + more))
     assert few.steps <= many.steps <= few.steps * (cases + more) / cases + 100
-    assert planned(num_cases=1).steps == planned(num_cases=5).steps == 1500
-    assert planned(num_cases=20).steps == 3000
-    assert abs(planned(num_cases=cases, machine=gpu(20)).steps - 4 * few.steps) <= 250
+    assert planned(num_cases=1).steps == planned(num_cases=5).steps == 5000
+    assert planned(num_cases=20).steps == 10000
+    assert planned(num_cases=80).steps == planned(num_cases=2000).steps == 20000
+    on_gpu = planned(num_cases=cases, machine=gpu(20), settings=open_settings(patch_size=(40, 32, 48)))
+    assert abs(on_gpu.steps - 4 * few.steps) <= 250
+
+
+def test_a_patch_that_holds_most_of_the_scan_takes_fewer_steps():
+    hippocampus = {"shape": (36, 50, 36), "network": UNET, "weights_patch": (40, 40, 40)}
+    assert planned(**hippocampus).steps == planned(**{**hippocampus, "weights_patch": None}).steps == 2000
+    assert planned(**{**hippocampus, "shape": (36, 50, 180)}).steps == 5000
 
 
 def test_the_longest_side_of_the_scan_is_the_longest_of_the_patch():
@@ -198,7 +209,9 @@ def quick(monkeypatch):
     """Plan short runs, which is not what is tested here."""
     from misfm.planning import plan as module
 
-    monkeypatch.setattr(module, "plan_steps", lambda facts: (2, "steps 2: as many as a test has time for"))
+    monkeypatch.setattr(
+        module, "plan_steps", lambda facts, patch: (2, "steps 2: as many as a test has time for")
+    )
     monkeypatch.setattr(module, "CPU_VOXELS", 16**3)
 
 
@@ -206,8 +219,8 @@ def test_twins_share_the_plan(tmp_path, quick, finetune_settings, pretrained, ca
     caplog.set_level("INFO", logger="misfm")
     finetune_twins(finetune_settings(*SHORT, f"weights={pretrained}"), tmp_path / "run")
     ours, twin = (RunFolder(tmp_path / folder).read_settings() for folder in ("run", "run/twin"))
-    assert ours["weights"] is not None
-    assert {**ours, "weights": None} == twin
+    assert ours["weights"] == str(pretrained)
+    assert {**ours, "weights": "none"} == twin
     assert ours["patch_size"] == [16, 16, 16]
     assert ours["training"]["steps"] == 2
     assert caplog.text.count("patch 16,16,16: that of the weights") == 1

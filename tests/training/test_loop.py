@@ -316,3 +316,74 @@ def test_settings_out_of_range_are_refused(wrong):
 
     with pytest.raises(ValidationError):
         TrainingSettings(**{"steps": 1, **wrong})
+
+
+def flat(after, *, lower_is_better=False, patience=2, cooldown=0.3):
+    """A validation that is better with every step until ``after``, and then no more."""
+    sign = -1 if lower_is_better else 1
+    return Validation(
+        lambda model, step: {"score": sign * min(step, after)},
+        key="score",
+        lower_is_better=lower_is_better,
+        patience=patience,
+        cooldown=cooldown,
+    )
+
+
+@pytest.mark.parametrize("lower_is_better", [False, True])
+def test_without_patience_the_rate_falls_to_zero_before_the_run_ends(run, lower_is_better):
+    settings = training(20, validate_every=2, log_every=3)
+    train(run, settings, validation=flat(4, lower_is_better=lower_is_better))
+    rows = run.read_metrics()
+    # Best after step 4, two validations without a better one, and a cooldown of 0.3 * 20 steps from there.
+    last = load_checkpoint(run.last)
+    assert (last.step, last.best_step, last.cooldown_from) == (14, 4, 8)
+    assert [row["step"] for row in rows if "score" in row] == [2, 4, 6, 8, 10, 12, 14]
+    rates = {row["step"]: row["lr"] for row in rows}
+    reached = 0.05 * (1 - 8 / 20) ** 0.9
+    assert rates[8] == pytest.approx(0.05 * (1 - 7 / 20) ** 0.9, rel=1e-4)
+    assert [rates[step] for step in (9, 10, 14)] == pytest.approx(
+        [reached, reached * 5 / 6, reached / 6], rel=1e-4
+    )
+
+
+def test_a_cooldown_that_ends_off_the_rhythm_is_judged_and_logged_all_the_same(run, caplog):
+    caplog.set_level("INFO", logger="misfm")
+    train(run, training(20, validate_every=4, log_every=100), validation=flat(4, patience=1, cooldown=0.25))
+    assert [row["step"] for row in run.read_metrics()] == [4, 8, 12, 13]
+    assert "no better score in 1 validations: training ends after step 13" in caplog.text
+    assert "step 12/13 " in caplog.text
+
+
+def test_patience_that_runs_out_shortly_before_the_end_changes_nothing(run, other_run):
+    train(run, training(12, validate_every=2), validation=flat(6, cooldown=0.2))
+    train(other_run, training(12, validate_every=2), validation=flat(6, patience=None))
+    assert logged(run) == logged(other_run)
+    assert load_checkpoint(run.last).cooldown_from is None
+
+
+def test_without_a_cooldown_patience_ends_the_run_at_once(run):
+    train(run, training(20, validate_every=2), validation=flat(4, cooldown=0.0))
+    assert load_checkpoint(run.last).step == 8
+
+
+@pytest.mark.parametrize("last_step", range(5, 14))
+def test_a_cooldown_that_is_killed_anywhere_ends_where_the_whole_one_does(run, other_run, last_step):
+    settings = training(20, validate_every=2, checkpoint_every=3, ema=0.9)
+    whole = train(run, settings, validation=flat(4))
+    with pytest.raises(Killed):
+        train(other_run, settings, before=kill_at(last_step), validation=flat(4))
+    resumed = train(other_run, settings, model=toy(seed=1), validation=flat(4))
+    assert same(whole, resumed)
+    assert logged(run) == logged(other_run)
+    again = train(other_run, settings, model=toy(seed=2), before=kill_at(0), validation=flat(4))
+    assert same(whole, again)
+
+
+def test_checkpoints_from_before_there_was_a_cooldown_are_read(run):
+    whole = train(run, training(20, validate_every=2), validation=flat(4))
+    state = torch.load(run.last, weights_only=True)
+    del state["cooldown_from"]
+    torch.save(state, run.last)
+    assert load_checkpoint(run.last).cooldown_from is None
+    assert whole is not None

@@ -111,7 +111,7 @@ def pretraining_settings(store: Path, seed: int) -> PretrainSettings:
 def finetune_arm(name: str, out: Path, dataset: Path, seed: int) -> Arm:
     """Fine-tune one arm on the labelled cases and score it on the test cases."""
     run = out / f"finetune-{name.replace(' ', '-')}"
-    weights = str(out / "pretrain") if name == PRETRAINED else None
+    weights = str(out / "pretrain") if name == PRETRAINED else "none"
     logger.info("Fine-tuning: %s, %d cases, %d steps", name, NUM_TRAIN, FINETUNING_STEPS)
     settings = resolve(
         FinetuneSettings,

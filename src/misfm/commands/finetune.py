@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from misfm.commands.start import Transferred, inherited_licence, open_weights, start_from, tell_transfer
+from misfm.commands.start import Transferred, choose_start, inherited_licence, start_from, tell_transfer
 from misfm.commands.unlabelled import unlabelled_patches, with_unlabelled
 from misfm.config import CompleteSettings, FinetuneSettings
 from misfm.data.dataset import Case, Dataset
@@ -25,6 +25,8 @@ from misfm.data.record import IngestSettings, Record, fingerprint_of
 from misfm.data.splits import Split
 from misfm.data.store import Store
 from misfm.errors import DataError
+from misfm.evaluation.arms import learning_curve
+from misfm.evaluation.outlook import outlook
 from misfm.evaluation.validation import DiceValidation, score_cases
 from misfm.files import write_json, write_text
 from misfm.inference.predictor import MAX_CLASSES
@@ -36,7 +38,7 @@ from misfm.seeding import derive_seed
 from misfm.terminal import logger
 from misfm.training.loop import Validation, best_device, fit
 from misfm.training.objectives import SegmentationObjective
-from misfm.training.run import RunFolder
+from misfm.training.run import RunFolder, steps_taken
 from misfm.weights import (
     DataInfo,
     NetworkInfo,
@@ -114,14 +116,24 @@ def finetune(
         complete.training,
         run,
         seed=complete.seed,
-        validation=Validation(validation, key="validation_dice") if judged else None,
+        validation=Validation(validation, "validation_dice", patience=complete.training.patience)
+        if judged
+        else None,
     )
-    model, info = ready.model.keep_finest(), weights_info(ready, records)
+    model, info = ready.model.keep_finest(), weights_info(ready, records, steps_taken(run))
     save(run.weights, model, info)
     model = model.to(best_device())
     scores = score_cases(model, info, images.dataset, ready.held_out, overlap=complete.overlap)
     write_json(out / "validation.json", scores)
+    tell_outlook(out)
     return scores
+
+
+def tell_outlook(out: Path) -> None:
+    """Log what more steps would bring, if the validations of the run allow to say so."""
+    said = outlook(learning_curve(out))
+    if said is not None:
+        logger.info("%s", said)
 
 
 @dataclass(frozen=True)
@@ -159,11 +171,11 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
     training, held_out = find_cases(dataset, split) if split else choose_cases(dataset, settings)
     run = RunFolder(out)
     run.refuse_taken(resume=resume)
-    weights = shared.weights or open_weights(settings.weights)
+    start = choose_start(recall(settings, run) if resume else settings, dataset, shared.weights)
+    weights = start.weights
     images = shared.images or DatasetFingerprint.open(dataset, out)
     images.keep([*training, *held_out])
-    given = recall(settings, run) if resume else settings
-    complete, reasons = fill_defaults(given, images, len(training), weights)
+    complete, reasons = fill_defaults(start.settings, images, len(training), weights)
     model = build_model(complete, dataset)
     transferred = (
         None if run.last.exists() else start_from(model, complete.weights, weights, complete.transfer)
@@ -171,7 +183,7 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
     unlabelled = unlabelled_patches(complete, dataset)
     return Ready(
         settings=complete,
-        reasons=reasons,
+        reasons=(*start.reasons, *reasons),
         images=images,
         training=training,
         held_out=held_out,
@@ -246,8 +258,8 @@ def labelled_patches(
     )
 
 
-def weights_info(ready: Ready, records: Sequence[Record]) -> WeightsInfo:
-    """Describe the trained weights so that they suffice to predict with; ``records`` are trained on."""
+def weights_info(ready: Ready, records: Sequence[Record], steps: int) -> WeightsInfo:
+    """Describe weights trained on ``records`` for ``steps`` so that they suffice to predict with."""
     settings, names = ready.settings, ready.images.dataset.label_names
     return WeightsInfo(
         network=NetworkInfo(name=settings.network.name, options=ready.model.backbone.options),
@@ -259,7 +271,7 @@ def weights_info(ready: Ready, records: Sequence[Record]) -> WeightsInfo:
         intensity=intensity_rule(settings.intensity).model_dump(mode="json"),
         mirror_axes=settings.augmentation.flip_axes,
         recipe=settings.recipe,
-        steps=settings.training.steps,
+        steps=steps,
         data=DataInfo(count=len(records), fingerprint=fingerprint_of(records), scans=ready.scans_seen),
         licence=ready.licence,
     )

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from misfm.commands.finetune import Shared, build_model, finetune, stored_cases
-from misfm.commands.start import open_weights, start_from
+from misfm.commands.start import choose_start, start_from
 from misfm.commands.unlabelled import unlabelled_patches
 from misfm.config import CompleteSettings, FinetuneSettings
-from misfm.data.dataset import Dataset
+from misfm.data.dataset import Case, Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.splits import Split, read_split
 from misfm.errors import ConfigError
@@ -30,6 +30,7 @@ from misfm.planning.leakage import check_leaks
 from misfm.planning.splits import choose_cases, find_cases, folds_of, split_of
 from misfm.terminal import logger
 from misfm.training.run import RunFolder
+from misfm.weights import Opened
 
 SCORES = "validation.json"
 """In the folder of a fold: its scores, once it is finished."""
@@ -67,17 +68,16 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     folds = read_split(out / FOLDS) if begun and (out / FOLDS).exists() else divide(dataset, settings)
     if resume:
         settings = recall(settings, RunFolder(out / "fold_0"))
-    weights, images = open_weights(settings.weights), DatasetFingerprint.open(dataset, out)
+    start, images = choose_start(settings, dataset), DatasetFingerprint.open(dataset, out)
+    settings, weights = start.settings, start.weights
     ahead = [split for number, split in enumerate(folds) if not (out / f"fold_{number}" / SCORES).exists()]
     parts = [find_cases(dataset, split) for split in ahead]
     every_case = list({case.name: case for part in parts for cases in part for case in cases}.values())
     images.keep(every_case)
-    complete, reasons = fill_defaults(settings, images, len(folds[0]["train"]), weights)
-    if not begun:  # what is wrong is found before the first fold is trained, and leaves nothing behind
-        start_from(build_model(complete, dataset), complete.weights, weights, complete.transfer)
-        unlabelled = unlabelled_patches(complete, dataset)
-        for part in parts:
-            check_leaks(complete, images, part, weights, unlabelled)
+    complete, planned = fill_defaults(settings, images, len(folds[0]["train"]), weights)
+    reasons = (*start.reasons, *planned)
+    if not begun:
+        check_parts(complete, images, parts, weights)
     for number in range(len(folds)):
         RunFolder(out / f"fold_{number}").check(complete.model_copy(update={"fold": number}), resume=True)
     write_json(out / FOLDS, folds)
@@ -95,6 +95,19 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     pooled = pool(dataset, results)
     write_json(out / "cross_validation.json", pooled)
     return pooled
+
+
+def check_parts(
+    settings: CompleteSettings,
+    images: DatasetFingerprint,
+    parts: Sequence[tuple[Sequence[Case], Sequence[Case]]],
+    weights: Opened | None,
+) -> None:
+    """Find what is wrong with any fold before the first is trained, and leave nothing behind."""
+    start_from(build_model(settings, images.dataset), settings.weights, weights, settings.transfer)
+    unlabelled = unlabelled_patches(settings, images.dataset)
+    for part in parts:
+        check_leaks(settings, images, part, weights, unlabelled)
 
 
 def divide(dataset: Dataset, settings: FinetuneSettings) -> list[Split]:

@@ -39,7 +39,7 @@ from misfm.terminal import logger
 from misfm.training.checkpoint import load_checkpoint
 from misfm.training.loop import Validation, fit
 from misfm.training.objectives import PretextObjective
-from misfm.training.run import RunFolder
+from misfm.training.run import RunFolder, steps_taken
 from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, save
 from misfm.weights.source import Opened
 
@@ -95,7 +95,8 @@ def pretrain(
     info = weights_info(settings, store, training, model, weights)
     seed = derive_seed(settings.seed, "validation")
     pretext = PretextValidation(objective, source.batches(held_out, seed, held_out=True), settings)
-    validation = Validation(pretext, key="validation_loss", lower_is_better=True)
+    patience = settings.training.patience
+    validation = Validation(pretext, "validation_loss", lower_is_better=True, patience=patience)
     if probe is not None:
         validation = probe.around(validation, info)
     run.begin(settings, resume=resume)
@@ -103,8 +104,7 @@ def pretrain(
     write_json(out / VOLUMES, ids_of(training, held_out))
     batches = source.batches(training, settings.seed)
     fit(model, objective, batches, settings.training, run, seed=settings.seed, validation=validation)
-    if probe is not None:
-        info = take_best(model, run, info)
+    info = take_best(model, run, info) if probe else info.model_copy(update={"steps": steps_taken(run)})
     save(run.weights, model, info)
     result = {
         name: value

@@ -60,7 +60,7 @@ class Probe:
         def run(model: nn.Module, step: int) -> Mapping[str, float]:
             return {**pretext.run(model, step), KEY: self.dice(model, step, info)}
 
-        return Validation(run, key=KEY, patience=self.patience)
+        return Validation(run, key=KEY, patience=self.patience, cooldown=0.0)  # the best weights are kept
 
     def dice(self, model: nn.Module, step: int, info: WeightsInfo) -> float:
         """Return the mean Dice of the validation cases after fine-tuning; NaN where nothing was scored."""

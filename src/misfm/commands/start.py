@@ -1,16 +1,22 @@
-"""The weights that a training starts from: opened once, transferred, reported, recorded in what follows."""
+"""The weights that a training starts from: chosen, opened once, transferred, reported, recorded."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
+from misfm.config import FinetuneSettings
+from misfm.data.dataset import Dataset
 from misfm.files import write_text
+from misfm.planning.builtin import plan_weights
+from misfm.planning.machine import present_machine
+from misfm.settings import NO_WEIGHTS
 from misfm.terminal import logger
 from misfm.weights import Opened, TransferReport, describe, load, open_source
-from misfm.weights.published import notices
+from misfm.weights.published import BUILTIN, notices
 
 Transferred = tuple[TransferReport, list[str]]
 """What a network took of weights, and what to know of them, in sentences."""
@@ -18,7 +24,42 @@ Transferred = tuple[TransferReport, list[str]]
 
 def open_weights(source: str | None) -> Opened | None:
     """Open the weights to start from, if any; they are read here and nowhere else."""
-    return None if source is None else open_source(source)
+    return None if source is None or source == NO_WEIGHTS else open_source(source)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a fine-tuning starts from.
+
+    Attributes:
+        settings: in which that is not open.
+        weights: opened; None from scratch.
+        reasons: a sentence on what was chosen, if anything was.
+    """
+
+    settings: FinetuneSettings
+    weights: Opened | None
+    reasons: tuple[str, ...] = ()
+
+
+def choose_start(settings: FinetuneSettings, dataset: Dataset, opened: Opened | None = None) -> Start:
+    """Open the given weights, or choose between those that ship with misfm and scratch, and log why.
+
+    Args:
+        settings: of the fine-tuning.
+        dataset: to fine-tune on.
+        opened: the given weights, where they were opened before.
+
+    Raises:
+        WeightsError: weights that cannot be read.
+    """
+    if settings.weights is not None:
+        return Start(settings, opened or open_weights(settings.weights))
+    builtin = open_source(BUILTIN)
+    source, reason = plan_weights(settings, len(dataset.channel_names), present_machine(), builtin)
+    logger.info("%s", reason)
+    chosen = settings.model_copy(update={"weights": source})
+    return Start(chosen, None if source == NO_WEIGHTS else builtin, (reason,))
 
 
 def start_from(

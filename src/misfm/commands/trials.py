@@ -14,6 +14,7 @@ from misfm.planning.fill_defaults import fill_network
 from misfm.pretext import PRETEXTS
 from misfm.registry import closest
 from misfm.resolve import recipe_names, resolve
+from misfm.settings import NO_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,13 @@ def finetune_settings(settings: CompareSettings, trial: Trial, start: Path | Non
     options = {
         "dataset": settings.dataset,
         "network": network,
-        "weights": None if start is None else str(start),
+        "weights": NO_WEIGHTS if start is None else str(start),
         "transfer": transfer,
         "cases": trial.cases,
         "seed": trial.seed,
     }
-    fine = resolve(FinetuneSettings, recipe=settings.base, options=options, assignments=settings.finetune)
+    assignments = ["training.patience=null", *settings.finetune]  # all arms take the same steps
+    fine = resolve(FinetuneSettings, recipe=settings.base, options=options, assignments=assignments)
     shared = resolve(
         PretrainSettings,
         recipe=settings.base,

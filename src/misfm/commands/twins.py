@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from misfm.commands.finetune import Shared, finetune
+from misfm.commands.start import choose_start
 from misfm.config import FinetuneSettings
 from misfm.data.dataset import Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
@@ -23,10 +25,12 @@ from misfm.evaluation.arms import (
     learning_curve,
 )
 from misfm.files import write_json
+from misfm.planning.fill_defaults import recall
 from misfm.planning.splits import SPLIT
 from misfm.report.html import render_report
 from misfm.report.twins import twin_report
-from misfm.training.run import RunFolder
+from misfm.settings import NO_WEIGHTS
+from misfm.training.run import RunFolder, steps_taken
 
 TWIN_FOLDER = "twin"
 
@@ -35,7 +39,8 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
     """Fine-tune from ``settings.weights`` into ``out`` and from scratch into ``out/twin``, then compare.
 
     Everything but the weights is the same: cases, spacing, intensities, network, order of patches,
-    augmentation, steps. Writes ``out/twin.json`` and ``out/report.html``.
+    augmentation, steps, and the patience that may end either earlier. Writes ``out/twin.json`` and
+    ``out/report.html``.
 
     Returns:
         What ``twin.json`` holds.
@@ -44,47 +49,67 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
         ConfigError: no weights to compare with scratch.
         MisfmError: as :func:`misfm.commands.finetune.finetune`.
     """
-    if settings.weights is None:
-        raise ConfigError("--twin compares pretrained weights with scratch: give --weights as well.")
-    images = DatasetFingerprint.open(Dataset.open(settings.dataset), out)
-    pretrained = finetune(settings, out, resume=resume, shared=Shared(images=images))
+    dataset = Dataset.open(settings.dataset)
+    start = choose_start(recall(settings, RunFolder(out)) if resume else settings, dataset)
+    if start.weights is None:
+        why = f" ({start.reasons[0]})" if start.reasons else ""
+        raise ConfigError(f"--twin compares pretrained weights with scratch{why}: give --weights as well.")
+    images = DatasetFingerprint.open(dataset, out)
+    pretrained = finetune(
+        start.settings,
+        out,
+        resume=resume,
+        reasons=start.reasons,
+        shared=Shared(images=images, weights=start.weights),
+    )
     complete = RunFolder(out).read_settings()
-    alike = FinetuneSettings.model_validate({**complete, "weights": None})
+    alike = FinetuneSettings.model_validate({**complete, "weights": NO_WEIGHTS})
     shared = Shared(read_split(out / SPLIT)[0], images, store_dir=out / "cases")
-    scratch = finetune(alike, out / TWIN_FOLDER, resume=resume, shared=shared)
+    folders = {SCRATCH: out / TWIN_FOLDER, PRETRAINED: out}
+    scratch = finetune(alike, folders[SCRATCH], resume=resume, shared=shared)
+    steps = {name: steps_taken(RunFolder(run)) for name, run in folders.items()}
     arms = [
-        Arm(SCRATCH, learning_curve(out / TWIN_FOLDER), dice_by_case(scratch), settings.seed),
-        Arm(PRETRAINED, learning_curve(out), dice_by_case(pretrained), settings.seed),
+        Arm(name, learning_curve(folders[name]), dice_by_case(scores), settings.seed)
+        for name, scores in ((SCRATCH, scratch), (PRETRAINED, pretrained))
     ]
     result: dict[str, Any] = {
         "verdict": "No validation cases, so nothing to compare; add some to the split.",
         "scratch": scratch["mean"],
         "pretrained": pretrained["mean"],
+        "steps": steps,
         "curves": {arm.name: list(arm.curve) for arm in arms},
     }
     if pretrained["cases"]:
         comparison = compare_arms(arms)
         result["comparison"] = asdict(comparison)
-        result["verdict"] = verdict(comparison)
+        result["verdict"] = verdict(comparison, steps)
         report = twin_report(
             f"Fine-tuning on {Path(settings.dataset).name}: pretrained against scratch",
             arms,
             scored="validation",
             notes=["Scores are of the validation cases; settings were not chosen on them by this command."],
-            settings={"weights": str(settings.weights), "steps": str(alike.training.steps)},
+            settings={"weights": str(start.settings.weights), "steps": as_text(steps)},
         )
         render_report(report, out / "report.html")
     write_json(out / "twin.json", result)
     return result
 
 
-def verdict(comparison: Comparison) -> str:
-    """Say in one sentence what came out, whatever it is."""
+def as_text(steps: Mapping[str, int]) -> str:
+    """Say how many steps were taken, by each where that differs: patience ends some runs earlier."""
+    if len(set(steps.values())) == 1:
+        return str(next(iter(steps.values())))
+    return ", ".join(f"{count} {name}" for name, count in steps.items())
+
+
+def verdict(comparison: Comparison, steps: Mapping[str, int]) -> str:
+    """Say in a few sentences what came out, whatever it is."""
     scratch, pretrained = (comparison.scores[name].get(ALL) for name in (SCRATCH, PRETRAINED))
     if scratch is None or pretrained is None or pretrained.difference is None:
         return "No label occurs in the validation cases or their predictions, so there is nothing to compare."
     return (
         f"Mean Dice {pretrained.mean:.3f} pretrained, {scratch.mean:.3f} from scratch; "
-        f"difference {pretrained.difference}. These are {len(comparison.cases)} validation cases and one run "
-        "each: other runs may differ by more than the interval, which is over cases."
+        f"difference {pretrained.difference}. Steps taken: {as_text(steps)}. These are "
+        f"{len(comparison.cases)} validation cases and one run each: other runs may differ by more than the "
+        "interval, which is over cases."
     )

@@ -16,7 +16,7 @@ from misfm.errors import ConfigError
 from misfm.models import NETWORKS
 from misfm.planning.machine import present_machine
 from misfm.planning.plan import Facts, Plan, plan
-from misfm.settings import Spacing
+from misfm.settings import NO_WEIGHTS, Spacing
 from misfm.terminal import logger
 from misfm.training.run import PLANNED, RunFolder
 from misfm.weights import Opened
@@ -43,7 +43,7 @@ def fill_defaults(
     :mod:`misfm.planning.plan`) and the reasons are returned, for there may be no run folder yet.
 
     Args:
-        settings: in which what is null is open.
+        settings: in which what is null is open, but for the weights: these are chosen before.
         images: of the dataset; measured if anything is open that follows from their grids.
         num_cases: training cases.
         weights: to start from.
@@ -57,12 +57,7 @@ def fill_defaults(
     known: Mapping[str, Any] = (
         {} if weights is None or weights.info is None else weights.info.model_dump(mode="json")
     )
-    kind = dataset.kinds[0]
-    if len(set(dataset.kinds)) > 1:
-        raise ConfigError(
-            f"{dataset.path} mixes CT with other channels, which misfm cannot normalise together yet: "
-            "train on the channels of one kind."
-        )
+    kind = kind_of(dataset)
     rule = known.get("intensity") or {"kind": kind}
     fits = rule["kind"] == kind
     if not fits and (settings.intensity is None or settings.spacing is None):
@@ -76,7 +71,12 @@ def fill_defaults(
     augmentation = fill_flips(settings.augmentation, dataset)
     network = fill_network(settings.network, known.get("network"))
     settings = settings.model_copy(
-        update={"network": network, "intensity": intensity, "augmentation": augmentation}
+        update={
+            "weights": settings.weights or NO_WEIGHTS,
+            "network": network,
+            "intensity": intensity,
+            "augmentation": augmentation,
+        }
     )
     if nothing_is_open(settings):
         return FilledDefaults(CompleteSettings.model_validate(settings.model_dump()))
@@ -92,6 +92,20 @@ def fill_defaults(
         weights_patch=None if known.get("patch_size") is None else tuple(known["patch_size"]),
     )
     return fill(settings.model_copy(update={"spacing": spacing}), plan(settings, facts))
+
+
+def kind_of(dataset: Dataset) -> Kind:
+    """Return the kind of all channels.
+
+    Raises:
+        ConfigError: CT beside other channels.
+    """
+    if len(set(dataset.kinds)) > 1:
+        raise ConfigError(
+            f"{dataset.path} mixes CT with other channels, which misfm cannot normalise together yet: "
+            "train on the channels of one kind."
+        )
+    return dataset.kinds[0]
 
 
 def check_network(network: NetworkSettings | None) -> None:
@@ -158,11 +172,14 @@ def recall(settings: FinetuneSettings, run: RunFolder) -> FinetuneSettings:
     if not run.config.exists():
         return settings
     saved = run.read_settings()
-    names = [name for name in PLANNED if name in type(settings).model_fields]
+    names = [name for name in (*PLANNED, "weights") if name in type(settings).model_fields]
     names = [name for name in names if getattr(settings, name) is None]
     update = {name: saved.get(name) for name in names}
-    steps = settings.training.steps or saved.get("training", {}).get("steps")
-    training = settings.training.model_copy(update={"steps": steps})
+    before = saved.get("training", {})
+    update_training = {"steps": settings.training.steps or before.get("steps")}
+    if "patience" not in before:  # begun before there was any
+        update_training["patience"] = None
+    training = settings.training.model_copy(update=update_training)
     augmentation = settings.augmentation
     flips = saved.get("augmentation", {}).get("flip_axes")
     if "flip_axes" not in augmentation.model_fields_set and flips is not None:

@@ -28,6 +28,8 @@ class Checkpoint:
     average: dict[str, Any] = field(default_factory=dict)
     """Moving average of the weights; empty where none is kept, and in the best checkpoint, whose ``model`` it
     is."""
+    cooldown_from: int | None = None
+    """Steps after which patience had run out, and the rate began to fall to zero; None if it has not."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

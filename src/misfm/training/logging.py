@@ -19,7 +19,7 @@ class MetricsLog:
 
     Args:
         run: where to write.
-        steps: length of the run.
+        steps: length of the run, kept as ``steps``: one that is stopped earlier changes it.
         start: first step of this session; rows logged at or after it by a killed session are dropped, since
             those steps are repeated.
     """
@@ -37,7 +37,7 @@ class MetricsLog:
         self._level = logger.level
         if not logger.isEnabledFor(logging.INFO):  # used as a library: log.txt is complete all the same
             logger.setLevel(logging.INFO)
-        self._steps = steps
+        self.steps = steps
         self._start = start
         self._began = time.perf_counter()
 
@@ -63,12 +63,12 @@ class MetricsLog:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if value is not None)
-        message = f"step {step}/{self._steps}  {numbers}  {self._time_left(step)}".rstrip()
-        logger.info(message, extra={"step": step, "steps": self._steps})
+        message = f"step {step}/{self.steps}  {numbers}  {self._time_left(step)}".rstrip()
+        logger.info(message, extra={"step": step, "steps": self.steps})
 
     def _time_left(self, step: int) -> str:
         done = step - self._start
-        if done <= 0 or step >= self._steps:
+        if done <= 0 or step >= self.steps:
             return ""
-        seconds = (time.perf_counter() - self._began) / done * (self._steps - step)
+        seconds = (time.perf_counter() - self._began) / done * (self.steps - step)
         return f"{format_duration(seconds)} left"

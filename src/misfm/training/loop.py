@@ -2,7 +2,8 @@
 
 Batch ``i`` is a pure function of the run's seed and ``i``, and so is every other draw; a run killed at any
 moment and resumed from its last checkpoint therefore repeats the uninterrupted one bit for bit (on one device
-and thread count).
+and thread count). A run whose patience runs out goes into a cooldown, for a schedule that is cut off loses
+what its falling rate gains; since when is in the checkpoint, so that this, too, is repeated.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ from misfm.training.memory import keep_freed_memory
 from misfm.training.optim import build_optimizer, set_learning_rate
 from misfm.training.precision import exact_convolutions, fabric_precision
 from misfm.training.run import RunFolder
-from misfm.training.schedules import learning_rate_scale
+from misfm.training.schedules import LearningRateScale, cooled, learning_rate_scale
 from misfm.training.settings import TrainingSettings
+
+COOLDOWN = 0.1
+"""Share of the steps within which the rate falls to zero once patience has run out."""
 
 
 class Objective(Protocol):
@@ -69,12 +73,14 @@ class Validation:
         key: the one of them that tells the best checkpoint.
         lower_is_better: of that number.
         patience: validations without a better one after which training ends; None trains all steps.
+        cooldown: share of all steps within which the rate falls to zero before that; 0 ends at once.
     """
 
     run: Callable[[nn.Module, int], Mapping[str, float]]
     key: str
     lower_is_better: bool = False
     patience: int | None = None
+    cooldown: float = COOLDOWN
 
 
 @dataclass
@@ -90,6 +96,7 @@ class Session:
         seed: of the run.
         state: the checkpoint as of now, without tensors that are looked up when it is saved.
         average: of the weights, or None where the last ones are kept.
+        cooldown: steps that are still taken once patience has run out.
     """
 
     fabric: Fabric
@@ -100,6 +107,21 @@ class Session:
     seed: int
     state: Checkpoint
     average: WeightAverage | None = None
+    cooldown: int = 0
+
+    @property
+    def end(self) -> int:
+        """Steps after which training ends, as far as is known by now."""
+        began = self.state.cooldown_from
+        return self.settings.steps if began is None else began + self.cooldown
+
+    def scale(self, step: int) -> LearningRateScale:
+        """Factors on the learning rate at a step."""
+        began, schedule = self.state.cooldown_from, self.settings.schedule
+        if began is None:
+            return learning_rate_scale(step, self.settings.steps, schedule)
+        reached = learning_rate_scale(began, self.settings.steps, schedule)
+        return cooled(reached, step - began, self.cooldown)
 
 
 def fit(
@@ -131,15 +153,19 @@ def fit(
         MisfmError: the loss is not finite.
     """
     session = begin_session(model, objective, settings, run, seed)
-    state, steps = session.state, settings.steps
-    with MetricsLog(run, steps, state.step) as log, stop_requests() as stop:
+    state, session.cooldown = (
+        session.state,
+        round(settings.steps * (validation.cooldown if validation else 0)),
+    )
+    with MetricsLog(run, settings.steps, state.step) as log, stop_requests() as stop:
         stream = batch_stream(batches, state.step * settings.accumulate, settings)
         began, first = time.perf_counter(), state.step
-        while state.step < steps and not out_of_patience(state, validation, settings):
-            stopping = stop.requested
-            validated = validation is not None and is_due(state.step + 1, settings.validate_every, steps)
-            saved = stopping or validated or is_due(state.step + 1, settings.checkpoint_every, steps)
-            logged = validated or is_due(state.step + 1, settings.log_every, steps)
+        check_patience(session, validation)
+        while state.step < (end := session.end):
+            log.steps, stopping = end, stop.requested
+            validated = validation is not None and is_due(state.step + 1, settings.validate_every, end)
+            saved = stopping or validated or is_due(state.step + 1, settings.checkpoint_every, end)
+            logged = validated or is_due(state.step + 1, settings.log_every, end)
             report = train_step(session, stream, read=logged or saved)
             state.step += 1
             if logged:
@@ -148,10 +174,11 @@ def fit(
                 if validation is not None and validated:
                     report.update(validate(session, validation, run))
                 log.write(state.step, report)
+                check_patience(session, validation)
                 began, first = time.perf_counter(), state.step
             if saved:
                 save_checkpoint(run.last, checkpoint_of(session))
-            if stopping and state.step < steps:
+            if stopping and state.step < session.end:
                 raise Interrupted(
                     f"Stopped after step {state.step}; the state is saved in {run.path}: run the same "
                     "command with --resume to go on."
@@ -194,7 +221,7 @@ def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[s
         MisfmError: the loss or the gradient was read and is not finite; the step is not taken.
     """
     settings, seed, step = session.settings, session.seed, session.state.step
-    scale = learning_rate_scale(step, settings.steps, settings.schedule)
+    scale = session.scale(step)
     set_learning_rate(session.optimizer, settings.optimizer.lr, scale)
     torch.manual_seed(derive_seed(seed, "network", step))  # dropout and drop path
     report: dict[str, float] = {}
@@ -251,13 +278,20 @@ def validate(session: Session, validation: Validation, run: RunFolder) -> Mappin
     return numbers
 
 
-def out_of_patience(state: Checkpoint, validation: Validation | None, settings: TrainingSettings) -> bool:
-    """Whether the best validation is so long ago that training ends; asked right after a validation."""
+def check_patience(session: Session, validation: Validation | None) -> None:
+    """Begin the cooldown if the best validation is long ago, and not all steps are sooner taken than that."""
+    state, settings = session.state, session.settings
     if validation is None or validation.patience is None or state.best_step is None:
-        return False
-    if state.step % settings.validate_every:
-        return False
-    return state.step - state.best_step >= validation.patience * settings.validate_every
+        return
+    if state.cooldown_from is not None or state.step % settings.validate_every:
+        return
+    without = (state.step - state.best_step) // settings.validate_every
+    if without >= validation.patience and state.step + session.cooldown < settings.steps:
+        state.cooldown_from = state.step
+        logger.info(
+            "no better %s in %d validations: training ends after step %d, its rate falling to zero",
+            *(validation.key, without, session.end),
+        )
 
 
 def checkpoint_of(session: Session) -> Checkpoint:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from misfm.errors import ConfigError, DataError
 from misfm.files import write_json, write_text
-from misfm.settings import Settings
+from misfm.settings import NO_WEIGHTS, Settings
 
 PLANNED = ("patch_size", "batch_size", "network", "spacing", "intensity", "steps")
 """Settings that are filled in where they are null; null says something of all others."""
@@ -112,7 +112,10 @@ class RunFolder:
             DataError: the file cannot be read or holds no settings.
         """
         try:
-            return dict(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+            settings = dict(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+            if "dataset" in settings:  # a fine-tuning; in those of earlier versions null says that, too
+                settings["weights"] = settings.get("weights") or NO_WEIGHTS
+            return settings
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise DataError(f"{self.config} does not hold the settings of a run; it is damaged.") from error
 
@@ -150,6 +153,12 @@ class RunFolder:
             return [json.loads(line) for line in lines if line.endswith("\n")]
         except ValueError as error:
             raise DataError(f"{self.metrics} is damaged ({error}); correct or delete it.") from error
+
+
+def steps_taken(run: RunFolder) -> int:
+    """Return after how many steps a training ended, or is by now."""
+    rows = run.read_metrics()
+    return int(rows[-1]["step"]) if rows else 0
 
 
 def first_difference(saved: Any, given: Any, key: str = "") -> str:

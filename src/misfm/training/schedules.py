@@ -93,6 +93,12 @@ def learning_rate_scale(step: int, steps: int, settings: ScheduleSettings) -> Le
     return SCHEDULES[settings.name](step, steps, settings)
 
 
+def cooled(scale: LearningRateScale, step: int, steps: int) -> LearningRateScale:
+    """Let factors fall to zero in equal parts: those of ``step`` (0-based) of a cooldown of ``steps``."""
+    left = decay(step, steps, power=1.0)
+    return LearningRateScale(scale.encoder * left, scale.decoder * left)
+
+
 def both(factor: float) -> LearningRateScale:
     """Return the same factor for all parts."""
     return LearningRateScale(factor, factor)

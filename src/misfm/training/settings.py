@@ -37,6 +37,9 @@ class OpenTrainingSettings(Settings):
     """Steps between validations."""
     checkpoint_every: Count = 200
     """Steps between checkpoints."""
+    patience: Count | None = None
+    """Validations without a better one after which the rate falls to zero within a tenth of all steps and
+    training ends; null takes all steps. Pretraining that is probed has the patience of its probe instead."""
 
 
 class TrainingSettings(OpenTrainingSettings):
