@@ -144,7 +144,7 @@ def test_weights_that_were_no_better_while_training_are_mentioned_and_not_scored
     found = choose(candidates, INFO, Dataset(), CASES, overlap=0.5)
     assert found.candidate.kept == "last"
     assert found.account["candidates"]["best"] == {"step": 4, "validation_dice": 0.501}
-    assert "validation Dice 1.000, best 0.501" in found.sentence
+    assert "Dice 1.000 (the best, of step 4, were no more than 0.002 ahead while" in found.sentence
 
 
 def test_specks_go_and_scores_are_of_what_is_kept():

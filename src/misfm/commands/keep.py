@@ -41,8 +41,8 @@ def candidates(
         run: its folder.
         alone: leave out the best.
     """
-    row = run.read_metrics()[-1]
-    step, score = int(row["step"]), row.get(SCORE)
+    step = load_checkpoint(run.last).step
+    score = next((row.get(SCORE) for row in run.read_metrics() if row["step"] == step), None)
     best = load_checkpoint(run.best) if run.best.exists() and not alone else None
     if best is None or best.step == step:
         return [Candidate("last", step, on_best_device(model), score)]

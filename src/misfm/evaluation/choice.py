@@ -88,7 +88,7 @@ class Scored:
             label: (self.mean_dice(label, cleaned=False), self.mean_dice(label, cleaned=True))
             for label in self.eligible
         }
-        return tuple(label for label, (all_, one) in pairs.items() if all_ and one and one > all_)
+        return tuple(label for label, (plain, cleaned) in pairs.items() if (cleaned or 0) > (plain or 0))
 
     def result(self, largest_part: Sequence[int]) -> dict[str, Any]:
         """Scores in the form of ``misfm evaluate``, with these labels cleaned up."""
@@ -141,13 +141,18 @@ class Choice:
     @property
     def sentence(self) -> str:
         """What was chosen, for people."""
-        scores = {name: one.get("dice", one[SCORE]) for name, one in self.account["candidates"].items()}
-        own, others = scores.pop(self.candidate.kept), "".join(f", {k} {_text(v)}" for k, v in scores.items())
-        parts = ", ".join(self.account["largest_part"]) or "of no label"
+        kept, candidates = self.candidate, self.account["candidates"]
+        others = [(name, one) for name, one in candidates.items() if name != kept.kept]
+        rest = "".join(
+            f", {name} {_text(one['dice'])}"
+            if "dice" in one
+            else f" (the {name}, of step {one['step']:,}, were no more than {MARGIN} ahead while training)"
+            for name, one in others
+        )
+        own, parts = candidates[kept.kept]["dice"], ", ".join(self.account["largest_part"]) or "of no label"
         return (
-            f"kept the {self.candidate.kept} weights, of step {self.candidate.step:,}: validation Dice "
-            f"{_text(own)}{others}; largest part only: {parts}. Validation scores are of what was chosen on "
-            "them."
+            f"kept the {kept.kept} weights, of step {kept.step:,}: validation Dice {_text(own)}{rest}; largest "
+            f"part only: {parts}. Validation scores are of what was chosen on them."
         )
 
 
