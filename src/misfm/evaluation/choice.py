@@ -151,8 +151,8 @@ class Choice:
         )
         own, parts = candidates[kept.kept]["dice"], ", ".join(self.account["largest_part"]) or "of no label"
         return (
-            f"kept the {kept.kept} weights, of step {kept.step:,}: validation Dice {_text(own)}{rest}; largest "
-            f"part only: {parts}. Validation scores are of what was chosen on them."
+            f"kept the {kept.kept} weights, of step {kept.step:,}: validation Dice {_text(own)}{rest}; "
+            f"largest part only: {parts}. Validation scores are of what was chosen on them."
         )
 
 
