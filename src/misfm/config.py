@@ -177,6 +177,9 @@ class FinetuneSettings(RunSettings):
     """Scans without labels to learn from as well (mean teacher); null: labelled cases only."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Overlap of windows in the final validation, as a share of the patch."""
+    select: bool = True
+    """Choose on the validation cases whether the best weights are kept instead of the last, and of which
+    labels only the largest connected part is; off, or without such cases: the last weights, as they are."""
 
 
 class CompleteSettings(FinetuneSettings):

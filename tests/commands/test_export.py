@@ -131,6 +131,16 @@ def test_plans_have_the_topology_and_the_preparation_of_the_weights(weights_of, 
     assert "export again with" in (tmp_path / "out" / "next_steps.txt").read_text()
 
 
+def test_what_a_format_cannot_hold_of_the_clean_up_is_said(weights_of, tmp_path):
+    names = ("background", "brainstem", "lungs")
+    path, _ = weights_of("resenc", label_names=names, largest_part=(1,))
+    said = "misfm predicts only the largest connected part of brainstem; what uses these files has to see to"
+    assert any(note.startswith(said) for note in export(path, "nnunet", tmp_path / "out")["notes"])
+    copied = export(path, "safetensors", tmp_path / "copy.safetensors")
+    assert not any("largest" in note for note in copied["notes"])
+    assert weights.describe(tmp_path / "copy.safetensors")["largest_part"] == [1]
+
+
 def test_a_patch_of_one_voxel_at_the_coarsest_level_grows(weights_of, tmp_path):
     path, _ = weights_of("resenc")
     export(path, "nnunet", tmp_path / "out", patch_size=(2, 4, 4))

@@ -47,6 +47,7 @@ def test_every_validation_probes_and_the_best_weights_are_kept(settings, tmp_pat
     assert all(torch.equal(kept[name], best[name]) for name in kept)
     assert {path.name for path in (run.path / "probe" / "step-4").iterdir()} >= {"validation.json", "log.txt"}
     assert "step 2/2" not in (run.path / "log.txt").read_text()
+    assert RunFolder(run.path / "probe" / "step-4").read_settings()["select"] is False
 
 
 def test_patience_ends_the_pretraining(settings, tmp_path, monkeypatch):

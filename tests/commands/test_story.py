@@ -59,7 +59,7 @@ def test_scans_to_pretrained_weights_to_masks_to_numbers(
     )
     assert done.status == 0
     assert done.result["verdict"].startswith("Mean Dice ")
-    additions = {"validation.json", "split.json", "dataset_fingerprint.json", "cases"}
+    additions = {"validation.json", "chosen.json", "split.json", "dataset_fingerprint.json", "cases"}
     assert names(out) == RUN_FILES | additions | {"transfer.txt", "twin", "twin.json", "report.html"}
     assert names(out / "twin") == RUN_FILES | additions - {"cases"}  # its twin has them
     report = (out / "transfer.txt").read_text()

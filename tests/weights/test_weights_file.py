@@ -50,7 +50,7 @@ def test_description_is_json_with_every_promised_field(tmp_path):
     description = json.loads(json.dumps(describe(tmp_path)))
     promised = {"format_version", "network", "in_channels", "num_classes", "label_names", "patch_size"}
     promised |= {"spacing", "intensity", "mirror_axes", "pretext", "recipe", "steps", "data"}
-    promised |= {"licence", "versions"}
+    promised |= {"licence", "versions", "kept", "largest_part"}
     assert promised == WeightsInfo.model_fields.keys()
     assert promised < description.keys()
     assert description["network"] == {"name": "unet", "options": {"channels": [4, 8]}}

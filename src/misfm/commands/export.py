@@ -54,7 +54,7 @@ def export(
         "network": exported.info.network.name,
         "pretrained_parameters": report.pretrained_parameters,
         "num_parameters": report.num_parameters,
-        "notes": [*report.notes, *exported.fresh_parts],
+        "notes": [*report.notes, *exported.fresh_parts, *([] if form.cleans_up else exported.clean_up)],
     }
 
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from misfm.commands.keep import candidates, keep, reason_not_to_choose
 from misfm.commands.start import Transferred, choose_start, inherited_licence, start_from, tell_transfer
 from misfm.commands.unlabelled import unlabelled_patches, with_unlabelled
 from misfm.config import CompleteSettings, FinetuneSettings
@@ -26,8 +28,9 @@ from misfm.data.splits import Split
 from misfm.data.store import Store
 from misfm.errors import DataError
 from misfm.evaluation.arms import learning_curve
+from misfm.evaluation.choice import choose, labels_in_one_piece
 from misfm.evaluation.outlook import outlook
-from misfm.evaluation.validation import DiceValidation, score_cases
+from misfm.evaluation.validation import SCORE, DiceValidation
 from misfm.files import write_json, write_text
 from misfm.inference.predictor import MAX_CLASSES
 from misfm.models import SegmentationModel, create
@@ -36,15 +39,14 @@ from misfm.planning.leakage import check_leaks
 from misfm.planning.splits import SPLIT, choose_cases, find_cases, split_of, split_of_run
 from misfm.seeding import derive_seed
 from misfm.terminal import logger
-from misfm.training.loop import Validation, best_device, fit
+from misfm.training.loop import Validation, fit
 from misfm.training.objectives import SegmentationObjective
-from misfm.training.run import RunFolder, steps_taken
+from misfm.training.run import RunFolder
 from misfm.weights import (
     DataInfo,
     NetworkInfo,
     Opened,
     WeightsInfo,
-    save,
 )
 
 ROTATION_MARGIN = 0.1
@@ -86,7 +88,8 @@ def finetune(
         shared: what was read or chosen before, for several runs.
 
     Returns:
-        What ``validation.json`` holds: scores of the validation cases on their own grids.
+        What ``validation.json`` holds: scores of the validation cases on their own grids, of the weights that
+        were kept (:mod:`misfm.evaluation.choice`, ``chosen.json``).
 
     Raises:
         ConfigError: unknown cases, a split or settings that do not fit, or a leak (:mod:`.leakage`).
@@ -106,27 +109,19 @@ def finetune(
         complete, images, [*ready.training, *ready.held_out], shared.store_dir or out / "cases"
     )
     records, judged = records[: len(ready.training)], records[len(ready.training) :]
-    objective = SegmentationObjective(
-        complete.augmentation, complete.patch_size, records[0].spacing, complete.class_balance
+    trained = train(ready, run, store, records, judged)
+    info, reason = weights_info(ready, records), reason_not_to_choose(complete, judged)
+    choice = choose(
+        candidates(trained, ready.model, run, alone=bool(reason)),
+        info,
+        images.dataset,
+        ready.held_out,
+        eligible=() if reason else labels_in_one_piece(store, [*records, *judged], images.dataset),
+        overlap=complete.overlap,
     )
-    labelled = labelled_patches(complete, images.dataset, store, records)
-    validation = DiceValidation(store, judged, images.dataset, complete.patch_size)
-    fit(
-        *with_unlabelled(ready.model, objective, labelled, complete, ready.unlabelled),
-        complete.training,
-        run,
-        seed=complete.seed,
-        validation=Validation(validation, "validation_dice", patience=complete.training.patience)
-        if judged
-        else None,
-    )
-    model, info = ready.model.keep_finest(), weights_info(ready, records, steps_taken(run))
-    save(run.weights, model, info)
-    model = model.to(best_device())
-    scores = score_cases(model, info, images.dataset, ready.held_out, overlap=complete.overlap)
-    write_json(out / "validation.json", scores)
+    keep(choice, info, run, reason)
     tell_outlook(out)
-    return scores
+    return choice.scores
 
 
 def tell_outlook(out: Path) -> None:
@@ -206,6 +201,29 @@ def stored_cases(
     return store, [by_case[case.name] for case in cases]
 
 
+def train(
+    ready: Ready, run: RunFolder, store: Store, records: Sequence[Record], judged: Sequence[Record]
+) -> nn.Module:
+    """Train the network on ``records``, validated on ``judged``; returns what was trained, which holds it."""
+    settings, dataset = ready.settings, ready.images.dataset
+    objective = SegmentationObjective(
+        settings.augmentation, settings.patch_size, records[0].spacing, settings.class_balance
+    )
+    labelled = labelled_patches(settings, dataset, store, records)
+    validation = DiceValidation(store, judged, dataset, settings.patch_size)
+    trained, goal, batches = with_unlabelled(ready.model, objective, labelled, settings, ready.unlabelled)
+    fit(
+        trained,
+        goal,
+        batches,
+        settings.training,
+        run,
+        seed=settings.seed,
+        validation=Validation(validation, SCORE, patience=settings.training.patience) if judged else None,
+    )
+    return trained
+
+
 def keep_reasons(out: Path, reasons: Sequence[str]) -> None:
     """Keep why what was planned is as it is in ``plan.txt``; a run that goes on plans nothing again."""
     if reasons:
@@ -258,8 +276,8 @@ def labelled_patches(
     )
 
 
-def weights_info(ready: Ready, records: Sequence[Record], steps: int) -> WeightsInfo:
-    """Describe weights trained on ``records`` for ``steps`` so that they suffice to predict with."""
+def weights_info(ready: Ready, records: Sequence[Record]) -> WeightsInfo:
+    """Describe weights trained on ``records`` for all steps so that they suffice to predict with."""
     settings, names = ready.settings, ready.images.dataset.label_names
     return WeightsInfo(
         network=NetworkInfo(name=settings.network.name, options=ready.model.backbone.options),
@@ -271,7 +289,7 @@ def weights_info(ready: Ready, records: Sequence[Record], steps: int) -> Weights
         intensity=intensity_rule(settings.intensity).model_dump(mode="json"),
         mirror_axes=settings.augmentation.flip_axes,
         recipe=settings.recipe,
-        steps=steps,
+        steps=settings.training.steps,
         data=DataInfo(count=len(records), fingerprint=fingerprint_of(records), scans=ready.scans_seen),
         licence=ready.licence,
     )

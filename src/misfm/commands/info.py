@@ -72,10 +72,13 @@ def describe_name(name: str) -> dict[str, Any]:
 
 
 def describe_weights(source: str | os.PathLike[str]) -> dict[str, Any]:
-    """Describe weights, with the number of the scans they have seen instead of a fingerprint of each."""
+    """Describe weights, with a number instead of a fingerprint of each scan seen, and labels by name."""
     found = describe(source)
     if found.get("data"):
         found["data"]["scans"] = len(found["data"]["scans"])
+    names = dict(enumerate(found.get("label_names", ())))
+    if found.get("largest_part"):
+        found["largest_part"] = [names.get(label, str(label)) for label in found["largest_part"]]
     return found
 
 

@@ -106,13 +106,18 @@ def pretrain(
     fit(model, objective, batches, settings.training, run, seed=settings.seed, validation=validation)
     info = take_best(model, run, info) if probe else info.model_copy(update={"steps": steps_taken(run)})
     save(run.weights, model, info)
+    return last_numbers(run, settings.weights)
+
+
+def last_numbers(run: RunFolder, weights: str | None) -> dict[str, float]:
+    """Return the numbers of the last validation and probe; say so if they are no better than chance."""
     result = {
         name: value
         for row in run.read_metrics()
         for name, value in row.items()
         if name.startswith(("validation", "probe"))
     }
-    if notice := chance_notice(result, settings.weights):
+    if notice := chance_notice(result, weights):
         logger.warning("%s", notice)
     return result
 

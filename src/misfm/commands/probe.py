@@ -110,6 +110,7 @@ def plan_probe(settings: PretrainSettings, run: RunFolder, scans: Iterable[str])
         "training.steps": probe.steps,
         "training.validate_every": probe.steps,
         "allow_overlap": probe.allow_overlap,
+        "select": False,  # it judges the weights, not what a choice makes of them
     }
     fine = resolve(FinetuneSettings, recipe=recipe, options=options)
     if fine.batch_size is None:  # planned for each probe anew, it might differ from one to the next

@@ -87,12 +87,20 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
             f"Fine-tuning on {Path(settings.dataset).name}: pretrained against scratch",
             arms,
             scored="validation",
-            notes=["Scores are of the validation cases; settings were not chosen on them by this command."],
+            notes=[scored_note(settings)],
             settings={"weights": str(start.settings.weights), "steps": as_text(steps)},
         )
         render_report(report, out / "report.html")
     write_json(out / "twin.json", result)
     return result
+
+
+def scored_note(settings: FinetuneSettings) -> str:
+    """Say what the scores are of, and what was chosen on their cases."""
+    chosen = "nothing was chosen on them by this command"
+    if settings.select:
+        chosen = "which weights are kept and which labels cleaned up was chosen on them, in both arms alike"
+    return f"Scores are of the validation cases; {chosen}."
 
 
 def as_text(steps: Mapping[str, int]) -> str:

@@ -1,27 +1,24 @@
-"""Judging a segmentation network: quickly while it trains, and as a user would see it at the end."""
+"""Judging a segmentation network quickly, while it trains; :mod:`.choice` does it as a user would see it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from misfm.data.dataset import Case, Dataset
+from misfm.data.dataset import Dataset
 from misfm.data.intensity import normalise
 from misfm.data.record import Record
 from misfm.data.store import Store
-from misfm.evaluation.case import evaluate_case
 from misfm.evaluation.metrics import confusion_matrix, dice
-from misfm.evaluation.summary import as_result
-from misfm.inference.load import predictor_for
 from misfm.inference.sliding_window import predict_logits
 from misfm.volume import Shape
-from misfm.weights import WeightsInfo
 
+SCORE = "validation_dice"
+"""What the mean is called in ``metrics.jsonl``."""
 TRAINING_OVERLAP = 0.25
 """Overlap of windows while training, half of the final one: a quarter of the windows."""
 
@@ -48,9 +45,9 @@ class DiceValidation:
         scores = np.array([self._case(model, record) for record in self.records], dtype=np.float64)
         # A label absent in prediction and reference, or not contoured in a case, counts nowhere.
         known = np.ma.masked_invalid(scores)
-        numbers = {"validation_dice": float(known.mean(axis=1).mean())}
+        numbers = {SCORE: float(known.mean(axis=1).mean())}
         for label, column in zip(labels, known.mean(axis=0).filled(np.nan), strict=True):
-            numbers[f"validation_dice_{self.dataset.label_names[label]}"] = float(column)
+            numbers[f"{SCORE}_{self.dataset.label_names[label]}"] = float(column)
         return numbers
 
     def _case(self, model: nn.Module, record: Record) -> list[float]:
@@ -67,19 +64,3 @@ class DiceValidation:
         labels = [label for label in self.dataset.label_names if label != 0]
         found = [scores[label - 1] if label in annotated else None for label in labels]
         return [np.nan if value is None else value for value in found]
-
-
-def score_cases(
-    model: nn.Module, info: WeightsInfo, dataset: Dataset, cases: Sequence[Case], *, overlap: float
-) -> dict[str, Any]:
-    """Predict labelled cases and score them on their own grids, in the form of ``misfm evaluate``."""
-    predictor = predictor_for(model, info, overlap=overlap)
-    names = {label: name for label, name in dataset.label_names.items() if label != 0}
-    scores = {}
-    for case in cases:
-        image, reference = dataset.read_case(case)
-        if reference is not None:
-            judged = [label for label in names if label in dataset.annotated_labels(case.name)]
-            found = evaluate_case(predictor.predict(image), reference, judged, ignore=dataset.ignore_label)
-            scores[case.name] = {names[label]: score for label, score in found.items()}
-    return as_result(scores, list(names.values()))

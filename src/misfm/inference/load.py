@@ -40,13 +40,21 @@ def predictor_for(
         in_channels=info.in_channels,
         num_classes=info.num_classes,
     )
-    return Predictor(model, spec, overlap=overlap, mirror_axes=[AXES.index(axis) for axis in mirror_axes])
+    return Predictor(
+        model,
+        spec,
+        overlap=overlap,
+        mirror_axes=[AXES.index(axis) for axis in mirror_axes],
+        largest_part=info.largest_part,
+    )
 
 
 def load_predictor(
     weights_or_run: Source | Sequence[Source], *, overlap: float = 0.5, tta: bool = False
 ) -> Predictor:
     """Build the networks that weights describe, on the best device there is, with what prepares their input.
+
+    Labels are cleaned up as the weights say; several together clean those that each of them cleans.
 
     Args:
         weights_or_run: as for :func:`predict`.
@@ -70,7 +78,11 @@ def load_predictor(
             "a larger --overlap averages more windows instead."
         )
     network = networks[0] if len(networks) == 1 else Ensemble(networks)
-    return predictor_for(network.to(best_device()), infos[0], overlap=overlap, mirror_axes=axes)
+    cleaned = [label for label in infos[0].largest_part if all(label in info.largest_part for info in infos)]
+    info = infos[0].model_copy(update={"largest_part": tuple(cleaned)})
+    if cleaned:
+        logger.info("largest part only, as the weights say: %s", ", ".join(info.largest_part_names))
+    return predictor_for(network.to(best_device()), info, overlap=overlap, mirror_axes=axes)
 
 
 def prediction_info(opened: Opened) -> WeightsInfo:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from misfm.data.intensity import IntensityRule, Normalisation, fit
 from misfm.data.preprocess import canonical, content_box, resample
 from misfm.errors import DataError
+from misfm.inference.largest_part import keep_largest_parts
 from misfm.inference.sliding_window import predict_logits
 from misfm.settings import PositiveShape, Settings, Spacing
 from misfm.volume import Affine, Volume
@@ -52,6 +53,7 @@ class Predictor:
         overlap: share of a window that its neighbour repeats, [0, 1).
         batch_size: windows in one pass.
         mirror_axes: spatial axes (0, 1, 2) to average mirrored predictions over.
+        largest_part: labels of which the largest connected part alone is kept.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class Predictor:
         overlap: float = 0.5,
         batch_size: int = 1,
         mirror_axes: Sequence[int] = (),
+        largest_part: Sequence[int] = (),
     ) -> None:
         self.network = network.eval()
         self.spec = spec
         self.overlap = overlap
         self.batch_size = batch_size
         self.mirror_axes = tuple(mirror_axes)
+        self.largest_part = tuple(largest_part)
 
     def predict(self, volume: Volume) -> Volume:
         """Label a scan of any orientation and spacing; what lies outside the patient's box is background.
@@ -86,6 +90,12 @@ class Predictor:
                 f"The scan has {len(volume.data)} channel(s) and the network takes {self.spec.in_channels}; "
                 "give the images it was trained on."
             )
+        label_map = self._label(volume)
+        keep_largest_parts(label_map, self.largest_part)
+        return volume.with_data(label_map[None])
+
+    def _label(self, volume: Volume) -> NDArray[np.uint8]:
+        """Label a scan; returns (D, H, W) on its own grid, before the clean-up."""
         upright = canonical(volume)
         # Of the whole scan, as at ingest: how a scan was cropped must not change its intensities.
         normalisations = [fit(self.spec.intensity, Volume(c[None], upright.affine)) for c in upright.data]
@@ -105,7 +115,7 @@ class Predictor:
         parts = _argmax(slabs) if image is body else _argmax_between(slabs, _lines(body, image))
         for start, part in parts:
             inside[start : start + len(part)] = part
-        return volume.with_data(_reorient(labels, upright.affine, volume.affine))
+        return _reorient(labels, upright.affine, volume.affine)
 
 
 class _Normalised(nn.Module):

@@ -6,7 +6,7 @@ then drawn with a contrast, a texture, a bias field and a resolution of its own
 (:mod:`misfm.synthesis.appearance`). Nothing is ever seen twice, and no scan at all. Generated anatomy
 (``--store phantom:800+labels:DIR``) fills half of each batch; it mostly keeps the look of CT that it was
 generated with, structures lighter or darker as in :mod:`misfm.pretext.anatomy`. One head has the classes of
-both; each patch is told by those of its own kind. Billot et al., SynthSeg, arXiv 2107.09559; Dey et al.,
+both; each patch is judged by those of its own kind. Billot et al., SynthSeg, arXiv 2107.09559; Dey et al.,
 anatomix, arXiv 2411.02372. Fits every network with a decoder.
 """
 
@@ -159,7 +159,7 @@ class LabelMaps(PretextTask):
         return SegmentationModel(backbone, self.table.num_classes)
 
     def loss(self, outputs: Tensor | Sequence[Tensor], batch: Batch) -> Mapping[str, Tensor]:
-        """Dice over the structures, and cross-entropy; a patch is told by the classes of its own kind."""
+        """Dice over the structures, and cross-entropy; a patch is judged by the classes of its own kind."""
         levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         terms: dict[str, Tensor] = {}
         for rows, classes, targets in self.by_source(batch):

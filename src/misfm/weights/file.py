@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
@@ -75,6 +75,10 @@ class WeightsInfo(Settings):
     """The intensity rule, as preprocessing recorded it."""
     mirror_axes: tuple[AxisName, ...] = ()
     """Axes mirrored while training on label maps; prediction may mirror them too."""
+    kept: Literal["last", "best"] | None = None
+    """Which weights of their run these are, chosen on its validation cases; null: nothing was chosen."""
+    largest_part: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Values of the labels of which prediction keeps the largest connected part only."""
     pretext: str | None = None
     """Pretext task; null: trained on label maps."""
     recipe: str | None = None
@@ -87,6 +91,12 @@ class WeightsInfo(Settings):
     """SPDX identifier or sentence."""
     versions: dict[str, str] = Field(default_factory=installed_versions)
     """Versions of what computed the weights."""
+
+    @property
+    def largest_part_names(self) -> list[str]:
+        """Names of the labels of which the largest part is kept, or their values where they have none."""
+        names = dict(enumerate(self.label_names))
+        return [names.get(label, str(label)) for label in self.largest_part]
 
 
 def save(

@@ -49,6 +49,13 @@ class ExportedModel:
         what = f"{len(fresh)} tensors of the {' and '.join(parts)}"
         return [f"{what} are not in the source and start untrained."]
 
+    @property
+    def clean_up(self) -> list[str]:
+        """A sentence on the labels that misfm cleans up after the network, or nothing."""
+        names = ", ".join(self.info.largest_part_names)
+        what = f"misfm predicts only the largest connected part of {names}"
+        return [f"{what}; what uses these files has to see to that itself."] if names else []
+
 
 class ExportFormat(ABC):
     """Writes weights in the form of another tool."""
@@ -57,6 +64,8 @@ class ExportFormat(ABC):
     """Whether what is written depends on the patch size, so that ``--patch-size`` has a meaning."""
     takes_dataset: ClassVar[bool] = False
     """Whether it wants the plans of a dataset in ``nnUNet_preprocessed`` (``--dataset``)."""
+    cleans_up: ClassVar[bool] = False
+    """Whether what reads it keeps the largest parts of the labels that the description names."""
 
     @abstractmethod
     def write(self, exported: ExportedModel, out: Path) -> list[Path]:

@@ -13,6 +13,7 @@ class SafetensorsExport(ExportFormat):
     """Writes what the source holds and nothing else, so that loading it reports the same."""
 
     takes_patch_size = False
+    cleans_up = True
 
     def write(self, exported: ExportedModel, out: Path) -> list[Path]:
         """Write one file."""
