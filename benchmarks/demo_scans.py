@@ -2,10 +2,10 @@
 
     python benchmarks/demo_scans.py DATA [src/misfm/demo_scans]
 
-DATA is made by `python benchmarks/data.py fetch DATA hippocampus`. Everything is of its training and unlabelled
-parts, so the validation and test cases of the studies stay unseen. Nothing is picked by what it looks like: the
-demo trains on the five cases of the studies' first few-label list, and takes those of other subjects in the
-order of their numbers, one scan of each, because intervals take test cases for independent.
+DATA is made by `python benchmarks/data.py fetch DATA hippocampus`. Everything is of its training and
+unlabelled parts: the validation and test cases of the studies stay unseen. Nothing is picked by what it looks
+like: the demo trains on the five cases of the studies' few-label list, and takes scans of other subjects in
+the order of their numbers, one of each, because intervals take test cases for independent.
 
 Scans are kept on their own grid. What is not uint8 is scaled by one factor, so that the largest intensity
 becomes 1023, and rounded to int16: in float32 it takes a third more room.
