@@ -12,8 +12,8 @@ from misfm.data.dataset import Dataset
 from misfm.data.demo_scans import DATASET, UNLABELLED, copy_demo_scans
 from misfm.evaluation.arms import Arm, compare_arms
 
-FEW = {"imagesTs": 2, "labelsTs": 2, UNLABELLED: 3}
-"""Files kept of a folder: the demo of the tests has few scans, and few steps."""
+NUM_KEPT = {"imagesTr": 2, "labelsTr": 2, "imagesTs": 2, "labelsTs": 2, UNLABELLED: 3}
+"""Files kept of each folder: the demo of the tests has few scans, and few steps."""
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,11 @@ def short_demo(tmp_path_factory):
 
 def copy_few(out):
     copy_demo_scans(out)
-    for folder in (*(out / DATASET).iterdir(), out / UNLABELLED):
-        for path in sorted(folder.glob("*.nii.gz"))[FEW.get(folder.name, 99) :]:
+    for folder in (*(out / DATASET).glob("*T[rs]"), out / UNLABELLED):
+        for path in sorted(folder.glob("*.nii.gz"))[NUM_KEPT[folder.name] :]:
             path.unlink()
+    train, held_out = (path.name.removesuffix(".nii.gz") for path in (out / DATASET / "labelsTr").iterdir())
+    (out / DATASET / "splits_final.json").write_text(json.dumps([{"train": [train], "val": [held_out]}]))
     description = out / DATASET / "dataset.json"
     content = json.loads(description.read_text())
     del content["subjects"]  # names cases that are gone

@@ -27,6 +27,7 @@ from misfm.report.html import render_report
 from misfm.resolve import resolve
 from misfm.terminal import format_duration, logger
 from misfm.training.run import RunFolder
+from misfm.weights import describe
 
 PRETRAINING_STEPS, FINETUNING_STEPS = 300, 100
 PRETRAINING_PATCH, PATCH_SIZE = (32, 32, 32), (32, 40, 32)
@@ -108,7 +109,7 @@ def finetune_arm(name: str, out: Path, seed: int) -> Arm:
             "dataset": str(out / "scans" / DATASET),
             "weights": {SCRATCH: "none", BUILTIN: BUILTIN, FURTHER: str(out / "pretrain")}[name],
             "seed": seed,
-            "network": {"name": "unet"},  # arms must not differ by what is planned for them
+            "network": describe(BUILTIN)["network"],  # scratch must not get another one
             "patch_size": PATCH_SIZE,
             "batch_size": 2,
             "intensity": INTENSITY,
