@@ -40,11 +40,12 @@ def copy_few(out):
     for folder in (*(out / DATASET).glob("*T[rs]"), out / UNLABELLED):
         for path in sorted(folder.glob("*.nii.gz"))[NUM_KEPT[folder.name] :]:
             path.unlink()
-    train, held_out = (path.name.removesuffix(".nii.gz") for path in (out / DATASET / "labelsTr").iterdir())
+    labelled = sorted((out / DATASET / "labelsTr").iterdir())
+    train, held_out = (path.name.removesuffix(".nii.gz") for path in labelled)
     (out / DATASET / "splits_final.json").write_text(json.dumps([{"train": [train], "val": [held_out]}]))
     description = out / DATASET / "dataset.json"
     content = json.loads(description.read_text())
-    del content["subjects"]  # names cases that are gone
+    content.pop("subjects", None)  # names cases that are gone
     description.write_text(json.dumps(content))
 
 
