@@ -20,7 +20,7 @@ FILES = {str(file.relative_to(PACKAGE)): file for file in sorted(PACKAGE.rglob("
 EXCEPTIONS = {
     ("pretext/volume_fusion.py", "foreground"): "I_f of Volume Fusion",
     ("pretext/openmind_vf.py", "foreground"): "I_f of Volume Fusion",
-    ("commands/demo.py", "foreground"): "I_f of Volume Fusion, in its pictures",
+    ("commands/demo_report.py", "foreground"): "I_f of Volume Fusion, in its pictures",
     ("report/pictures.py", "foreground"): "I_f of Volume Fusion, in its pictures",
     ("report/pictures.py", "center"): "matplotlib's name of a place",
     ("weights/nnunet_plans.py", "foreground"): "nnU-Net's name of the intensities of labelled voxels",

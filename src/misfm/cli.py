@@ -59,7 +59,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="The one seed all draws come from.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
-    """Run the whole story on generated anatomy, no downloads: about three minutes on two cores."""
+    """Run the whole story on real scans, no downloads: under four minutes on two cores."""
     from misfm.commands.demo import run_demo
 
     finish(run_demo(out, seed=seed), as_json)
