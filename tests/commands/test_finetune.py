@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,13 +261,24 @@ def test_volumes_smaller_than_the_patch_are_padded_and_that_is_said(
 
 def test_pretraining_holds_out_at_least_one_volume():
     settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
-    training, held_out = split_records(list(range(40)), settings)
+    volumes = [SimpleNamespace(fingerprint=str(i)) for i in range(40)]
+    training, held_out = split_records(volumes, settings)
     assert len(held_out) == 2
-    assert sorted(training + held_out) == list(range(40))
-    assert split_records(list(range(40)), settings) == (training, held_out)
-    assert len(split_records([1, 2], settings)[1]) == 1
+    assert sorted(int(volume.fingerprint) for volume in training + held_out) == list(range(40))
+    assert split_records(volumes, settings) == (training, held_out)
+    assert len(split_records(volumes[:2], settings)[1]) == 1
     with pytest.raises(DataError, match=r"holds 1 volume\(s\); pretraining needs at least two"):
-        split_records([1], settings)
+        split_records(volumes[:1], settings)
+
+
+def test_volumes_made_of_one_scan_stay_on_one_side():
+    settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
+    volumes = [SimpleNamespace(fingerprint=str(i // 3)) for i in range(60)]
+    training, held_out = split_records(volumes, settings)
+    assert {volume.fingerprint for volume in training}.isdisjoint(volume.fingerprint for volume in held_out)
+    assert 51 <= len(training) <= 54
+    with pytest.raises(DataError, match="are all made of the scans that progress is measured on"):
+        split_records([volumes[0], volumes[1]], settings)
 
 
 def test_scores_of_a_run_are_those_of_its_predictions(tmp_path, finetuned, dataset):

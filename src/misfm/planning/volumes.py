@@ -78,4 +78,9 @@ def split_records(records: Sequence[Record], settings: PretrainSettings) -> tupl
     training, held_out = [records[i] for i in order[count:]], [records[i] for i in order[:count]]
     # A label map is there at several spacings; one person is on one side.
     judged = {record.fingerprint for record in held_out}
-    return [r for r in training if r.fingerprint not in judged], held_out
+    training = [record for record in training if record.fingerprint not in judged]
+    if not training:
+        raise DataError(
+            f"The volumes of {settings.store} are all made of the scans that progress is measured on: add more."
+        )
+    return training, held_out
