@@ -81,6 +81,7 @@ def split_records(records: Sequence[Record], settings: PretrainSettings) -> tupl
     training = [record for record in training if record.fingerprint not in judged]
     if not training:
         raise DataError(
-            f"The volumes of {settings.store} are all made of the scans that progress is measured on: add more."
+            f"The volumes of {settings.store} are all made of the scans that progress is measured on; add "
+            "others."
         )
     return training, held_out
