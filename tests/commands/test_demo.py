@@ -10,7 +10,9 @@ import pytest
 from misfm.commands import demo
 from misfm.data.dataset import Dataset
 from misfm.data.demo_scans import DATASET, UNLABELLED, copy_demo_scans
+from misfm.errors import ConfigError
 from misfm.evaluation.arms import Arm, compare_arms
+from misfm.training.loop import Interrupted
 
 NUM_KEPT = {"imagesTr": 2, "labelsTr": 2, "imagesTs": 2, "labelsTs": 2, UNLABELLED: 3}
 """Files kept of each folder: the demo of the tests has few scans, and few steps."""
@@ -131,3 +133,19 @@ def test_the_outcome_is_said_as_it_is(shift, expected):
     other = Arm("builtin", cases={str(i): {"a": each + shift} for i, each in enumerate(dice)})
     sentence = demo.outcome(compare_arms([base, other]), "builtin")
     assert sentence.startswith(f"builtin is {expected} scratch: Dice ")
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(ConfigError, match=r"holds something else, such as thesis.txt: choose another --out"):
+        demo.run_demo(tmp_path, seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_what_to_do_after_a_stop_is_what_the_demo_takes(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise Interrupted("run the same command with --resume")
+
+    monkeypatch.setattr(demo, "pretrain", stopped)
+    with pytest.raises(Interrupted, match="run the same command again to go on"):
+        demo.run_demo(tmp_path / "demo", seed=0)

@@ -261,7 +261,7 @@ def test_volumes_smaller_than_the_patch_are_padded_and_that_is_said(
 
 def test_pretraining_holds_out_at_least_one_volume():
     settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
-    volumes = [SimpleNamespace(fingerprint=str(i)) for i in range(40)]
+    volumes = [SimpleNamespace(fingerprint=str(i), labels=None) for i in range(40)]
     training, held_out = split_records(volumes, settings)
     assert len(held_out) == 2
     assert sorted(int(volume.fingerprint) for volume in training + held_out) == list(range(40))
@@ -273,12 +273,22 @@ def test_pretraining_holds_out_at_least_one_volume():
 
 def test_volumes_made_of_one_scan_stay_on_one_side():
     settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
-    volumes = [SimpleNamespace(fingerprint=str(i // 3)) for i in range(60)]
+    volumes = [SimpleNamespace(fingerprint=str(i // 3), labels=None) for i in range(60)]
     training, held_out = split_records(volumes, settings)
     assert {volume.fingerprint for volume in training}.isdisjoint(volume.fingerprint for volume in held_out)
-    assert 51 <= len(training) <= 54
-    with pytest.raises(DataError, match="are all made of the scans that progress is measured on"):
+    assert len(training) == 57
+    with pytest.raises(DataError, match="were made of one scan"):
         split_records([volumes[0], volumes[1]], settings)
+
+
+def test_people_and_generated_anatomy_are_on_both_sides():
+    settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
+    people = [SimpleNamespace(fingerprint=f"p{i // 3}", labels=(0, 50)) for i in range(12)]
+    others = [SimpleNamespace(fingerprint=str(i), labels=(0, 1)) for i in range(200)]
+    training, held_out = split_records([*others, *people], settings)
+    for part, number in ((training, 9), (held_out, 3)):
+        assert len([volume for volume in part if volume.labels[1] == 50]) == number
+    assert len(held_out) == 13
 
 
 def test_scores_of_a_run_are_those_of_its_predictions(tmp_path, finetuned, dataset):

@@ -8,7 +8,7 @@ import pytest
 
 from misfm.commands.pretrain import pretrain
 from misfm.config import PretrainSettings
-from misfm.data.generated import open_store
+from misfm.data.generated import open_store, parts_of
 from misfm.data.label_maps import SPACINGS, is_of_people, read_table
 from misfm.errors import ConfigError, DataError
 from misfm.resolve import resolve
@@ -85,8 +85,12 @@ def test_pretraining_on_label_maps_beside_generated_anatomy(folder, tmp_path):
 
 
 def test_a_folder_without_label_maps_is_refused(tmp_path, folder):
-    with pytest.raises(DataError, match="0 label map"):
+    with pytest.raises(ConfigError, match=r"takes a folder of label maps, and '.*nothing' is none"):
         open_store(f"labels:{tmp_path / 'nothing'}", tmp_path / "run")
+    with pytest.raises(ConfigError, match="takes a folder of label maps"):
+        open_store("labels:", tmp_path / "run")
+    with pytest.raises(DataError, match="0 label map"):
+        open_store(f"labels:{tmp_path}", tmp_path / "run")
     (folder / "labels.json").write_text("[]")
     with pytest.raises(DataError, match=r"labels.json is not a list of names"):
         open_store(f"labels:{folder}", tmp_path / "run")
@@ -107,7 +111,7 @@ def test_label_maps_that_came_later_are_added_and_other_labels_refused(folder, t
     other = np.asarray(again.dataobj).copy()
     other[other == 2] = 3
     nib.save(nib.Nifti1Image(other, again.affine), folder / "person_4.nii.gz")
-    with pytest.raises(ConfigError, match="have other labels than when"):
+    with pytest.raises(ConfigError, match="have changed since"):
         open_store(f"labels:{folder}", tmp_path / "run")
 
 
@@ -132,3 +136,44 @@ def test_what_does_not_go_with_label_maps_is_refused_and_leaves_nothing(folder, 
     with pytest.raises(ConfigError, match=message):
         pretrain(settings, tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["maps"]
+
+
+@pytest.mark.parametrize("change", ["names", "gone", "replaced"])
+def test_a_store_of_label_maps_that_have_changed_is_refused(folder, tmp_path, change):
+    open_store(f"labels:{folder}", tmp_path / "run")
+    if change == "names":
+        (folder / "labels.json").write_text(json.dumps({"names": {"1": "liver"}}))
+    elif change == "gone":
+        nib.save(nib.load(folder / "person_0.nii.gz"), folder / "person_3.nii.gz")
+        (folder / "person_0.nii.gz").unlink()
+    else:
+        other = np.asarray(nib.load(folder / "person_1.nii.gz").dataobj)[:, 1:]
+        nib.save(nib.Nifti1Image(other, np.eye(4)), folder / "person_0.nii.gz")
+    with pytest.raises(ConfigError, match="have changed since"):
+        open_store(f"labels:{folder}", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"77": "liver"}, "nothing to segment"),
+        ({"1": "kidney", "2": "kidney"}, "calls several values 'kidney'"),
+    ],
+)
+def test_names_that_teach_nothing_are_refused(folder, tmp_path, names, message):
+    (folder / "labels.json").write_text(json.dumps({"names": names}))
+    with pytest.raises(DataError, match=message):
+        open_store(f"labels:{folder}", tmp_path / "run")
+
+
+def test_an_empty_label_map_is_refused_by_name(folder, tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((20, 20, 20), np.uint8), np.eye(4)), folder / "empty.nii.gz")
+    with pytest.raises(DataError, match=r"empty.nii.gz holds no label"):
+        open_store(f"labels:{folder}", tmp_path / "run")
+
+
+def test_the_two_parts_of_a_store_may_come_in_any_order(folder):
+    assert parts_of(f"phantom:4+labels:{folder}") == ("phantom:4", folder)
+    assert parts_of(f"labels:{folder}+phantom:4") == ("phantom:4", folder)
+    assert parts_of(f"labels:{folder}") == (None, folder)
+    assert parts_of("phantom:4") == ("phantom:4", None)

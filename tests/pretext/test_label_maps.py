@@ -54,6 +54,9 @@ def test_half_of_the_people_are_mirrored_and_left_stays_left_of_them():
     task = LabelMaps(table=TABLE, **STILL)
     sides = [prepare(task, seed).targets[0, 8, 15, 0].item() for seed in range(40)]
     assert set(sides) == {FIRST}  # what lies on the left is called left, mirrored or not
+    one_sided = LabelMaps(table=LabelTable.of([0, 1, 2, 9], {1: "left kidney", 2: "liver"}), **STILL)
+    sides = [prepare(one_sided, seed).targets[0, 8, 15, 0].item() for seed in range(20)]
+    assert set(sides) == {FIRST}  # whose mirror image has no name, so there is none
     lopsided = LabelMaps(table=LabelTable.of([0, 1, 2, 9], {1: "liver", 2: "spleen"}), **STILL)
     sides = [prepare(lopsided, seed).targets[0, 8, 15, 0].item() for seed in range(40)]
     assert 10 <= sides.count(FIRST) <= 30

@@ -2,7 +2,7 @@
 
 import pytest
 
-from misfm.synthesis.label_table import FIRST, LabelTable, hounsfield, other_side
+from misfm.synthesis.label_table import FIRST, LabelTable, hounsfield
 
 NAMES = {3: "left kidney", 4: "right kidney", 9: "liver", 0: "background"}
 TABLE = LabelTable.of([0, 3, 4, 7, 9, 500], NAMES)
@@ -30,15 +30,30 @@ def test_a_mirror_exchanges_sides_and_nothing_else():
     assert [mirrored[value] for value in mirrored] == list(range(len(mirrored)))  # twice is once not at all
     alone = LabelTable.of([1], {1: "left lung"})  # whose other side nobody drew
     assert alone.mirrored()[FIRST:] == [FIRST, FIRST + 1]
+    assert alone.unpaired() == ["left lung"]
 
 
 @pytest.mark.parametrize(
-    ("name", "other"),
-    [("left hippocampus", "right hippocampus"), ("lh_thalamus", "rh_thalamus"), ("Kidney_R", "Kidney_l")],
+    ("one", "other"),
+    [
+        ("left hippocampus", "right hippocampus"),
+        ("Left-Kidney", "Right-Kidney"),
+        ("lh_thalamus", "rh_thalamus"),
+        ("LH cortex", "RH cortex"),
+        ("KidneyL", "KidneyR"),
+        ("LtParotid", "RtParotid"),
+        ("kidney_l", "kidney_r"),
+        ("Niere links", "Niere rechts"),
+    ],
 )
-def test_the_other_side_of_a_name(name, other):
-    assert other_side(name) == other
-    assert other_side("liver") == "liver"
+def test_sides_are_told_however_they_are_written(one, other):
+    table = LabelTable.of([1, 2, 3], {1: one, 2: other, 3: "liver"})
+    assert table.mirrored()[FIRST:] == [FIRST, FIRST + 2, FIRST + 1, FIRST + 3]
+    assert not table.unpaired()
+
+
+def test_a_name_that_is_none_changes_nothing():
+    assert LabelTable.of([1, 2], {1: "background", 2: "liver"}).mirrored() == list(range(FIRST + 3))
 
 
 def test_ct_shows_what_a_name_tells():

@@ -37,6 +37,17 @@ def safe_flip_axes(label_names: Iterable[str]) -> tuple[AxisName, ...]:
     return () if sided or any(_differ_in_side(*pair) for pair in combinations(names, 2)) else ("W",)
 
 
+def side_of(name: str) -> tuple[str, Literal["left", "right"]] | None:
+    """Return what a name says beside the side, in lower case, and the side; None where it tells none."""
+    found = _LATERAL.search(name)
+    if found is None:
+        return None
+    word = re.sub(r"^[a-z](?=[LR])", "", found[0])  # of "KidneyL", the L alone
+    rest = name[: found.end() - len(word)] + name[found.end() :]
+    is_left = word.lower().startswith(("l", "sin", "sx", "gauche", "izq"))
+    return rest.lower(), "left" if is_left else "right"
+
+
 def _differ_in_side(one: str, other: str) -> bool:
     if len(one) != len(other):
         return False

@@ -26,6 +26,7 @@ from misfm.files import write_json
 from misfm.report.html import render_report
 from misfm.resolve import resolve
 from misfm.terminal import format_duration, logger
+from misfm.training.loop import Interrupted
 from misfm.training.run import RunFolder
 from misfm.weights import describe
 
@@ -64,12 +65,16 @@ def run_demo(out: Path, *, seed: int) -> dict[str, Any]:
     earlier = RunFolder(out / "pretrain")
     if earlier.config.exists() and earlier.read_settings()["seed"] != seed:
         raise ConfigError(f"{out} holds a demo with another seed: choose another --out.")
+    refuse_others(out)
     copy_demo_scans(out / "scans")
     ingest([out / "scans" / UNLABELLED], out / "store", IngestSettings(spacing=SPACING, intensity=INTENSITY))
     logger.info("Pretraining: Volume Fusion from %s, %d steps", BUILTIN, PRETRAINING_STEPS)
     settings = pretraining_settings(out / "store", seed)
-    pretext = pretrain(settings, out / "pretrain", resume=True)
-    arms = [finetune_arm(name, out, seed) for name in ARMS]
+    try:
+        pretext = pretrain(settings, out / "pretrain", resume=True)
+        arms = [finetune_arm(name, out, seed) for name in ARMS]
+    except Interrupted as stopped:
+        raise Interrupted("Stopped; the state is saved: run the same command again to go on.") from stopped
     seconds = time.perf_counter() - began
     result = summarise(arms, pretext, seed, seconds)
     write_json(out / "results.json", result)
@@ -79,6 +84,18 @@ def run_demo(out: Path, *, seed: int) -> dict[str, Any]:
     for line in result["lines"]:
         logger.info("%s", line)
     return result
+
+
+def refuse_others(out: Path) -> None:
+    """Refuse a folder that holds something else than a demo.
+
+    Raises:
+        ConfigError: such a folder.
+    """
+    known = {"scans", "store", "pretrain", *ARMS.values(), "results.json", "report.html"}
+    others = sorted({path.name for path in out.iterdir()} - known) if out.is_dir() else []
+    if others:
+        raise ConfigError(f"{out} holds something else, such as {others[0]}: choose another --out.")
 
 
 def pretraining_settings(store: Path, seed: int) -> PretrainSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -61,15 +62,16 @@ def parts_of(store: str) -> tuple[str | None, Path | None]:
     """Return what the name of a store asks for: generated anatomy and a folder of label maps, None if not.
 
     Raises:
-        DataError: ``labels:`` without such a folder.
+        ConfigError: ``labels:`` without a folder.
+        DataError: too few label maps in it.
     """
-    phantoms, plus, labels = store.partition(f"+{LABELS}:")
-    if store.startswith(f"{LABELS}:"):
-        phantoms, plus, labels = "", "+", store.removeprefix(f"{LABELS}:")
-    if not plus:
-        return phantoms, None
-    find_label_maps(Path(labels))
-    return phantoms or None, Path(labels)
+    both = re.fullmatch(rf"(?:({PREFIX}[^+]*)\+)?{LABELS}:(.*?)(?:\+({PREFIX}(?::\d*)?))?", store)
+    if both is None:
+        return store, None
+    if not both[2]:
+        raise ConfigError(f"--store {LABELS}:DIR takes a folder of label maps.")
+    find_label_maps(Path(both[2]))
+    return both[1] or both[3], Path(both[2])
 
 
 def num_volumes(store: str) -> int:

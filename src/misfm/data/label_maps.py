@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,8 @@ SPACINGS = (1.0, 2.0, 3.5)
 NAMES = "labels.json"
 """Beside label maps: {"names": {"17": "left hippocampus", …}}; what has no name is drawn, not segmented."""
 TABLE = "label_table.json"
+AT, MOST = " at ", 200
+"""Between the name of a file and the spacing it is kept at; labels that are drawn at the most."""
 BODY, AIR = 40, -1000
 """HU of the image that stands in for the one that nobody took: it only shows where the body is."""
 
@@ -36,9 +39,12 @@ def find_label_maps(folder: Path) -> list[Path]:
     """Return the label maps of a folder, sorted.
 
     Raises:
-        DataError: no folder, or fewer than two label maps in it.
+        ConfigError: no such folder.
+        DataError: fewer than two label maps in it.
     """
-    found = sorted(path for path in folder.glob("*.nii*") if path.suffix in (".nii", ".gz"))
+    if not folder.is_dir():
+        raise ConfigError(f"--store labels:DIR takes a folder of label maps, and '{folder}' is none.")
+    found = sorted(path for path in folder.glob("[!.]*") if path.name.endswith((".nii", ".nii.gz")))
     if len(found) < 2:
         raise DataError(
             f"{folder} holds {len(found)} label map(s) (*.nii, *.nii.gz); pretraining needs at least two, "
@@ -58,11 +64,15 @@ def read_names(folder: Path) -> dict[int, str] | None:
         return None
     try:
         names = json.loads(path.read_bytes())["names"]
-        return {int(value): str(name) for value, name in names.items()}
+        found = {int(value): str(name) for value, name in names.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f'{path} is not a list of names: write {{"names": {{"1": "liver"}}}} in it.'
         ) from error
+    twice = [name for name, count in Counter(found.values()).items() if count > 1]
+    if twice:
+        raise DataError(f"{path} calls several values '{twice[0]}': give each a name of its own, or none.")
+    return found
 
 
 def read_table(folder: Path) -> LabelTable:
@@ -79,37 +89,92 @@ def ingest_label_maps(folder: Path, store: Store) -> None:
     """Bring the label maps of a folder into a store, at several spacings; those that are there are skipped.
 
     Raises:
-        DataError: no label maps, a file that cannot be read or holds something else, or more than 200 labels.
-        ConfigError: the store was made when they had other labels.
+        DataError: no label maps, a file that cannot be read or holds something else, no value that has a
+            name, or more than 200 labels.
+        ConfigError: the store was made when label maps or names were others; some that came later are fine.
     """
-    paths = find_label_maps(folder)
+    paths, names = find_label_maps(folder), read_names(folder)
+    check_same(folder, paths, names, store)
     pending = [path for path in paths if not is_there(path, store)]
     if not pending:
         return
-    logger.info("reading %d label maps", len(pending))
+    logger.info("reading %d of %d label maps", len(pending), len(paths))
     values = values_of(paths)
-    names = read_names(folder) or {value: f"label {value}" for value in values}
-    table = LabelTable.of(values, names)
-    if len(table.names) > 200:
-        raise DataError(f"{folder} has {len(table.names)} labels; misfm draws 200 at the most: join some.")
-    if len(store.records()) and read_table(store.path) not in (LabelTable(), table):
-        raise ConfigError(
-            f"The label maps in {folder} have other labels than when {store.path} was made from them: delete "
-            "it and the run, or choose another --out."
-        )
+    table = LabelTable.of(values, names or {value: f"label {value}" for value in values})
+    check_table(folder, table, names, values)
+    if store.records() and read_table(store.path) not in (LabelTable(), table):
+        raise changed(folder, store)
+    write_json(store.path / NAMES, names)
     write_json(store.path / TABLE, table.model_dump(mode="json"))
-    known, others = order(values, names)
+    known, others = order(values, names or dict.fromkeys(values, ""))
     stored = {value: FIRST + place for place, value in enumerate([*known, *others], start=1)}
     for path in pending:
         for entry in entries_of(path, stored, len(known), store.settings):
-            store.add(entry, ScanSource(path, path.name).stamp)
+            store.add(entry, stamp_of(path))
+
+
+def check_same(folder: Path, paths: Sequence[Path], names: Mapping[int, str] | None, store: Store) -> None:
+    """Check that what a store holds of people is what the folder holds.
+
+    Raises:
+        ConfigError: a label map is gone or another one, or names have changed.
+    """
+    sources = [record.source for record in store.records() if is_of_people(record)]
+    stamps = {str(path.absolute()): stamp_of(path) for path in paths}
+    files = [source.partition(AT)[0] for source in sources]
+    same = all(
+        file in stamps and store.is_known(source, stamps[file])
+        for file, source in zip(files, sources, strict=True)
+    )
+    before = json.loads((store.path / NAMES).read_bytes()) if (store.path / NAMES).exists() else None
+    now = None if names is None else {str(value): name for value, name in names.items()}
+    if sources and not (same and before == now):
+        raise changed(folder, store)
+
+
+def changed(folder: Path, store: Store) -> ConfigError:
+    """Say that a store no longer fits the label maps it was made from."""
+    return ConfigError(
+        f"Label maps or names in {folder} have changed since {store.path} was made from them: delete it and "
+        "the run, or choose another --out."
+    )
+
+
+def check_table(
+    folder: Path, table: LabelTable, names: Mapping[int, str] | None, values: Sequence[int]
+) -> None:
+    """Check that there is something to segment, and tell what is odd about the names.
+
+    Raises:
+        DataError: no value has a name, or there are too many.
+    """
+    if not table.num_targets:
+        raise DataError(
+            f"No value in the label maps of {folder} has a name in {NAMES}: there is nothing to segment."
+        )
+    if len(table.names) - 1 > MOST:
+        raise DataError(
+            f"{folder} has {len(table.names) - 1} labels; misfm draws {MOST} at the most: join some."
+        )
+    missing = sorted(set(names or ()) - set(values) - {0})
+    if missing:
+        logger.warning("%s names values that no label map holds, such as %d.", folder / NAMES, missing[0])
+    if alone := table.unpaired():
+        logger.warning("'%s' has no counterpart on the other side, so nothing is mirrored.", alone[0])
 
 
 def values_of(paths: Sequence[Path]) -> list[int]:
-    """Label values of all maps together, sorted."""
+    """Label values of all maps together, sorted.
+
+    Raises:
+        DataError: a file that cannot be read, or is no label map, or an empty one.
+    """
     found: set[int] = set()
     for path in paths:
-        found |= {int(value) for value in np.unique(read_label_map(path).data)}
+        own = {int(value) for value in np.unique(read_label_map(path).data)}
+        if own == {0}:
+            raise DataError(f"{path} holds no label: take it out of there.")
+        found |= own
     return sorted(found)
 
 
@@ -123,7 +188,8 @@ def read_label_map(path: Path) -> Volume:
     data = volume.data
     if len(data) > 1 or data.min() < 0 or data.max() > 65535 or (data != np.rint(data)).any():
         raise DataError(
-            f"{path} is no label map: its values are not whole numbers from 0 on; take it out of there."
+            f"{path} is no label map: its values are not whole numbers from 0 to 65,535; take it out of"
+            " there."
         )
     return canonical(volume.with_data(data.astype(np.uint16)))
 
@@ -136,7 +202,12 @@ def spacings_of(label_map: Volume) -> list[float]:
 
 def is_there(path: Path, store: Store) -> bool:
     """Whether a label map is in a store at all spacings; the last bears the name of the file alone."""
-    return store.is_known(str(path.absolute()), ScanSource(path, path.name).stamp)
+    return store.is_known(str(path.absolute()), stamp_of(path))
+
+
+def stamp_of(path: Path) -> str:
+    """Size and time of change of a file."""
+    return ScanSource(path, path.name).stamp
 
 
 def entries_of(
@@ -155,8 +226,8 @@ def entries_of(
     for spacing in (*finer, last):
         label = resample(whole.crop(box), (spacing,) * 3, label=True)
         label = label.with_data(translate[label.data])
-        source = str(path.absolute()) + (f" at {spacing:g} mm" if spacing != last else "")
-        origin = Origin(path.name.partition(".")[0], source, seen)
+        source = str(path.absolute()) + (f"{AT}{spacing:g} mm" if spacing != last else "")
+        origin = Origin(path.name.removesuffix(".gz").removesuffix(".nii"), source, seen)
         image = label.with_data(as_ct(label.data > FIRST))
         entry = make_entry(origin, image, label, "ct", (ct_normalisation(rule),), settings)
         yield replace(entry, anchors=balanced(entry, targets))

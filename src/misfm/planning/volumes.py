@@ -9,6 +9,7 @@ import torch
 
 from misfm.config import PretrainSettings
 from misfm.data.fingerprint import short_fingerprint
+from misfm.data.label_maps import is_of_people
 from misfm.data.record import Record
 from misfm.data.splits import Split, read_split
 from misfm.data.store import Store
@@ -73,15 +74,24 @@ def split_records(records: Sequence[Record], settings: PretrainSettings) -> tupl
             f"The store {settings.store} holds {len(records)} volume(s); pretraining needs at least two, one "
             "of them to measure progress on. Add scans with `misfm ingest`."
         )
-    order = torch.randperm(len(records), generator=generator_for(settings.seed, "split")).tolist()
-    count = min(max(1, round(settings.validation_share * len(records))), len(records) - 1)
-    training, held_out = [records[i] for i in order[count:]], [records[i] for i in order[:count]]
-    # A label map is there at several spacings; one person is on one side.
-    judged = {record.fingerprint for record in held_out}
-    training = [record for record in training if record.fingerprint not in judged]
-    if not training:
+    people = [record for record in records if is_of_people(record)]
+    others = [record for record in records if not is_of_people(record)]
+    parts = [split_scans(part, settings) for part in (others, people) if part]
+    return [r for training, _ in parts for r in training], [r for _, held_out in parts for r in held_out]
+
+
+def split_scans(records: Sequence[Record], settings: PretrainSettings) -> tuple[list[Record], list[Record]]:
+    """Split volumes of one kind; those that were made of one scan stay on one side."""
+    scans = list(dict.fromkeys(record.fingerprint for record in records))
+    if len(scans) < 2:
         raise DataError(
-            f"The volumes of {settings.store} are all made of the scans that progress is measured on; add "
-            "others."
+            f"The {len(records)} volumes of {settings.store} were made of one scan; pretraining needs "
+            "another to measure progress on."
         )
-    return training, held_out
+    order = torch.randperm(len(scans), generator=generator_for(settings.seed, "split")).tolist()
+    count = min(max(1, round(settings.validation_share * len(scans))), len(scans) - 1)
+    by_scan: dict[str, list[Record]] = {}
+    for record in records:
+        by_scan.setdefault(record.fingerprint, []).append(record)
+    ordered = [by_scan[scans[i]] for i in order]
+    return [r for scan in ordered[count:] for r in scan], [r for scan in ordered[:count] for r in scan]

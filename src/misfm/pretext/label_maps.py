@@ -147,7 +147,7 @@ class LabelMaps(PretextTask):
         images, bent = apply_augmentation(patches[:, 0], marked.to(patches.device), plan)
         bent = bent.cpu()
         labels, real = (bent - 1).clamp(min=0), bent > 0
-        if self.table.names:
+        if self.table.names and not self.table.unpaired():
             mirror = is_people & (torch.rand(len(labels), generator=generator) < 0.5)
             other = torch.tensor(self.table.mirrored())
             labels[mirror] = other[labels[mirror].flip(-1)]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from misfm.augment.mirrors import side_of
 from misfm.settings import Settings
 from misfm.synthesis.structures import NUM_STRUCTURES
 
 FIRST = NUM_STRUCTURES + 1
 """Value of the background of a person's label map: those below are of generated anatomy."""
-_LEFT_OR_RIGHT = re.compile(r"left|right|(?<![a-z])(?:lh|rh|l|r)(?![a-z])", re.IGNORECASE)
-_OTHER_SIDE = {"left": "right", "right": "left", "lh": "rh", "rh": "lh", "l": "r", "r": "l"}
 _SHORT_BONES = "(?<![a-z])(?:ribs?|hip)(?![a-z])"
 _LIKE_CT = (
     (re.compile(r"lung|air|trachea|sinus", re.IGNORECASE), -850.0),
@@ -50,13 +49,27 @@ class LabelTable(Settings):
         people = [0, *range(FIRST, FIRST + self.num_targets)]
         return [*range(FIRST), *people, *[0] * (len(self.names) - len(people))][: FIRST + len(self.names)]
 
+    def pairs(self) -> dict[str, dict[str, int]]:
+        """Stored values by side, of the names that tell a side, by what they say beside it."""
+        found: dict[str, dict[str, int]] = {}
+        for i, name in enumerate(self.names):
+            if told := side_of(name):
+                found.setdefault(told[0], {})[told[1]] = FIRST + i
+        return found
+
+    def unpaired(self) -> list[str]:
+        """Names that tell a side and have no counterpart on the other: their mirror images have no name."""
+        alone = [next(iter(sides.values())) for sides in self.pairs().values() if len(sides) == 1]
+        return [self.names[value - FIRST] for value in alone]
+
     def mirrored(self) -> list[int]:
         """Stored value that each one has in a mirror: that of the other side, where its name tells one."""
-        places = {name: FIRST + i for i, name in enumerate(self.names)}
-        return [
-            *range(FIRST),
-            *(places.get(other_side(name), FIRST + i) for i, name in enumerate(self.names)),
-        ]
+        values = list(range(FIRST + len(self.names)))
+        for sides in self.pairs().values():
+            if len(sides) == 2:
+                left, right = sides["left"], sides["right"]
+                values[left], values[right] = right, left
+        return values
 
     def like_ct(self) -> list[float | None]:
         """HU that CT would show of each of :attr:`names`, as far as these tell; None for the unnamed."""
@@ -70,11 +83,6 @@ def order(values: Sequence[int], names: Mapping[int, str]) -> tuple[list[int], l
     """Sort values other than 0 into those with a name and those without."""
     inside = sorted(set(values) - {0})
     return [v for v in inside if v in names], [v for v in inside if v not in names]
-
-
-def other_side(name: str) -> str:
-    """Return a name with left for right and right for left; the name itself where it tells no side."""
-    return _LEFT_OR_RIGHT.sub(lambda found: _OTHER_SIDE[found[0].lower()], name)
 
 
 def hounsfield(name: str) -> float:
