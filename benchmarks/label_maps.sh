@@ -24,6 +24,7 @@ third() {  # DATASET NAME KNOWN OPTIONS
 
 arm="pretrained, a third of the steps=$weights,training.steps"
 third Dataset001_Hippocampus hippocampus few_labels_draws_hippocampus --steps 2000 --validate-every 250 \
-  --set 'spacing=[1,1,1]' --set intensity=mr --arm "$arm=667" --arm "scratch, 10 labels=,labels=10"
+  --set 'spacing=[1,1,1]' --set intensity=mr --arm "$arm=667" --arm "scratch, 10 labels=,labels=10" \
+  --arm "a third of the rate=$weights,training.steps=667,training.optimizer.lr=0.002"
 third Dataset002_HeadNeckCT head_neck few_labels_draws_head_neck --steps 5000 --validate-every 500 \
   --set 'spacing=[2.5,3.9,3.9]' --set intensity=ct:-200,600 --arm "$arm=1667"

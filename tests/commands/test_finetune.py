@@ -283,12 +283,18 @@ def test_volumes_made_of_one_scan_stay_on_one_side():
 
 def test_people_and_generated_anatomy_are_on_both_sides():
     settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
-    people = [SimpleNamespace(fingerprint=f"p{i // 3}", labels=(0, 50)) for i in range(12)]
+    people = [SimpleNamespace(fingerprint=f"p{i // 3}", labels=(46, 50)) for i in range(12)]
     others = [SimpleNamespace(fingerprint=str(i), labels=(0, 1)) for i in range(200)]
     training, held_out = split_records([*others, *people], settings)
     for part, number in ((training, 9), (held_out, 3)):
         assert len([volume for volume in part if volume.labels[1] == 50]) == number
     assert len(held_out) == 13
+
+
+def test_a_scan_with_many_labels_is_no_label_map_of_people():
+    settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
+    volumes = [SimpleNamespace(fingerprint=str(i), labels=(0, 104 if i == 3 else 4)) for i in range(40)]
+    assert len(split_records(volumes, settings)[1]) == 2  # one of them alone would be refused
 
 
 def test_scores_of_a_run_are_those_of_its_predictions(tmp_path, finetuned, dataset):

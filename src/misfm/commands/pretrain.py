@@ -228,7 +228,7 @@ class PatchSource:
     ) -> UnlabelledPatches | MixedPatches | JoinedPatches:
         """Return batches of these scans, and of generated volumes that are held out or not."""
         count = self.settings.batch_size
-        people = [record for record in records if is_of_people(record)]
+        people = [record for record in records if self.task.draws_people and is_of_people(record)]
         if 0 < len(people) < len(records):  # people are few: half of each batch all the same
             rest = [record for record in records if not is_of_people(record)]
             return JoinedPatches(

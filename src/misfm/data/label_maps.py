@@ -100,13 +100,14 @@ def ingest_label_maps(folder: Path, store: Store) -> None:
         return
     logger.info("reading %d of %d label maps", len(pending), len(paths))
     values = values_of(paths)
-    table = LabelTable.of(values, names or {value: f"label {value}" for value in values})
+    named = {value: f"label {value}" for value in values} if names is None else names
+    table = LabelTable.of(values, named)
     check_table(folder, table, names, values)
     if store.records() and read_table(store.path) not in (LabelTable(), table):
         raise changed(folder, store)
     write_json(store.path / NAMES, names)
     write_json(store.path / TABLE, table.model_dump(mode="json"))
-    known, others = order(values, names or dict.fromkeys(values, ""))
+    known, others = order(values, named)
     stored = {value: FIRST + place for place, value in enumerate([*known, *others], start=1)}
     for path in pending:
         for entry in entries_of(path, stored, len(known), store.settings):
@@ -222,11 +223,11 @@ def entries_of(
     seen, rule = fingerprint(whole), parse_intensity(settings.intensity)
     assert rule is not None
     targets = range(FIRST + 1, FIRST + 1 + num_targets)
-    *finer, last = spacings_of(whole)
-    for spacing in (*finer, last):
+    spacings = spacings_of(whole)
+    for spacing in spacings:
         label = resample(whole.crop(box), (spacing,) * 3, label=True)
         label = label.with_data(translate[label.data])
-        source = str(path.absolute()) + (f"{AT}{spacing:g} mm" if spacing != last else "")
+        source = str(path.absolute()) + (f"{AT}{spacing:g} mm" if spacing != spacings[-1] else "")
         origin = Origin(path.name.removesuffix(".gz").removesuffix(".nii"), source, seen)
         image = label.with_data(as_ct(label.data > FIRST))
         entry = make_entry(origin, image, label, "ct", (ct_normalisation(rule),), settings)
@@ -250,4 +251,6 @@ def balanced(entry: Entry, targets: range) -> NDArray[np.int16]:
 
 def is_of_people(record: Record) -> bool:
     """Whether a volume of a store is a person's label map."""
-    return record.labels is not None and max(record.labels) >= FIRST
+    return (
+        bool(record.labels) and min(record.labels or ()) >= FIRST
+    )  # even their background has its own value

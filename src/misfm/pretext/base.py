@@ -44,7 +44,10 @@ class PretextTask(Settings):
         return patch_size
 
     def margin(self, patch_size: Shape) -> Shape:
-        """Of these, voxels on each side that may lie beyond the volume wherever it is large enough."""
+        """Voxels of ``source_size`` on each side, along (D, H, W), that surround the patch itself.
+
+        A patch lies within the volume wherever that is large enough; its surroundings may lie outside.
+        """
         return (0, 0, 0)
 
     @abstractmethod
