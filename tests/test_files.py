@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -66,7 +67,20 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     assert (tmp_path / "file").read_text() == "not a folder"
 
 
-def test_what_a_killed_process_left_is_overwritten(tmp_path):
-    (tmp_path / ".notes.txt.tmp").write_text("half")
-    write_text(tmp_path / "notes.txt", "new")
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    (tmp_path / ".notes.txt.0badcafe.tmp").write_text("half")
+    with atomic_write(tmp_path / "notes.txt") as slow:
+        slow.write_text("slow")
+        write_text(tmp_path / "notes.txt", "fast")
+        assert sorted(os.listdir(tmp_path)) == sorted([slow.name, "notes.txt"])
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "slow"
+
+
+def test_processes_that_write_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "notes.txt"
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda number: write_text(path, str(number) * 10_000), [*range(10)] * 30))
+    assert len(set(path.read_text())) == 1
+    assert len(path.read_text()) == 10_000
     assert os.listdir(tmp_path) == ["notes.txt"]

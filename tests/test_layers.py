@@ -10,7 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "misfm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = ["errors", "registry", "volume", "settings", "seeding", "files", "terminal", "parallel", "batches"]
+GROUND = [
+    *("errors", "registry", "volume", "settings", "seeding", "locks", "files", "terminal", "parallel"),
+    "batches",
+]
 METHODS = ["models", "losses", "pretext"]
 LAYERS = [
     *GROUND,

@@ -1,0 +1,67 @@
+"""Locks between processes that a crash never leaves behind: the system gives them up with their holder."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from misfm.errors import DataError, MisfmError
+
+if sys.platform != "win32":
+    import fcntl
+
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems without locks say, such as Lustre mounted so: then there is no protection."""
+
+
+class Taken(MisfmError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def hold(path: Path, taken: str, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock file ``path`` while the context lasts; the file stays, empty.
+
+    Args:
+        path: made where missing, with its folder.
+        taken: the sentence raised where another process holds it.
+        waiting: called once if another process holds it, which is then waited for.
+
+    Raises:
+        Taken: another process holds it, and ``waiting`` is None.
+        DataError: the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise DataError(
+            f"Cannot write {path}: {error.strerror}. Free space or choose another folder."
+        ) from error
+    with file:
+        if not try_lock(file):
+            if waiting is None:
+                raise Taken(taken)
+            waiting()
+            _wait_for(file)
+        yield
+
+
+def try_lock(file: IO[bytes]) -> bool:
+    """Lock an open file until it is closed; False where another process, or another opening of it, has."""
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _UNSUPPORTED
+    return True
+
+
+def _wait_for(file: IO[bytes]) -> None:
+    if sys.platform != "win32":
+        fcntl.flock(file, fcntl.LOCK_EX)
