@@ -3,7 +3,7 @@
 Every (arm, seed) is a resumable run of its own; results of what is finished are written after each.
 ``DATA`` is made by ``benchmarks/data.py``.
 
-    python benchmarks/arms.py --dataset DATA/Dataset002_HeadNeckCT --out RUNS --name few_labels_search \\
+    python benchmarks/arms.py --dataset DATA/Dataset002_HeadNeckCT --out RUNS --name elastic \\
         --arm base= --arm "elastic=,augmentation.p_elastic=0.3" \\
         --arm pretrained=PRETRAINING/weights.safetensors --set "patch_size=[40,40,40]"
 

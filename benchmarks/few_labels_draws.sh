@@ -37,12 +37,6 @@ count() {  # DATASET LABELS SEEDS, which choose the cases: a multiple of LABELS 
   "$1" "$1_$2" --seeds "$3" --arm "scratch, $2 labels=,labels=$2" --arm "pretrained, $2 labels=builtin,labels=$2"
 }
 
-# Against the earlier weights, on validation cases: few_labels_weights.
-python "$here/arms.py" --dataset "$data/Dataset002_HeadNeckCT" --out "$runs/weights" --name few_labels_weights_heads \
-  --seeds 0,1 --set 'patch_size=[40,40,40]' --set batch_size=2 --set overlap=0.25 --set 'spacing=[2.5,3.9,3.9]' \
-  --set intensity=ct:-200,600 --arm "pretrained=$weights" \
-  --arm "a third of the rate=$weights,training.optimizer.lr=0.002"
-
 third="pretrained, a third of the steps=$weights,training.steps"
 hippocampus hippocampus --seeds 0,1,2,3,4,5 --arm scratch= --arm "pretrained=$weights" --arm "$third=667" \
   --arm "scratch, 10 labels=,labels=10"
