@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "misfm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = [
-    *("errors", "registry", "volume", "settings", "seeding", "locks", "files", "terminal", "parallel"),
-    "batches",
+    *("errors", "registry", "volume", "settings", "seeding", "locks", "documents", "files", "terminal"),
+    *("parallel", "batches"),
 ]
 METHODS = ["models", "losses", "pretext"]
 LAYERS = [

@@ -8,9 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from misfm.config import PretrainSettings, RunSettings, is_own_task, renamed
+from misfm.documents import Malformed, parse_yaml, read_yaml
 from misfm.errors import ConfigError
 from misfm.registry import closest
 from misfm.settings import Tree, parse
@@ -84,9 +83,11 @@ def read_recipe(name: str, section: str) -> Tree:
 def read_file(path: Path) -> Tree:
     """Read a YAML file of settings."""
     try:
-        tree = load_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
+        tree = read_yaml(path)
+    except OSError as error:
         raise ConfigError(f"Cannot read the settings in {path}: {error}.") from error
+    except Malformed as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}.") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no settings: expected lines such as 'batch_size: 2'.")
     return tree
@@ -95,9 +96,9 @@ def read_file(path: Path) -> Tree:
 def load_yaml(text: str, origin: str) -> Any:
     """Parse YAML without running anything in it."""
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {' '.join(str(error).split())}.") from error
+        return parse_yaml(text)
+    except Malformed as error:
+        raise ConfigError(f"{origin} is not valid YAML: {error}.") from error
 
 
 def merge(base: Tree, overrides: Tree) -> Tree:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from misfm.commands.evaluate import evaluate
 from misfm.commands.finetune import Shared, finetune
 from misfm.commands.predict import predict_files
 from misfm.config import FinetuneSettings
+from misfm.documents import read_own_json
 from misfm.evaluation.arms import Arm, dice_by_case, learning_curve
 from misfm.files import write_json
 
@@ -48,5 +48,5 @@ def score_test_cases(settings: FinetuneSettings, out: Path) -> dict[str, Any]:
 
 def read_arm(name: str, out: Path, seed: int, file: str = SCORES) -> Arm:
     """Return the learning curve and the scores of a finished arm; ``file`` holds the scores."""
-    scores = json.loads((out / file).read_text(encoding="utf-8"))
+    scores = read_own_json(out / file)
     return Arm(name, learning_curve(out), dice_by_case(scores), seed)

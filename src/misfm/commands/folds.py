@@ -5,7 +5,6 @@ The folder as a whole is what ``misfm predict --run`` takes for an ensemble of t
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from misfm.config import CompleteSettings, FinetuneSettings
 from misfm.data.dataset import Case, Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.splits import Split, read_split
+from misfm.documents import read_own_json
 from misfm.errors import ConfigError
 from misfm.evaluation.arms import ALL
 from misfm.evaluation.case import LabelScores
@@ -145,7 +145,7 @@ def train_fold(
     if not (resume and scores.exists()):
         return finetune(settings, out, resume=resume, reasons=reasons, shared=shared)
     RunFolder(out).begin(settings, resume=True)
-    return dict(json.loads(scores.read_text(encoding="utf-8")))
+    return dict(read_own_json(scores))
 
 
 def pool(dataset: Dataset, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Plan, search for leaks and ingest all ask here, so that none of them reads an im
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from misfm.data.fingerprint import SCHEME, fingerprint, short_fingerprint
 from misfm.data.preprocess import canonical, content_box
 from misfm.data.readers import read_volume
 from misfm.data.scan import ScanSource
+from misfm.documents import read_json
 from misfm.errors import DataError
 from misfm.files import write_json
 from misfm.settings import PositiveShape, Settings, Spacing
@@ -68,7 +68,7 @@ class DatasetFingerprint:
     def open(cls, dataset: Dataset, folder: Path) -> DatasetFingerprint:
         """Take over what a folder tells; nothing where it tells nothing, or nothing that can be used."""
         try:
-            content = json.loads((folder / FILE).read_bytes())
+            content = read_json(folder / FILE, paths=True)
             images = {str(path): ImageFingerprint.model_validate(one) for path, one in content.items()}
         except (OSError, ValueError, AttributeError, ValidationError):
             images = {}

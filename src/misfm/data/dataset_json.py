@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from misfm.documents import read_json
 from misfm.errors import DataError
 
 
@@ -17,7 +17,7 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
         DataError: no such file, or one that holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; give the folder of a dataset in nnU-Net format.") from error
     except (OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from misfm.data.readers import read_volume
 from misfm.data.record import Entry, IngestSettings, Origin, Record, make_entry
 from misfm.data.scan import ScanSource
 from misfm.data.store import Store
+from misfm.documents import Malformed, read_json
 from misfm.errors import ConfigError, DataError
 from misfm.files import write_json
 from misfm.synthesis.label_table import FIRST, LabelTable, order
@@ -63,7 +63,7 @@ def read_names(folder: Path) -> dict[int, str] | None:
     if not path.exists():
         return None
     try:
-        names = json.loads(path.read_bytes())["names"]
+        names = read_json(path)["names"]
         found = {int(value): str(name) for value, name in names.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -127,7 +127,10 @@ def check_same(folder: Path, paths: Sequence[Path], names: Mapping[int, str] | N
         file in stamps and store.is_known(source, stamps[file])
         for file, source in zip(files, sources, strict=True)
     )
-    before = json.loads((store.path / NAMES).read_bytes()) if (store.path / NAMES).exists() else None
+    try:
+        before = read_json(store.path / NAMES) if (store.path / NAMES).exists() else None
+    except (OSError, Malformed) as error:
+        raise changed(folder, store) from error
     now = None if names is None else {str(value): name for value, name in names.items()}
     if sources and not (same and before == now):
         raise changed(folder, store)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from misfm.data.readers import (
     reader_of,
     stem,
 )
+from misfm.documents import read_json
 from misfm.errors import DataError
 from misfm.volume import Volume
 
@@ -216,7 +216,7 @@ def _in_dataset(folder: Path) -> list[ScanSource]:
 def _in_nnssl(file: Path) -> list[ScanSource]:
     """Images of nnssl's ``pretrain_data.json``, named collection__dataset__subject__session__image."""
     try:
-        content = json.loads(file.read_bytes())
+        content = read_json(file, paths=True, nan=True)
         scans = []
         for dataset_id, dataset in content["datasets"].items():
             for subject_id, subject in dataset["subjects"].items():

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from misfm.documents import read_json
 from misfm.errors import ConfigError
 
 Split = dict[str, list[str]]
@@ -18,7 +18,7 @@ def read_split(path: Path) -> list[Split]:
         ConfigError: no such file, or another form.
     """
     try:
-        splits = json.loads(path.read_bytes())
+        splits = read_json(path)
         folds = [splits] if isinstance(splits, dict) else list(splits)
         parsed = [{part: [str(name) for name in fold[part]] for part in ("train", "val")} for fold in folds]
     except (OSError, ValueError, TypeError, KeyError) as error:

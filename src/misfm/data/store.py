@@ -8,7 +8,6 @@ happens after its files are complete on disk: a killed ingest leaves at most a f
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from misfm.data.record import Entry, IngestSettings, Record, fingerprint_of
+from misfm.documents import read_json
 from misfm.errors import ConfigError, DataError
 from misfm.files import make_folder, write_bytes, write_json
 from misfm.settings import as_option
@@ -88,7 +88,7 @@ class Store:
         """
         path = Path(path)
         try:
-            content = json.loads((path / "store.json").read_bytes())
+            content = read_json(path / "store.json")
             version, settings = content["format_version"], IngestSettings(**content["settings"])
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise DataError(

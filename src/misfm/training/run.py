@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from misfm.documents import parse_json, read_yaml
 from misfm.errors import ConfigError, DataError
 from misfm.files import write_json, write_text
 from misfm.settings import NO_WEIGHTS, Settings
@@ -112,11 +112,11 @@ class RunFolder:
             DataError: the file cannot be read or holds no settings.
         """
         try:
-            settings = dict(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+            settings = dict(read_yaml(self.config))
             if "dataset" in settings:  # a fine-tuning; in those of earlier versions null says that, too
                 settings["weights"] = settings.get("weights") or NO_WEIGHTS
             return settings
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise DataError(f"{self.config} does not hold the settings of a run; it is damaged.") from error
 
     def require(self, settings: Settings) -> None:
@@ -150,7 +150,7 @@ class RunFolder:
             return []
         lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         try:
-            return [json.loads(line) for line in lines if line.endswith("\n")]
+            return [parse_json(line) for line in lines if line.endswith("\n")]
         except ValueError as error:
             raise DataError(f"{self.metrics} is damaged ({error}); correct or delete it.") from error
 

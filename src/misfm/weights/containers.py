@@ -7,7 +7,6 @@ and tensors disagree the readers of this package believe the tensors.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor
 
+from misfm.documents import read_json
 from misfm.errors import WeightsError
 from misfm.settings import PositiveShape, Spacing
 
@@ -118,8 +118,8 @@ def with_plan_beside(content: dict[str, object], path: Path) -> dict[str, object
     if "network_weights" not in content or "nnssl_adaptation_plan" in content or not beside.is_file():
         return content
     try:
-        plan = dict(json.loads(beside.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        plan = dict(read_json(beside))
+    except (OSError, ValueError, TypeError) as error:
         raise WeightsError(
             f"{beside} is no adaptation plan ({error}); remove it or copy it again."
         ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from misfm.augment.mirrors import AxisName
+from misfm.documents import parse_json
 from misfm.errors import WeightsError
 from misfm.files import write_bytes
 from misfm.settings import PositiveShape, Settings, Spacing
@@ -157,7 +157,7 @@ def parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], WeightsInfo]:
         length = int.from_bytes(
             content[:8], "little"
         )  # of the header, which safetensors has found to be JSON
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+        metadata = parse_json(content[8 : 8 + length]).get("__metadata__") or {}
     except SafetensorError as error:
         raise WeightsError(f"{path} is damaged or cut short ({error}); copy or train it again.") from error
     if METADATA_KEY not in metadata:
@@ -170,7 +170,7 @@ def parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], WeightsInfo]:
 
 def _parse_info(path: Path, text: str) -> WeightsInfo:
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
         if isinstance(fields, dict) and fields.get("format_version", 0) > FORMAT_VERSION:
             raise WeightsError(
                 f"{path} has weights format {fields['format_version']} and this misfm reads up to "

@@ -6,13 +6,13 @@ put the axis of the thickest slices first. These plans leave the axes where they
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from misfm.data.intensity import IntensityRule, ct_normalisation
+from misfm.documents import read_json
 from misfm.errors import DataError
 from misfm.models.resenc import ResEnc
 from misfm.settings import Spacing
@@ -81,7 +81,7 @@ class DatasetPlans:
                 "preprocess -d ID --no_pp` and give the dataset's folder in nnUNet_preprocessed."
             )
         try:
-            plans = json.loads(path.read_text(encoding="utf-8"))
+            plans = read_json(path, nan=True)
             configuration = plans["configurations"][CONFIGURATION]
             order = plans["transpose_forward"]
             top = {key: value for key, value in plans.items() if key != "configurations"}
