@@ -1,9 +1,11 @@
 """Our weights file describes itself, is written whole or not at all, and is refused when it is not ours."""
 
 import json
+from importlib.resources import files
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -11,7 +13,7 @@ from misfm.errors import DataError, WeightsError
 from misfm.models import create
 from misfm.seeding import generator_for
 from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, describe, from_pretrained, save
-from misfm.weights.file import read
+from misfm.weights.file import parse, read
 
 INFO = WeightsInfo(
     network=NetworkInfo(name="unet", options={"channels": [4, 8]}),
@@ -148,3 +150,61 @@ def test_descriptions_that_cannot_be_trusted_are_refused(tmp_path, text, message
     save_file({"a": torch.zeros(2)}, path, metadata={"misfm": text})
     with pytest.raises(WeightsError, match=message):
         describe(path)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_flipped_bit_anywhere_is_found(tmp_path, seed):
+    path = tmp_path / "weights.safetensors"
+    save(path, model(), INFO)
+    content = path.read_bytes()
+    header = 8 * (8 + int.from_bytes(content[:8], "little"))
+    inside, behind = generator_for(seed, "header"), generator_for(seed, "values")
+    bits = torch.randint(0, header, (200,), generator=inside).tolist()
+    bits += torch.randint(header, 8 * len(content), (200,), generator=behind).tolist()
+    for bit in bits:
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(WeightsError, match="damaged"):
+            parse(path, bytes(damaged))
+
+
+def test_the_checksum_cannot_vanish_by_damage(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save(path, model(), INFO)
+    content = path.read_bytes()
+    for place in range(len("misfm_checksum")):
+        name = bytearray(b"misfm_checksum")
+        name[place] ^= 1
+        damaged = content.replace(b"misfm_checksum", bytes(name))
+        with pytest.raises(WeightsError, match="damaged"):
+            parse(path, damaged)
+
+
+def test_files_without_a_checksum_are_read_and_those_with_one_by_any_reader(tmp_path):
+    path, saved = tmp_path / "weights.safetensors", model()
+    save(path, saved, INFO)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        assert set(file.keys()) == saved.state_dict().keys()
+    assert metadata.keys() == {"misfm", "misfm_checksum"}
+    save_file(load_file(path), tmp_path / "older.safetensors", {"misfm": metadata["misfm"]})
+    save_file(load_file(path), tmp_path / "again.safetensors", metadata)
+    for name in ("older", "again"):
+        tensors, info = read(tmp_path / f"{name}.safetensors")
+        assert info == INFO
+        assert all(torch.equal(tensors[key], value) for key, value in saved.state_dict().items())
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / name, model(), INFO)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_weights_that_are_shipped_have_a_checksum():
+    content = (files("misfm.weights") / "builtin.safetensors").read_bytes()
+    assert b'"misfm_checksum":"crc32:' in content[:100_000]
+    damaged = bytearray(content)
+    damaged[-1] ^= 1
+    with pytest.raises(WeightsError, match="builtin is damaged"):
+        parse("builtin", bytes(damaged))

@@ -11,17 +11,17 @@ from typing import Annotated, Any, Literal
 import safetensors.torch
 import torch
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from misfm.augment.mirrors import AxisName
 from misfm.documents import parse_json
 from misfm.errors import WeightsError
-from misfm.files import write_bytes
+from misfm.files import atomic_write
 from misfm.settings import PositiveShape, Settings, Spacing
+from misfm.weights.reading import reading
+from misfm.weights.seal import METADATA_KEY, check, metadata_of, sealed, split
 
 FORMAT_VERSION = 1
-METADATA_KEY = "misfm"
 FILE_NAME = "weights.safetensors"
 """What the weights of a run folder are called."""
 
@@ -126,8 +126,10 @@ def write(
 ) -> None:
     """Write named tensors as :func:`save` does: all of a model, or those that are known."""
     stored = {name: _stored(tensor, dtype) for name, tensor in tensors.items()}
-    payload = safetensors.torch.save(stored, metadata={METADATA_KEY: info.model_dump_json()})
-    write_bytes(Path(path), payload)
+    parts = sealed(safetensors.torch.save(stored), info.model_dump_json())
+    with atomic_write(Path(path)) as temporary, temporary.open("wb") as out:
+        for part in parts:
+            out.write(part)
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -152,14 +154,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
 
 def parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], WeightsInfo]:
     """As :func:`read`, of what has been read from ``path``."""
-    try:
+    with reading(path, "is damaged or cut short", "copy or train it again"):
         tensors = safetensors.torch.load(content)
-        length = int.from_bytes(
-            content[:8], "little"
-        )  # of the header, which safetensors has found to be JSON
-        metadata = parse_json(content[8 : 8 + length]).get("__metadata__") or {}
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is damaged or cut short ({error}); copy or train it again.") from error
+        header, values = split(content)
+    check(path, header, values)
+    metadata = metadata_of(header)
     if METADATA_KEY not in metadata:
         raise WeightsError(
             f"{path} is a safetensors file without misfm's description, so another program wrote it; "

@@ -20,7 +20,8 @@ from misfm.errors import ConfigError, WeightsError
 from misfm.files import atomic_write
 from misfm.models.base import SegmentationModel
 from misfm.weights.exports.base import EXPORTS, ExportedModel, ExportFormat
-from misfm.weights.file import METADATA_KEY, WeightsInfo
+from misfm.weights.file import WeightsInfo
+from misfm.weights.seal import METADATA_KEY
 
 OPSET = 20
 """The newest that the tracing exporter writes."""
