@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = [
     *("errors", "registry", "volume", "settings", "seeding", "locks", "documents", "files", "terminal"),
-    *("parallel", "batches"),
+    *("parallel", "memory", "batches"),
 ]
 METHODS = ["models", "losses", "pretext"]
 LAYERS = [

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from misfm.augment.labelled import AugmentSettings
+from misfm.models.limits import check_options
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.settings import NO_WEIGHTS, PositiveShape, Settings, Spacing, Tree, parse
 from misfm.training.mean_teacher import UnlabelledSettings
@@ -28,9 +29,7 @@ class NetworkSettings(Settings):
     @field_validator("options")
     @classmethod
     def _leaves_the_rest_to_the_run(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for name in ("in_channels", "num_classes", "patch_size", "deep_supervision"):
-            if name in options:
-                raise ValueError(f"'{name}' follows from data and settings and is no option of a network")
+        check_options(options)
         return options
 
 

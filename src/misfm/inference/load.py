@@ -101,4 +101,9 @@ def prediction_info(opened: Opened) -> WeightsInfo:
         raise WeightsError(
             f"{opened.label} does not say how scans are prepared; fine-tune it with misfm first."
         )
+    if info.label_names and len(info.label_names) != info.num_classes:
+        raise WeightsError(
+            f"{opened.label} names {len(info.label_names)} labels and has {info.num_classes} classes: its "
+            "description is damaged; export or train it again."
+        )
     return info

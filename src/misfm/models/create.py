@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from misfm.errors import ConfigError
+from misfm.memory import is_out_of_memory
 from misfm.models.base import NETWORKS, SegmentationModel
+from misfm.models.limits import MOST, check_options, check_patch, within_memory
 from misfm.registry import closest
+from misfm.volume import triple
 
 
 def create(
@@ -45,19 +48,24 @@ def create(
         if option not in allowed:
             raise ConfigError(f"Network '{name}' has no option '{option}'; {closest(option, allowed)}")
     size = tuple(int(side) for side in patch_size)
-    if len(size) != 3 or min(size) < 1 or in_channels < 1 or num_classes < 1:
+    if len(size) != 3 or min(size) < 1 or not (0 < in_channels <= MOST and 0 < num_classes <= MOST):
         raise ConfigError(
             "A network needs a patch size of three positive sides and at least one channel and class, "
-            f"got patch_size={size}, in_channels={in_channels}, num_classes={num_classes}."
+            f"{MOST:,} at most, got patch_size={size}, in_channels={in_channels}, num_classes={num_classes}."
         )
+    check_patch(triple(size))
     defaults = {option: parameters[option].default for option in allowed}
-    try:
-        backbone = builder(in_channels=in_channels, patch_size=size, **options)
-        # As JSON has them, for weights to write and read them back as they were.
-        backbone.options = json.loads(json.dumps(defaults | options | backbone.options))
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise ConfigError(
-            f"Network '{name}' cannot be built with the options {options}: {reason}."
-        ) from error
-    return SegmentationModel(backbone, num_classes, deep_supervision=deep_supervision)
+    with within_memory(name):
+        try:
+            check_options(options)
+            backbone = builder(in_channels=in_channels, patch_size=size, **options)
+            # As JSON has them, for weights to write and read them back as they were.
+            backbone.options = json.loads(json.dumps(defaults | options | backbone.options))
+        except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise ConfigError(
+                f"Network '{name}' cannot be built with the options {options}: {reason}."
+            ) from error
+        return SegmentationModel(backbone, num_classes, deep_supervision=deep_supervision)

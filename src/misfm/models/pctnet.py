@@ -22,6 +22,8 @@ from misfm.models.swin import PositionIndex, SwinBlock, WindowSettings
 from misfm.registry import closest
 from misfm.volume import Shape, triple
 
+LARGEST_WINDOW = 12
+"""Tokens along a side: 12 MB of scores for each head and window."""
 FIRST_PCT_LEVEL = 2
 
 
@@ -236,6 +238,12 @@ def build_pctnet(
         WindowSettings(grid, window, heads, dropout, position_index)
         for grid, window, heads in zip(grids, window_sizes, num_heads, strict=True)
     ]
+    largest = max(level.side for level in windows)
+    if largest > LARGEST_WINDOW:
+        raise ConfigError(
+            f"PCT-Net's window_sizes are at most {LARGEST_WINDOW}, got {largest}: attention takes memory "
+            "with the sixth power of it."
+        )
     return PCTNet(in_channels, channels, depths, windows, anisotropy)
 
 

@@ -10,15 +10,17 @@ from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor, nn
 
 from misfm.augment.mirrors import AxisName
+from misfm.data.intensity import IntensityRule
 from misfm.documents import parse_json
 from misfm.errors import WeightsError
 from misfm.files import atomic_write
+from misfm.models.limits import MOST, check_options
 from misfm.settings import PositiveShape, Settings, Spacing
-from misfm.weights.reading import reading
+from misfm.weights.reading import check_plain, check_room, reading
 from misfm.weights.seal import METADATA_KEY, check, metadata_of, sealed, split
 
 FORMAT_VERSION = 1
@@ -33,6 +35,12 @@ class NetworkInfo(Settings):
     """Registered name of the network."""
     options: dict[str, Any] = Field(default={})
     """Its own options, as given to create."""
+
+    @field_validator("options")
+    @classmethod
+    def _are_of_a_network(cls, options: dict[str, Any]) -> dict[str, Any]:
+        check_options(options)
+        return options
 
 
 class DataInfo(Settings):
@@ -61,9 +69,9 @@ class WeightsInfo(Settings):
     """Changes when older readers would fail."""
     network: NetworkInfo
     """What rebuilds the network."""
-    in_channels: Annotated[int, Field(ge=1)]
+    in_channels: Annotated[int, Field(ge=1, le=MOST)]
     """Channels of the image."""
-    num_classes: Annotated[int, Field(ge=1)]
+    num_classes: Annotated[int, Field(ge=1, le=MOST)]
     """Outputs of the head; for labels, background included."""
     label_names: tuple[str, ...] = ()
     """Name of each class, background first."""
@@ -91,6 +99,13 @@ class WeightsInfo(Settings):
     """SPDX identifier or sentence."""
     versions: dict[str, str] = Field(default_factory=installed_versions)
     """Versions of what computed the weights."""
+
+    @field_validator("intensity")
+    @classmethod
+    def _is_a_rule(cls, intensity: dict[str, Any]) -> dict[str, Any]:
+        if intensity:
+            IntensityRule.model_validate(intensity)
+        return intensity
 
     @property
     def largest_part_names(self) -> list[str]:
@@ -145,10 +160,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], WeightsInfo]:
     Raises:
         WeightsError: truncated, written by another program, or by a newer version of this one.
     """
-    try:
+    with reading(path, "cannot be read", "copy or train it again"):
+        check_room(path)
         content = path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror}); copy or train it again.") from error
     return parse(path, content)
 
 
@@ -157,6 +171,8 @@ def parse(path: Path, content: bytes) -> tuple[dict[str, Tensor], WeightsInfo]:
     with reading(path, "is damaged or cut short", "copy or train it again"):
         tensors = safetensors.torch.load(content)
         header, values = split(content)
+        for name, tensor in tensors.items():
+            check_plain(name, tensor)
     check(path, header, values)
     metadata = metadata_of(header)
     if METADATA_KEY not in metadata:

@@ -17,6 +17,7 @@ from misfm.errors import WeightsError
 from misfm.models import Backbone
 from misfm.registry import Registry
 from misfm.weights.file import WeightsInfo
+from misfm.weights.reading import check_content, reading
 
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # what rebuilds a pickled numpy number; its module has moved
 ALLOWED_GLOBALS: list[Any] = [
@@ -90,19 +91,23 @@ def unpickle(path: Path) -> dict[str, object]:
         WeightsError: cut short, not a dict, or holding anything but tensors and plain values.
     """
     refuse_bomb(path)
+    with reading(path, "is not a whole torch checkpoint", "copy or download it again"):
+        content = _load(path)
+        check_content(content)
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__} instead of named weights.")
+    return cast(dict[str, object], content)
+
+
+def _load(path: Path) -> object:
     try:
         with torch.serialization.safe_globals(ALLOWED_GLOBALS):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is refused: it is damaged or holds objects other than tensors and numbers, which could "
             "run code; save its state dict alone."
         ) from error
-    except Exception as error:  # there is no end to what a damaged pickle makes a reader raise
-        raise WeightsError(f"{path} is not a whole torch checkpoint; copy or download it again.") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__} instead of named weights.")
-    return cast(dict[str, object], content)
 
 
 def refuse_bomb(path: Path) -> None:

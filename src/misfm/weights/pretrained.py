@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from misfm.errors import WeightsError
+from misfm.errors import ConfigError, WeightsError
 from misfm.models import create
 from misfm.weights.source import Source, open_source
 from misfm.weights.transfer import load
@@ -32,8 +32,9 @@ def from_pretrained(
         patch_size: voxels (D, H, W); by default the recorded one, or 64 x 128 x 128 where none is.
 
     Raises:
-        WeightsError: the source cannot be read or does not say which network it belongs to.
-        ConfigError: the network cannot take these sizes.
+        WeightsError: the source cannot be read, or does not say which network it belongs to, or describes
+            none that can be built.
+        ConfigError: the network cannot take the given sizes.
     """
     opened = open_source(source)
     info = opened.info
@@ -42,12 +43,17 @@ def from_pretrained(
             "A mapping with misfm's own names does not say which network it belongs to; build it with "
             "misfm.models.create and fill it with misfm.weights.load."
         )
-    model = create(
-        info.network.name,
-        in_channels=in_channels or info.in_channels,
-        num_classes=num_classes or info.num_classes,
-        patch_size=patch_size or info.patch_size or UNRECORDED_PATCH_SIZE,
-        **info.network.options,
-    )
+    try:
+        model = create(
+            info.network.name,
+            in_channels=in_channels or info.in_channels,
+            num_classes=num_classes or info.num_classes,
+            patch_size=patch_size or info.patch_size or UNRECORDED_PATCH_SIZE,
+            **info.network.options,
+        )
+    except ConfigError as error:
+        if (num_classes, in_channels, patch_size) != (None, None, None):
+            raise
+        raise WeightsError(f"{opened.label} describes a network that cannot be built: {error}") from error
     load(model, opened)
     return model

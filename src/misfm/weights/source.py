@@ -17,6 +17,13 @@ from misfm.weights import file, hub, published
 from misfm.weights.containers import origin_of, with_plan_beside
 from misfm.weights.file import WeightsInfo
 from misfm.weights.formats import ForeignFormat, ForeignInfo, Translation, recognise, unpickle
+from misfm.weights.reading import check_room, reading
+
+UNFIT = (
+    "has the names of weights that misfm reads, but with shapes or settings that these never have",
+    "copy or download it again, or save it with the version it was made with",
+)
+"""What is wrong with a checkpoint that its reader cannot make sense of, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,10 @@ class Opened:
                 f"{self.label} was trained with transposed axes (transpose_forward in its plans), which "
                 "misfm cannot undo yet: its kernels would lie along other axes than they learnt."
             )
-        return self.format.translate(self.tensors, backbone) if self.format else Translation(self.tensors)
+        if self.format is None:
+            return Translation(self.tensors)
+        with reading(self.label, *UNFIT):
+            return self.format.translate(self.tensors, backbone)
 
 
 Source = str | os.PathLike[str] | Mapping[str, Tensor] | Opened
@@ -129,19 +139,21 @@ def _open_file(path: Path, label: str | None = None) -> Opened:
             f"There is no weights file {path}; give one, or a run folder that holds {file.FILE_NAME}."
         )
     label = label or str(path)
-    with path.open("rb") as stream:
+    with reading(path, "cannot be read", "copy or download it again"), path.open("rb") as stream:
         start = stream.read(9)
         if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
+            check_room(path)
             return Opened(label, *file.parse(path, start + stream.read()))
     if not start.startswith((b"PK", b"\x80")):  # a zip archive or a bare pickle, as torch writes them
         raise WeightsError(
             f"{path} is neither a safetensors file nor a checkpoint written by torch (it may be cut short)."
         )
     content = with_plan_beside(unpickle(path), path)
-    reader = recognise(content)
-    if reader is None:
-        architecture = str(origin_of(content).architecture or "").rpartition(".")[2]
-        names = ", ".join(list(map(str, content))[:5])
-        what = f"of the network {architecture}, which" if architecture else "of a kind that"
-        raise WeightsError(f"{path} is a checkpoint {what} misfm does not read (it holds {names}).")
-    return Opened(label, reader.tensors(content) or {}, reader.info(content), reader)
+    with reading(path, *UNFIT):
+        reader = recognise(content)
+        if reader is not None:
+            return Opened(label, reader.tensors(content) or {}, reader.info(content), reader)
+        architecture = str(origin_of(content).architecture or "").rpartition(".")[2][:100]
+    names = ", ".join([str(name)[:100] for name in content][:5])
+    what = f"of the network {architecture}, which" if architecture else "of a kind that"
+    raise WeightsError(f"{path} is a checkpoint {what} misfm does not read (it holds {names}).")
