@@ -32,6 +32,7 @@ LAYERS = [
     "planning",
     "commands",
     "cli_options",
+    "cli_output",
     "cli",
 ]
 """The parts of the package; each may import those before it, with the exception that follows."""

@@ -5,11 +5,10 @@ Nothing heavy is imported before a command runs, so that ``misfm --help`` is ins
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -33,6 +32,7 @@ from misfm.cli_options import (
     numbers,
     shared_options,
 )
+from misfm.cli_output import finish, say, say_dice
 from misfm.errors import ConfigError, MisfmError
 from misfm.terminal import Progress, show_log
 
@@ -343,36 +343,21 @@ def info(
             "'published' for a list; or a name in one."
         ),
     ],
+    check: Annotated[
+        bool, typer.Option("--check", help="Read all of a store and verify its checksums.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Say what a store, dataset, run folder, weights file, foreign checkpoint, recipe or setting is."""
     from misfm.commands.catalogue import text_of
-    from misfm.commands.info import describe_path
+    from misfm.commands.info import check_store, describe_path
 
-    description = describe_path(path)
+    description = check_store(path) if check else describe_path(path)
     if not as_json:
         print("\n".join(text_of(description)))
     finish(description, as_json)
-
-
-def say(message: str) -> None:
-    """Tell the person at the terminal; standard output stays free for ``--json``."""
-    print(message, file=sys.stderr, flush=True)
-
-
-def say_dice(result: dict[str, Any]) -> None:
-    """Tell the mean Dice of each label, and of all, with intervals."""
-    for label, scores in result["mean"].items():
-        interval = (result["interval95"][label] or {}).get("dice")
-        bounds = "" if interval is None else f"  95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
-        if scores["dice"] is not None:
-            say(f"{label:20s} Dice {scores['dice']:.3f}{bounds}")
-
-
-def finish(result: dict[str, Any], as_json: bool) -> None:
-    """Print the result as the last line, if asked to."""
-    if as_json:
-        print(json.dumps(result, default=str), flush=True)
+    if not description.get("whole", True):
+        raise typer.Exit(1)
 
 
 def main() -> NoReturn:

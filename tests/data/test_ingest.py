@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from misfm.data.dataset import Dataset
+from misfm.data.index import Index
 from misfm.data.ingest import ingest, ingest_dataset
 from misfm.data.readers import read_volume
 from misfm.data.record import IngestSettings
@@ -168,7 +169,7 @@ def test_killed_and_started_again_gives_the_same_store(tmp_path, scans, monkeypa
 
     def stop_after_one(event):
         if event.done == 2:
-            monkeypatch.setattr(Store, "_remember", killed)
+            monkeypatch.setattr(Index, "_remember", killed)
 
     with pytest.raises(KeyboardInterrupt):
         ingest([scans], tmp_path / "s", NATIVE, progress=stop_after_one)
@@ -179,6 +180,37 @@ def test_killed_and_started_again_gives_the_same_store(tmp_path, scans, monkeypa
     assert Store.open(tmp_path / "s").records() == Store.open(tmp_path / "whole").records()
     files = [sorted(path.name for path in (tmp_path / name / "volumes").iterdir()) for name in ("s", "whole")]
     assert files[0] == files[1]
+
+
+def test_again_mends_what_was_damaged_or_lost(tmp_path, scans, caplog):
+    shutil.copy(scans / "case0.nii.gz", scans / "zz_copy.nii.gz")
+    ingest([scans], tmp_path / "s", NATIVE)
+    store = Store.open(tmp_path / "s")
+    before = store.records()
+    flipped, cut, lost = (store.path / "volumes" / f"{record.id}.b2nd" for record in before)
+    contents = [file.read_bytes() for file in (flipped, cut, lost)]
+    flipped.write_bytes(contents[0][:500] + bytes([contents[0][500] ^ 1]) + contents[0][501:])
+    cut.write_bytes(contents[1][:500])
+    lost.unlink()
+    report = ingest([scans], tmp_path / "s", NATIVE)
+    assert (report.added, report.skipped, report.duplicates) == (3, 0, 1)
+    assert f"{lost} is missing: making it again from {scans / 'case2.nii.gz'}." in caplog.messages
+    assert store.records() == before
+    assert [file.read_bytes() for file in (flipped, cut, lost)] == contents
+    assert ingest([scans], tmp_path / "s", NATIVE).skipped == 4
+
+
+def test_a_lost_index_is_made_again(tmp_path, scans):
+    ingest([scans], tmp_path / "s", NATIVE)
+    store = Store.open(tmp_path / "s")
+    before, index = store.records(), tmp_path / "s" / "index.sqlite"
+    index.write_bytes(index.read_bytes()[:5000])
+    with pytest.raises(DataError, match=r"index\.sqlite is damaged .*; delete it, then run again"):
+        ingest([scans], tmp_path / "s", NATIVE)
+    index.unlink()
+    assert ingest([scans], tmp_path / "s", NATIVE).added == 3
+    assert store.records() == before
+    assert store.faults() == []
 
 
 def test_faults_that_stop_an_ingest(tmp_path, scans):
@@ -330,6 +362,17 @@ def test_labelled_cases_keep_every_label(tmp_path, dataset, to_grid):
         )
         assert sorted(store.label_anchors(record)) == [1, 2, 3]
     assert ingest_dataset(dataset, dataset.cases(), tmp_path / "s", NATIVE).records() == store.records()
+
+
+def test_a_damaged_case_is_read_again(tmp_path, dataset):
+    store = ingest_dataset(dataset, dataset.cases(), tmp_path / "s", NATIVE)
+    label = store.path / "volumes" / f"{store.records()[1].id}.label.b2nd"
+    whole = label.read_bytes()
+    label.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    events = []
+    ingest_dataset(dataset, dataset.cases(), tmp_path / "s", NATIVE, progress=events.append)
+    assert [event.outcome for event in events] == ["skipped", "added"]
+    assert label.read_bytes() == whole
 
 
 def test_image_and_label_share_the_resampled_grid(tmp_path, dataset):

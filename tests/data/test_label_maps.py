@@ -61,6 +61,16 @@ def test_a_second_time_nothing_is_read(folder, tmp_path, monkeypatch):
     assert open_store(f"labels:{folder}", tmp_path / "run").fingerprint() == first
 
 
+def test_a_damaged_volume_is_made_again(folder, tmp_path):
+    store = open_store(f"labels:{folder}", tmp_path / "run")
+    coarse = max(store.records(), key=lambda record: record.spacing)
+    file = store.path / "volumes" / f"{coarse.id}.label.b2nd"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    assert open_store(f"labels:{folder}", tmp_path / "run").faults() == []
+    assert file.read_bytes() == whole
+
+
 def test_pretraining_on_label_maps_beside_generated_anatomy(folder, tmp_path):
     settings = resolve(
         PretrainSettings,

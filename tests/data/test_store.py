@@ -1,6 +1,9 @@
 """The store: patches equal slices of the volume, and nothing half-written ever belongs to it."""
 
+import json
 import os
+import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from misfm.data.fingerprint import fingerprint
+from misfm.data.index import Index
 from misfm.data.intensity import Normalisation
 from misfm.data.record import IngestSettings, Origin, anonymise, make_entry
 from misfm.data.store import Store
@@ -193,7 +197,7 @@ def test_killed_between_file_and_row_leaves_no_entry_and_adding_again_works(tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_remember", killed)
+        patch.setattr(Index, "_remember", killed)
         with pytest.raises(KeyboardInterrupt):
             store.add(one)
     assert Store.open(store.path).records() == []
@@ -246,13 +250,175 @@ def test_what_is_no_store(tmp_path):
         Store.create(tmp_path / "file" / "store", SETTINGS)
 
 
-def test_a_damaged_volume_is_named(tmp_path):
+PARTS = ["", ".label", ".anon"]
+
+
+@pytest.fixture
+def three_parts(tmp_path):
+    """A store with a volume that has an image, a label map and a mask, and with another one."""
     store = Store.create(tmp_path / "s", SETTINGS)
-    record = store.add(entry(shape=(1, 4, 5, 6))[2])
-    file = store.path / "volumes" / f"{record.id}.b2nd"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DataError, match=record.id):
+    image, _, one = entry(shape=(1, 12, 15, 16))
+    removed = np.zeros((1, *image.shape), np.uint8)
+    removed[:, :3] = 1
+    store.add(anonymise(one, Volume(removed, AFFINE)), "monday")
+    store.add(entry(1, (1, 12, 15, 16), "other")[2], "monday")
+    return store
+
+
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << (bit % 8)
+    path.write_bytes(content)
+
+
+def read_all(store):
+    for record in store.records():
+        box = Box((1, 2, 3), (4, 4, 4))
         store.read(record)
+        store.read_label_patch(record, box)
+        store.read_anonymised_patch(record, box)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_no_flipped_bit_of_a_file_is_read(three_parts, part):
+    read_all(three_parts)
+    record = three_parts.records()[0]
+    file = three_parts.path / "volumes" / f"{record.id}{part}.b2nd"
+    whole = file.read_bytes()
+    for bit in np.random.default_rng(0).integers(0, 8 * len(whole), 40):
+        flip(file, int(bit))
+        with pytest.raises(
+            DataError, match=rf"{file.name} is damaged.*run again.*from /scans/case\.nii\.gz\.$"
+        ):
+            read_all(three_parts)
+        assert not three_parts.has(record.source, "monday")
+        assert len(three_parts.faults()) == 1
+        file.write_bytes(whole)
+    read_all(three_parts)
+    assert three_parts.has(record.source, "monday")
+    assert three_parts.faults() == []
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_file_that_is_cut_or_missing_is_named(three_parts, part):
+    record = three_parts.records()[0]
+    file = three_parts.path / "volumes" / f"{record.id}{part}.b2nd"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match=rf"{file.name} is damaged: it has"):
+        read_all(three_parts)
     file.unlink()
-    with pytest.raises(DataError, match=record.id):
-        store.read(record)
+    with pytest.raises(DataError, match=rf"{file.name} is missing"):
+        read_all(three_parts)
+    assert [file.name in fault for fault in three_parts.faults()] == [True]
+
+
+def test_two_volumes_that_changed_places_are_noticed(three_parts):
+    one, other = (three_parts.path / "volumes" / f"{r.id}.b2nd" for r in three_parts.records())
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    assert len(three_parts.faults()) == 2
+    for record in three_parts.records():
+        with pytest.raises(DataError, match="is damaged"):
+            three_parts.read(record)
+
+
+def test_settings_that_changed_are_noticed(three_parts):
+    file = three_parts.path / "store.json"
+    text = file.read_text()
+    for old, new in (
+        ("2.0", "3.0"),
+        ('"auto"', '"auuo"'),
+        ('"spacing"', '"spacinf"'),
+        ('"checksum"', '"checksul"'),
+    ):
+        file.write_text(text.replace(old, new, 1))
+        with pytest.raises(
+            DataError, match=r"store\.json is damaged; delete the store and run again what made"
+        ):
+            Store.open(three_parts.path)
+    for broken in (text[:-10], "[]", "[" * 100_000):
+        file.write_text(broken)
+        with pytest.raises(DataError, match=r"store\.json is damaged"):
+            Store.open(three_parts.path)
+    file.write_text(text.replace('"format_version": 2', '"format_version": 3'))
+    with pytest.raises(DataError, match="has format 3, not 2"):
+        Store.open(three_parts.path)
+
+
+def as_format_1(store):
+    """Take from a store what the first format had not."""
+    database = sqlite3.connect(store.path / "index.sqlite")
+    with database:
+        for record in store.records():
+            text = record.model_dump_json(exclude={"checks"})
+            database.execute("UPDATE volumes SET record = ? WHERE id = ?", (text, record.id))
+        database.execute("ALTER TABLE volumes DROP COLUMN row_check")
+        database.execute("DROP TABLE tally")
+    database.close()
+    settings = store.settings.model_dump(mode="json")
+    (store.path / "store.json").write_text(json.dumps({"format_version": 1, "settings": settings}))
+    return Store.open(store.path)
+
+
+def test_a_store_without_checksums_is_read_and_gets_them_from_the_next_that_adds(three_parts):
+    records = three_parts.records()
+    old = as_format_1(three_parts)
+    assert [record.id for record in old.records()] == [record.id for record in records]
+    assert not old.is_checked
+    assert old.faults() == []
+    read_all(old)
+    file = old.path / "volumes" / f"{records[1].id}.label.b2nd"
+    file.unlink()
+    with pytest.raises(DataError, match="is missing"):
+        read_all(old)
+    with Store.writing(old.path, SETTINGS) as store:
+        assert store.is_checked
+        assert store.records()[0] == records[0]
+        assert store.has(records[0].source, "monday")
+        assert not store.has(records[1].source, "monday")
+        store.add(entry(1, (1, 12, 15, 16), "other")[2], "monday")
+    assert Store.open(old.path).records() == records
+    assert store.faults() == []
+
+
+def test_a_volume_that_is_not_what_its_record_says_is_refused_even_without_checksums(three_parts):
+    old = as_format_1(three_parts)
+    record, other = old.records()
+    file = old.path / "volumes" / f"{record.id}.b2nd"
+    file.write_bytes(entry(2, (1, 12, 15, 17))[2].image)
+    with pytest.raises(DataError, match=r"it holds int16 \(1, 12, 15, 17\)"):
+        old.read(record)
+    file.write_bytes(entry(2, (2, 12, 15, 16))[2].image)
+    with pytest.raises(DataError, match=r"it holds int16 \(2, 12, 15, 16\)"):
+        old.read(record)
+    file.write_bytes(entry(2, (1, 12, 15, 16))[2].label)
+    with pytest.raises(DataError, match="it holds uint8"):
+        old.read(record)
+    old.read(other)
+
+
+def test_one_process_adds_at_a_time_and_leftovers_of_killed_ones_go(tmp_path, caplog):
+    caplog.set_level("INFO", "misfm")
+    with Store.writing(tmp_path / "s", SETTINGS) as store:
+        store.add(entry(shape=(1, 4, 5, 6))[2])
+    leftover = store.path / "volumes" / ".0123.b2nd.0123abcd.tmp"
+    leftover.write_bytes(b"half")
+
+    def add_another():
+        with Store.writing(store.path, SETTINGS) as second:
+            return second.add(entry(1, (1, 4, 5, 6), "other")[2])
+
+    with ThreadPoolExecutor(1) as pool:
+        with Store.writing(store.path, SETTINGS) as first:
+            assert not leftover.exists()
+            later = pool.submit(add_another)
+            while "waiting until it is done" not in caplog.text:
+                time.sleep(0.01)
+                assert not later.done()
+            assert len(Store.open(store.path).records()) == 1  # readers never wait
+            first.add(entry(2, (1, 4, 5, 6), "third")[2])
+        assert later.result() in store.records()
+    assert len(store.records()) == 3
+    assert caplog.text.count("waiting until it is done") == 1
+    assert len(volume_files(store)) == 6

@@ -149,7 +149,7 @@ def generate(count: int, out: Path, settings: IngestSettings) -> Store:
         for region, share in zip(TO_PRETRAIN_ON, shares, strict=True)
         for i in range(share)
     ]
-    missing = set(names) - {record.case for record in store.records()}
+    missing = set(names) - {record.case for record in store.records() if store.is_whole(record)}
     scratch = folder / "dataset"
     # What a killed generation left there may be cut short, and more than is asked for now.
     shutil.rmtree(scratch, ignore_errors=True)

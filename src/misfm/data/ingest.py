@@ -84,7 +84,6 @@ def ingest(
     """
     parse_intensity(settings.intensity)
     scans = find_scans(sources)
-    store = Store.create(store_path, settings)
     counts: Counter[Outcome] = Counter()
     quarantined = []
 
@@ -95,13 +94,13 @@ def ingest(
         if progress:
             progress(IngestEvent(str(scan.path), outcome, reason, counts.total(), len(scans)))
 
-    known = [scan for scan in scans if store.is_known(str(scan.path), scan.stamp)]
-    for scan in known:
-        finish(scan, "skipped")
-    paths = {scan.path for scan in known}
-    pending = [scan for scan in scans if scan.path not in paths]
     prepared = partial(_prepare_scan, settings=settings)
-    with pool(workers, scheduler) as workplace:
+    with Store.writing(store_path, settings) as store, pool(workers, scheduler) as workplace:
+        known = [scan for scan in scans if store.has(str(scan.path), scan.stamp)]
+        for scan in known:
+            finish(scan, "skipped")
+        paths = {scan.path for scan in known}
+        pending = [scan for scan in scans if scan.path not in paths]
         for scan, result in workplace.map(prepared, pending, _lost):
             finish(scan, *_put(store, scan, result))
         # Copies of a volume that went, for its own file holds something else now: they were the known ones.
@@ -120,7 +119,8 @@ def _put(store: Store, scan: ScanSource, result: Entry | str) -> tuple[Outcome, 
         return "quarantined", result
     twin = store.find(result.record.fingerprint)
     unmasked = twin is not None and result.record.anonymised and not twin.anonymised
-    if twin is None or unmasked or (twin.source == source and twin.id != result.record.id):
+    moved = twin is not None and twin.source == source and twin.id != result.record.id
+    if twin is None or unmasked or moved or not store.is_whole(twin):
         record = store.add(result, scan.stamp)
         if twin is not None and unmasked:  # the mask counts, whichever copy of a scan it came with
             store.add_duplicate(twin.source, "", record)
@@ -154,28 +154,31 @@ def ingest_dataset(
         ConfigError: the store was made with other settings.
     """
     rule = parse_intensity(settings.intensity)
-    store = Store.create(store_path, settings)
     cases = list(cases)
-    for done, case in enumerate(cases, start=1):
-        if case.label_path is None:
-            raise DataError(
-                f"Case {case.name} of {dataset.path} has no label map; add it or leave out the case."
-            )
-        source = str(case.image_paths[0].absolute())
-        stamps = [ScanSource(path, case.name).stamp for path in (*case.image_paths, case.label_path)]
-        if case.name in dataset.annotated:  # read again when the list changes, to be checked against it
-            stamps.append(f"labels {sorted(dataset.annotated[case.name])}")
-        outcome: Outcome = "skipped"
-        if not store.is_known(source, "; ".join(stamps)):
-            known = images.scan(case) if images else None
-            image, label = dataset.read_case(case, images.read if images else read_volume)
-            rules = [rule or IntensityRule(kind=kind) for kind in dataset.kinds]
-            origin = Origin(case.name, source, known or fingerprint(image))
-            store.add(prepare(origin, image, label, rules, settings), "; ".join(stamps))
-            outcome = "added"
-        if progress:
-            progress(IngestEvent(source, outcome, "", done, len(cases)))
+    with Store.writing(store_path, settings) as store:
+        for done, case in enumerate(cases, start=1):
+            source, stamp = _state_of(case, dataset)
+            outcome: Outcome = "skipped"
+            if not store.has(source, stamp):
+                known = images.scan(case) if images else None
+                image, label = dataset.read_case(case, images.read if images else read_volume)
+                rules = [rule or IntensityRule(kind=kind) for kind in dataset.kinds]
+                origin = Origin(case.name, source, known or fingerprint(image))
+                store.add(prepare(origin, image, label, rules, settings), stamp)
+                outcome = "added"
+            if progress:
+                progress(IngestEvent(source, outcome, "", done, len(cases)))
     return store
+
+
+def _state_of(case: Case, dataset: Dataset) -> tuple[str, str]:
+    """What stands for a labelled case in a store, and a stamp of all that its volume depends on."""
+    if case.label_path is None:
+        raise DataError(f"Case {case.name} of {dataset.path} has no label map; add it or leave out the case.")
+    stamps = [ScanSource(path, case.name).stamp for path in (*case.image_paths, case.label_path)]
+    if case.name in dataset.annotated:  # read again when the list changes, to be checked against it
+        stamps.append(f"labels {sorted(dataset.annotated[case.name])}")
+    return str(case.image_paths[0].absolute()), "; ".join(stamps)
 
 
 def prepare(

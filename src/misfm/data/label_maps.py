@@ -93,11 +93,23 @@ def ingest_label_maps(folder: Path, store: Store) -> None:
             name, or more than 200 labels.
         ConfigError: the store was made when label maps or names were others; some that came later are fine.
     """
-    paths, names = find_label_maps(folder), read_names(folder)
-    check_same(folder, paths, names, store)
-    pending = [path for path in paths if not is_there(path, store)]
-    if not pending:
-        return
+    with Store.writing(store.path, store.settings) as store:
+        paths, names = find_label_maps(folder), read_names(folder)
+        check_same(folder, paths, names, store)
+        lost = {record.source.partition(AT)[0] for record in store.records() if not store.is_whole(record)}
+        pending = [path for path in paths if str(path.absolute()) in lost or not is_there(path, store)]
+        if pending:
+            add_label_maps(folder, paths, pending, names, store)
+
+
+def add_label_maps(
+    folder: Path,
+    paths: Sequence[Path],
+    pending: Sequence[Path],
+    names: Mapping[int, str] | None,
+    store: Store,
+) -> None:
+    """Bring the label maps ``pending``, some of ``paths``, into a store, and write what their values mean."""
     logger.info("reading %d of %d label maps", len(pending), len(paths))
     values = values_of(paths)
     named = {value: f"label {value}" for value in values} if names is None else names

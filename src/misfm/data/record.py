@@ -11,6 +11,7 @@ import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
+from misfm.data.checksums import Checksum, checksum_of
 from misfm.data.intensity import Kind, Normalisation, content_mask
 from misfm.errors import DataError
 from misfm.settings import Settings, Spacing
@@ -33,6 +34,21 @@ class IngestSettings(Settings):
     """mm per voxel along (D, H, W), or "native" to keep every scan's own."""
     intensity: str = "auto"
     """auto, ct, mr or ct:LOW,HIGH (intensity window, HU)."""
+
+
+class Checks(Settings):
+    """Checksums of what a store keeps of one volume; null where there is no such part."""
+
+    image: Checksum
+    """Of the file of the image."""
+    label: Checksum | None
+    """Of the file of the label map."""
+    anonymised: Checksum | None
+    """Of the file of the mask of what was removed."""
+    anchors: Checksum
+    """Of the places where patches may be centred."""
+    label_anchors: Checksum
+    """Of such places for each label."""
 
 
 class Record(Settings):
@@ -65,6 +81,8 @@ class Record(Settings):
     """Hash of the scan's own voxels before any preprocessing."""
     anonymised: bool = False
     """Whether there is a mask of what was removed to make the patient unknown."""
+    checks: Checks | None = None
+    """Filled in by the store; null in stores of format 1, which had none."""
 
     @property
     def affine(self) -> Affine:
@@ -91,6 +109,16 @@ class Entry:
     anchors: NDArray[np.int16]
     label_anchors: NDArray[np.int16]
     anonymised: bytes | None = None
+
+    def checks(self) -> Checks:
+        """Checksums of all its parts."""
+        return Checks(
+            image=checksum_of(self.image),
+            label=None if self.label is None else checksum_of(self.label),
+            anonymised=None if self.anonymised is None else checksum_of(self.anonymised),
+            anchors=checksum_of(self.anchors.tobytes()),
+            label_anchors=checksum_of(self.label_anchors.tobytes()),
+        )
 
 
 @dataclass(frozen=True)

@@ -306,15 +306,24 @@ def checkpoint_of(session: Session) -> Checkpoint:
 
 def batch_stream(batches: Dataset[Any], first: int, settings: TrainingSettings) -> Iterator[Any]:
     """Yield raw batches from index ``first`` to the end of the run, read ahead by worker processes."""
-    return iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            sampler=range(first, settings.steps * settings.accumulate),
-            num_workers=settings.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(first, settings.steps * settings.accumulate),
+        num_workers=settings.num_workers,
+        pin_memory=torch.cuda.is_available(),
     )
+    return in_one_sentence(iter(loader))
+
+
+def in_one_sentence(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield batches; what workers raise comes without the traceback that torch puts into its message."""
+    try:
+        yield from batches
+    except MisfmError as error:
+        if not str(error).startswith("Caught "):
+            raise
+        raise type(error)(str(error).strip().rpartition("\n")[2].partition(": ")[2]) from error
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
