@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "misfm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = [
-    *("errors", "registry", "volume", "settings", "seeding", "locks", "documents", "files", "terminal"),
-    *("parallel", "memory", "batches"),
+    *("text", "errors", "registry", "volume", "settings", "seeding", "locks", "documents", "files"),
+    *("terminal", "parallel", "memory", "batches"),
 ]
 METHODS = ["models", "losses", "pretext"]
 LAYERS = [
@@ -42,7 +42,7 @@ ALLOWED.update(
     # Data and methods know nothing of each other: only what comes later puts them together.
     {part: ALLOWED[part] - {"data"} for part in METHODS},
     # Imported at start-up, before it is known what a command needs.
-    terminal=set(),
+    terminal={"text"},
 )
 
 MAX_LINES, MAX_PARAMETERS, MAX_FILE = 60, 6, 400

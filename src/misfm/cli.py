@@ -35,6 +35,7 @@ from misfm.cli_options import (
 from misfm.cli_output import finish, say, say_dice
 from misfm.errors import ConfigError, MisfmError
 from misfm.terminal import Progress, show_log
+from misfm.text import printable
 
 if TYPE_CHECKING:
     from misfm.config import FinetuneSettings, PretrainSettings
@@ -354,7 +355,7 @@ def info(
 
     description = check_store(path) if check else describe_path(path)
     if not as_json:
-        print("\n".join(text_of(description)))
+        print(printable("\n".join(text_of(description))))
     finish(description, as_json)
     if not description.get("whole", True):
         raise typer.Exit(1)

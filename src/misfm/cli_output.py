@@ -6,10 +6,12 @@ import json
 import sys
 from typing import Any
 
+from misfm.text import printable
+
 
 def say(message: str) -> None:
     """Tell the person at the terminal; standard output stays free for ``--json``."""
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
 
 
 def say_dice(result: dict[str, Any]) -> None:

@@ -1,8 +1,14 @@
 """What misfm raises when the fault lies outside the program: one sentence each, saying what to do."""
 
+from misfm.text import one_line
+
 
 class MisfmError(Exception):
     """A failure a user can act on; the command line prints it as one line and exits with status 1."""
+
+    def __str__(self) -> str:
+        # Names and reasons in it come from files of others.
+        return one_line(super().__str__())
 
 
 class ConfigError(MisfmError):

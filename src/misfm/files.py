@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from misfm.errors import DataError
 from misfm.locks import try_lock
+from misfm.text import printable
 
 
 @contextmanager
@@ -97,8 +98,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8 atomically; see :func:`atomic_write`."""
-    write_bytes(path, text.encode())
+    """Write a text file in UTF-8 atomically; see :func:`atomic_write`. Names in it are made printable."""
+    write_bytes(path, printable(text).encode())
 
 
 def write_json(path: Path, content: Any) -> None:

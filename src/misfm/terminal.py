@@ -10,10 +10,21 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from misfm.text import printable
+
 logger = logging.getLogger("misfm")
 """What the whole package tells; the command line shows it, and a run folder's log.txt keeps it."""
 LINES_EVERY = 10.0
 """Seconds between plain lines."""
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Keep a record from having terminals obey what names in it hold, whoever shows or keeps it."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
+logger.addFilter(_make_printable)
 
 
 class Progress:
@@ -62,6 +73,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         """Print a line without breaking the bar."""
+        message = printable(message)
         if self._bar is not None:
             self._bar.console.print(message, highlight=False, markup=False)
         else:

@@ -141,7 +141,7 @@ NOT_FINITE = [[1, 0, 0, np.nan], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 BAD = {
     "truncated gzip": (truncated, "cannot be read"),
-    "damaged gzip": (flipped_byte, "CRC"),
+    "damaged gzip": (flipped_byte, "incorrect data check"),
     "not a gzip": (lambda path: path.write_text("hello"), "cannot be read"),
     "not a NIfTI": (lambda path: path.write_bytes(gzip.compress(b"hello" * 100)), "cannot be read"),
     "empty file": (lambda path: path.write_bytes(b""), "cannot be read"),

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from misfm.evaluation.arms import ALL, Arm, Comparison, mean_curve
+from misfm.text import printable
 
 INK = "#858c96"
 COLOURS = ("#8f959e", "#2f86c8", "#e08a1e", "#14a07a", "#c265a0", "#b8a30f")
@@ -122,8 +123,8 @@ def to_png(figure: Figure) -> bytes:
 
 
 def plain_text(text: str) -> str:
-    """Keep matplotlib from reading ``$`` in a user's name as mathematics."""
-    return text.replace("$", r"\$")
+    """Keep matplotlib from reading ``$`` in a user's name as mathematics, and from what it cannot draw."""
+    return printable(text).replace("$", r"\$")
 
 
 def _canvas(x_label: str, y_label: str, *, height: float = 3.2) -> tuple[Figure, Axes]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from misfm.text import one_line
+
 
 def markdown_table(headers: Sequence[object], rows: Iterable[Sequence[object]]) -> list[str]:
     """Return the lines of a table.
@@ -24,5 +26,5 @@ def markdown_table(headers: Sequence[object], rows: Iterable[Sequence[object]]) 
 
 
 def markdown_row(cells: Sequence[object]) -> str:
-    """Return one line of a table; a bar within a cell is escaped."""
-    return f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+    """Return one line of a table; a bar and an end of a line within a cell are escaped."""
+    return f"| {' | '.join(one_line(str(cell)).replace('|', chr(92) + '|') for cell in cells)} |"

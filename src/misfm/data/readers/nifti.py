@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,15 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from misfm.data.checks import REVERSED, check_dtype, check_shape, make_volume
+from misfm.data.checks import REVERSED, check_affine, check_dtype, check_shape, make_volume
 from misfm.data.quiet import quiet_logger
 from misfm.data.readers.base import READERS, Reader
+from misfm.data.readers.content import open_content
 from misfm.volume import Volume
 
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+_SECOND = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
+"""What NIfTI-2 begins with, in either byte order: the length of its header, 540."""
 
 
 @READERS.register("nifti")
@@ -28,30 +30,35 @@ class NiftiReader(Reader):
     @quiet_logger("nibabel")
     def read(self, path: Path) -> Volume:
         """Read one file; the sform is trusted before the qform, and its unit is made millimetres."""
-        image = _open(path)
-        check_dtype(image.get_data_dtype(), path)
-        w, h, d = check_shape(image.shape, path)
-        voxels = np.asanyarray(image.dataobj).reshape((w, h, d), order="A")
-        unit = image.header.get_xyzt_units()[0]
-        affine = np.diag([_MILLIMETRES.get(unit, 1.0)] * 3 + [1.0]) @ image.affine
-        voxels = _whole_numbers(voxels, image)
-        return make_volume(voxels.transpose(2, 1, 0), affine[:, REVERSED], path)
+        with open_content(path, packed=path.name.lower().endswith(".gz")) as content:
+            header = _parse(content.start(nib.Nifti2Header.sizeof_hdr))
+            dtype = header.get_data_dtype()
+            check_dtype(dtype, path)
+            w, h, d = check_shape(header.get_data_shape(), path)
+            unit = header.get_xyzt_units()[0]
+            affine = np.diag([_MILLIMETRES.get(unit, 1.0)] * 3 + [1.0]) @ header.get_best_affine()
+            check_affine(affine, path)
+            stored = content.read(w * h * d * dtype.itemsize, skip=header.get_data_offset())
+        slope, offset = header.get_slope_inter()
+        voxels = _scaled(stored.view(dtype).reshape(d, h, w), slope or 1.0, offset or 0.0)
+        return make_volume(voxels, affine[:, REVERSED], path)
 
 
-def _open(path: Path) -> Any:
-    if not path.name.lower().endswith(".gz"):
-        return nib.load(path, mmap=False)
-    # Unpacked as a whole, because only the end of a gzip file tells whether all of it arrived unharmed.
-    content = gzip.decompress(path.read_bytes())
-    # The first four bytes are the header's length, 540 in NIfTI-2 (in either byte order).
-    is_second = content[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
-    return (nib.Nifti2Image if is_second else nib.Nifti1Image).from_bytes(content)
+def _parse(start: bytes) -> Any:
+    kind = nib.Nifti2Header if start[:4] in _SECOND else nib.Nifti1Header
+    return kind(start[: kind.sizeof_hdr])
 
 
-def _whole_numbers(voxels: NDArray[Any], image: Any) -> NDArray[Any]:
-    """Integers that the header scales by whole numbers (CT stored unsigned) are integers again."""
-    slope, offset = image.dataobj.slope, image.dataobj.inter
-    stored = image.get_data_dtype().kind in "iu"
-    if stored and voxels.dtype.kind == "f" and float(slope).is_integer() and float(offset).is_integer():
-        return voxels.astype(np.int64)
-    return voxels
+def _scaled(voxels: NDArray[Any], slope: float, offset: float) -> NDArray[Any]:
+    """Voxels as the header scales them, one slice at a time; CT stored unsigned becomes int16 again."""
+    if (slope, offset) == (1.0, 0.0):
+        return voxels
+    ends = [float(end) * slope + offset for end in (voxels.min(), voxels.max())]
+    limits = np.iinfo(np.int16)
+    is_whole = voxels.dtype.kind in "iu" and float(slope).is_integer() and float(offset).is_integer()
+    is_small = is_whole and min(ends) >= limits.min and max(ends) <= limits.max
+    scaled = np.empty(voxels.shape, np.int16 if is_small else np.float32)
+    for before, after in zip(voxels, scaled, strict=True):
+        with np.errstate(over="ignore", invalid="ignore"):
+            after[...] = before.astype(np.float64) * slope + offset
+    return scaled

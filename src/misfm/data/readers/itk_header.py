@@ -1,0 +1,121 @@
+"""What headers of NRRD and MetaImage say of where their voxels lie, looked at before ITK opens anything.
+
+ITK opens whatever file a header names, pipes and devices too, and takes memory for whatever it promises.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from misfm.data.checks import check_regular
+from misfm.errors import DataError
+
+_MOST = 1 << 20
+"""Bytes that a header may have."""
+_MOST_AXES = 4
+_PACKED = {"gzip", "gz", "true"}
+_PLAIN = {"raw", "false", ""}
+_BIG = {"big", "true"}
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """Where voxels lie.
+
+    Attributes:
+        image_io: what ITK reads the header with, by its content; left to itself, it goes by names, too.
+        file: that holds them, the header's own or another.
+        start: where they begin in it.
+        packed: by gzip or zlib.
+        plain: they are bytes from there on, packed or not; if not, they are written in another way.
+        big_endian: the order of their bytes.
+    """
+
+    image_io: str
+    file: Path
+    start: int
+    packed: bool
+    plain: bool
+    big_endian: bool
+
+
+def find_voxels(path: Path) -> Voxels:
+    """Read where the header of an NRRD or MetaImage file says its voxels are.
+
+    Raises:
+        DataError: a header without end, or voxels in several files, outside of the header's folder, or in
+            something that is no file.
+    """
+    check_regular(path)
+    with path.open("rb") as file:
+        content = file.read(_MOST)
+    is_nrrd = content.startswith(b"NRRD")
+    fields, end = _nrrd_fields(content, path) if is_nrrd else _metaimage_fields(content, path)
+    name = fields.get("datafile" if is_nrrd else "elementdatafile", "")
+    is_own = not name if is_nrrd else name.upper() == "LOCAL"
+    encoding = fields.get("encoding" if is_nrrd else "compresseddata", "").lower()
+    odd = {"lineskip", "byteskip"} if is_nrrd else {"headersize"}
+    in_text = fields.get("binarydata", "true").lower() != "true"
+    order = fields.get("endian") or fields.get("binarydatabyteordermsb") or fields.get("elementbyteordermsb")
+    return Voxels(
+        image_io="NrrdImageIO" if is_nrrd else "MetaImageIO",
+        file=path if is_own else _beside(path, name),
+        start=end if is_own else 0,
+        packed=encoding in _PACKED,
+        plain=encoding in _PACKED | _PLAIN and not in_text and all(fields.get(key, "0") == "0" for key in odd),
+        big_endian=(order or "").lower() in _BIG,
+    )
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The file that a detached header names; only one, and only in the header's folder or below."""
+    if name.upper().startswith("LIST") or "%" in name:
+        raise DataError(f"{path} spreads its voxels over several files; save the scan as one file.")
+    named = Path(name)
+    if named.is_absolute() or ".." in named.parts or "\0" in name:
+        raise DataError(
+            f"{path} takes its voxels from {name}, outside of its folder; put both files into one folder and "
+            "correct the header."
+        )
+    check_regular(path.parent / named)
+    return path.parent / named
+
+
+def _nrrd_fields(content: bytes, path: Path) -> tuple[dict[str, str], int]:
+    """Fields without spaces in their names, and where the header ends: at an empty line or the file's end."""
+    end = re.search(rb"(\r\n|\n|\r)\1", content)
+    if end is None and len(content) == _MOST:
+        raise DataError(f"{path} cannot be read: its header has no end; export it again.")
+    lines = _lines(content[: end.start()] if end else content)
+    pairs = [line.partition(":") for line in lines[1:] if not line.startswith("#")]
+    return _unique([(key, value) for key, _, value in pairs], path), end.end() if end else len(content)
+
+
+def _metaimage_fields(content: bytes, path: Path) -> tuple[dict[str, str], int]:
+    """Fields up to the one that says where the voxels are, which is the last, and where it ends."""
+    end = re.search(rb"(?im)^[ \t]*ElementDataFile[ \t]*[=:]([^\r\n]*)(\r\n|\n|\r|\Z)", content)
+    if end is None:
+        raise DataError(f"{path} cannot be read: its header names no ElementDataFile; export it again.")
+    pairs = [re.split("[=:]", line, maxsplit=1) for line in _lines(content[: end.end()])]
+    fields = _unique([(pair[0], pair[-1]) for pair in pairs], path)
+    axes, sides = fields.get("ndims", ""), fields.get("dimsize", "").split()
+    if "elementtype" not in fields or str(len(sides)) != axes or len(sides) > _MOST_AXES:
+        raise DataError(f"{path} cannot be read: NDims, DimSize or ElementType is missing or wrong; correct it.")
+    return fields, end.end()
+
+
+def _lines(header: bytes) -> list[str]:
+    return os.fsdecode(header).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _unique(pairs: list[tuple[str, str]], path: Path) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for key, value in pairs:
+        name = key.replace(" ", "").replace("\t", "").lower()
+        if name.endswith("datafile") and name in fields:  # which of them holds is anybody's guess
+            raise DataError(f"{path} cannot be read: its header names two files of voxels; correct it.")
+        fields[name] = value.strip()
+    return fields
