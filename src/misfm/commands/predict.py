@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
+from misfm.data.checks import usable
 from misfm.data.dataset import check_grid
 from misfm.data.preprocess import canonical
 from misfm.data.readers import stem
@@ -20,6 +22,7 @@ from misfm.files import make_folder
 from misfm.inference.load import load_predictor
 from misfm.inference.predictor import PredictionSpec
 from misfm.terminal import logger
+from misfm.text import file_name, one_line
 from misfm.volume import Volume
 from misfm.weights.source import Source
 
@@ -67,6 +70,8 @@ def predict_files(
 ) -> Prediction:
     """Label scans and write each as ``CASE.nii.gz``; one that cannot be used does not stop the others.
 
+    Where a case has a name that no file can have, the file has one like it (:func:`label_map_paths`).
+
     Args:
         weights_or_run: as for :func:`predict`.
         inputs: files, DICOM folders or trees of scans. ``CASE_0000``, ``CASE_0001``, … are the channels of
@@ -83,18 +88,21 @@ def predict_files(
     """
     predictor = load_predictor(weights_or_run, overlap=overlap, tta=tta)
     cases = group_channels(find_scans(inputs), predictor.spec.in_channels)
-    refuse_overwriting(cases, output_dir)
+    paths = label_map_paths(cases, output_dir)
+    refuse_overwriting(cases, paths)
     make_folder(output_dir)
     written: dict[str, Path] = {}
     failed: dict[str, str] = {}
     for case, channels in cases.items():
-        path = output_dir / f"{case}.nii.gz"
         try:
-            volume = read_channels(case, channels, predictor.spec.in_channels)
-            if is_smaller_than_window(volume, predictor.spec):
-                logger.info("%s is smaller than the patch %s: it is padded.", case, predictor.spec.patch_size)
-            write_label_map(path, predictor.predict(volume))
-            written[case] = path
+            with usable(channels[0].path):
+                volume = read_channels(case, channels, predictor.spec.in_channels)
+                if is_smaller_than_window(volume, predictor.spec):
+                    patch = predictor.spec.patch_size
+                    logger.info("%s is smaller than the patch %s: it is padded.", case, patch)
+                label_map = predictor.predict(volume)
+            write_label_map(paths[case], label_map)
+            written[case] = paths[case]
         except DataError as error:
             failed[case] = str(error)
             logger.warning("%s", error)
@@ -103,11 +111,38 @@ def predict_files(
     return Prediction(written, failed)
 
 
-def refuse_overwriting(cases: Mapping[str, Sequence[ScanSource]], output_dir: Path) -> None:
+def label_map_paths(cases: Iterable[str], output_dir: Path) -> dict[str, Path]:
+    """Return the file of each case's label map, in the folder itself and each another, whatever the names.
+
+    Names come from lists and headers, too. Two that would have one file, as a folder that takes small letters
+    for capital ones makes of ``a`` and ``A``, get numbers.
+    """
+    same_letters = is_case_insensitive(output_dir)
+    paths: dict[str, Path] = {}
+    taken: set[str] = set()
+    for case in cases:
+        for number in count(1):
+            name = file_name(f"{case}-{number}" if number > 1 else case)
+            key = unicodedata.normalize("NFC", name).casefold() if same_letters else name
+            if key not in taken:
+                break
+        taken.add(key)
+        paths[case] = output_dir / f"{name}.nii.gz"
+    return paths
+
+
+def is_case_insensitive(folder: Path) -> bool:
+    """Whether capital and small letters are the same in names of files."""
+    folder = folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    other = Path(str(there).swapcase())
+    return other != there and other.exists() and other.samefile(there)
+
+
+def refuse_overwriting(cases: Mapping[str, Sequence[ScanSource]], paths: Mapping[str, Path]) -> None:
     """Refuse an output folder in which a label map would take the place of a scan."""
     scans = {channel.path.resolve() for channels in cases.values() for channel in channels}
-    for case in cases:
-        path = output_dir / f"{case}.nii.gz"
+    for case, path in paths.items():
         if path.resolve() in scans:
             raise ConfigError(
                 f"The label map of {case} would overwrite the scan {path}: choose another folder."
@@ -134,7 +169,7 @@ def group_channels(scans: Sequence[ScanSource], in_channels: int) -> dict[str, l
     groups: dict[tuple[Path, str], list[ScanSource]] = {}
     for scan in sorted(scans, key=lambda scan: scan.path):
         match = re.fullmatch(r"(.+)_(\d{4})", scan.case)
-        if scan.case + "_0000" == stem(scan.path):  # a dataset has told the case from the channel
+        if scan.case + "_0000" == one_line(stem(scan.path)):  # a dataset has told the case from the channel
             match = None
         is_channel = match is not None and int(match[2]) < in_channels
         name = match[1] if match is not None and is_channel else scan.case

@@ -72,6 +72,8 @@ class _Slice:
 def is_dicom(path: Path) -> bool:
     """Whether a file carries the DICOM mark; names and extensions mean nothing in DICOM."""
     try:
+        if not path.is_file():  # a pipe would have to be waited for
+            return False
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from misfm.data.checks import usable
 from misfm.data.dataset import Case, Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.fingerprint import fingerprint
@@ -22,6 +23,7 @@ from misfm.data.scan import ScanSource, find_scans
 from misfm.data.store import Store
 from misfm.errors import DataError, MisfmError
 from misfm.parallel import pool
+from misfm.text import one_line, path_text
 from misfm.volume import Box, Volume, bounding_box
 
 __all__ = ["IngestEvent", "IngestReport", "IngestSettings", "ingest", "ingest_dataset", "prepare"]
@@ -90,13 +92,13 @@ def ingest(
     def finish(scan: ScanSource, outcome: Outcome, reason: str = "") -> None:
         counts[outcome] += 1
         if outcome == "quarantined":
-            quarantined.append((str(scan.path), reason))
+            quarantined.append((scan.source, reason))
         if progress:
-            progress(IngestEvent(str(scan.path), outcome, reason, counts.total(), len(scans)))
+            progress(IngestEvent(scan.source, outcome, reason, counts.total(), len(scans)))
 
     prepared = partial(_prepare_scan, settings=settings)
     with Store.writing(store_path, settings) as store, pool(workers, scheduler) as workplace:
-        known = [scan for scan in scans if store.has(str(scan.path), scan.stamp)]
+        known = [scan for scan in scans if store.has(scan.source, scan.stamp)]
         for scan in known:
             finish(scan, "skipped")
         paths = {scan.path for scan in known}
@@ -104,7 +106,7 @@ def ingest(
         for scan, result in workplace.map(prepared, pending, _lost):
             finish(scan, *_put(store, scan, result))
         # Copies of a volume that went, for its own file holds something else now: they were the known ones.
-        orphans = [scan for scan in known if pending and not store.is_known(str(scan.path), scan.stamp)]
+        orphans = [scan for scan in known if pending and not store.is_known(scan.source, scan.stamp)]
         counts["skipped"] -= len(orphans)
         for scan, result in workplace.map(prepared, orphans, _lost):
             finish(scan, *_put(store, scan, result))
@@ -113,7 +115,7 @@ def ingest(
 
 def _put(store: Store, scan: ScanSource, result: Entry | str) -> tuple[Outcome, str]:
     """Bring a prepared scan into the store, or quarantine it; returns what became of it, and why."""
-    source = str(scan.path)
+    source = scan.source
     if isinstance(result, str):
         store.quarantine(source, result)
         return "quarantined", result
@@ -160,11 +162,13 @@ def ingest_dataset(
             source, stamp = _state_of(case, dataset)
             outcome: Outcome = "skipped"
             if not store.has(source, stamp):
-                known = images.scan(case) if images else None
-                image, label = dataset.read_case(case, images.read if images else read_volume)
-                rules = [rule or IntensityRule(kind=kind) for kind in dataset.kinds]
-                origin = Origin(case.name, source, known or fingerprint(image))
-                store.add(prepare(origin, image, label, rules, settings), stamp)
+                with usable(case.image_paths[0]):
+                    known = images.scan(case) if images else None
+                    image, label = dataset.read_case(case, images.read if images else read_volume)
+                    rules = [rule or IntensityRule(kind=kind) for kind in dataset.kinds]
+                    origin = Origin(case.name, source, known or fingerprint(image))
+                    entry = prepare(origin, image, label, rules, settings)
+                store.add(entry, stamp)
                 outcome = "added"
             if progress:
                 progress(IngestEvent(source, outcome, "", done, len(cases)))
@@ -178,7 +182,7 @@ def _state_of(case: Case, dataset: Dataset) -> tuple[str, str]:
     stamps = [ScanSource(path, case.name).stamp for path in (*case.image_paths, case.label_path)]
     if case.name in dataset.annotated:  # read again when the list changes, to be checked against it
         stamps.append(f"labels {sorted(dataset.annotated[case.name])}")
-    return str(case.image_paths[0].absolute()), "; ".join(stamps)
+    return path_text(case.image_paths[0].absolute()), "; ".join(stamps)
 
 
 def prepare(
@@ -227,18 +231,15 @@ def prepare(
 def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | str:
     """The entry of a scan, or why it cannot be used; runs in the workers."""
     try:
-        volume = scan.read()
-        _check_scan(volume, scan.path)
-        kind: Kind = scan.kind or detect(volume, scan.modality)
-        rule = parse_intensity(settings.intensity) or IntensityRule(kind=kind)
-        origin = Origin(scan.case, str(scan.path), fingerprint(volume))
-        return prepare(origin, volume, None, [rule], settings, scan.read_anonymised(volume))
+        with usable(scan.path):
+            volume = scan.read()
+            _check_scan(volume, scan.path)
+            kind: Kind = scan.kind or detect(volume, scan.modality)
+            rule = parse_intensity(settings.intensity) or IntensityRule(kind=kind)
+            origin = Origin(scan.case, scan.source, fingerprint(volume))
+            return prepare(origin, volume, None, [rule], settings, scan.read_anonymised(volume))
     except MisfmError as error:
         return str(error)
-    except MemoryError:
-        return (
-            f"{scan.path} does not fit into memory; ingest it on a larger machine or with a coarser spacing."
-        )
 
 
 def _check_scan(volume: Volume, path: Path) -> None:
@@ -268,4 +269,6 @@ def _around_labels(box: Box, label: Volume) -> Box:
 
 
 def _lost(scan: ScanSource) -> str:
-    return f"{scan.path} ended the process that read it, mostly for want of memory; use fewer workers."
+    return one_line(
+        f"{scan.path} ended the process that read it, mostly for want of memory; use fewer workers."
+    )

@@ -6,14 +6,17 @@ keeps its place in the patient through all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
+from misfm.data.checks import MAX_SIDE
 from misfm.data.intensity import Kind, content_mask, detect
+from misfm.errors import DataError
+from misfm.memory import available_bytes, in_gib
 from misfm.volume import Box, FloatTriple, Shape, Volume, triple
 
 Target = Sequence[float | None] | Literal["native"]
@@ -21,6 +24,8 @@ Target = Sequence[float | None] | Literal["native"]
 
 ANISOTROPIC = 3.0
 """An axis this many times coarser than the next one is never interpolated (nnU-Net's threshold)."""
+_RESAMPLING_BYTES = 12
+"""Memory that a voxel of a resampled volume takes meanwhile: float32, before and after an axis is turned."""
 
 
 def canonical(volume: Volume) -> Volume:
@@ -75,17 +80,22 @@ def resample(volume: Volume, spacing: Target, *, label: bool = False) -> Volume:
 
     Returns:
         Float32 image or label map of the input's type; the volume itself where nothing changes.
+
+    Raises:
+        DataError: more voxels than fit into memory, as wrong spacings make them; it names no file.
     """
     old = volume.spacing
     wanted = old if isinstance(spacing, str) else [s or o for s, o in zip(spacing, old, strict=True)]
     new = tuple(o if abs(float(w) / o - 1) < 1e-3 else float(w) for w, o in zip(wanted, old, strict=True))
     if new == old:
         return volume
+    counts = [max(1, round(side * b / a)) for side, b, a in zip(volume.shape, old, new, strict=True)]
+    _check_size(volume, new, counts)
     coarse = _coarse_axis(old)
     matrices = []
     affine = volume.affine.copy()
-    for axis, (side, before, after) in enumerate(zip(volume.shape, old, new, strict=True)):
-        count = max(1, round(side * before / after))
+    sides = zip(volume.shape, counts, old, new, strict=True)
+    for axis, (side, count, before, after) in enumerate(sides):
         first = (side - 1) / 2 - (count - 1) / 2 * after / before
         nearest = axis == coarse and after <= before
         positions = first + np.arange(count, dtype=np.float64) * (after / before)
@@ -94,6 +104,20 @@ def resample(volume: Volume, spacing: Target, *, label: bool = False) -> Volume:
         affine[:3, axis] *= after / before
     data = _majority(volume.data, matrices) if label else np.stack([_apply(c, matrices) for c in volume.data])
     return Volume(data, affine)
+
+
+def _check_size(volume: Volume, spacing: Sequence[float], counts: Sequence[int]) -> None:
+    needed, free = _RESAMPLING_BYTES * len(volume.data) * float(np.prod(np.array(counts, float))), available_bytes()
+    if max(counts) > MAX_SIDE or needed > free:
+        raise DataError(
+            f"From {_numbers(volume.shape)} voxels of {_numbers(volume.spacing)} mm it would become "
+            f"{_numbers(counts)} voxels of {_numbers(spacing)} mm, which need {in_gib(needed)} of memory where "
+            f"{in_gib(free)} are free; correct the spacing in its header, or choose a coarser one to resample to."
+        )
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return " x ".join(f"{value:.4g}" if value % 1 else f"{value:.0f}" for value in values)
 
 
 def _coarse_axis(spacing: FloatTriple) -> int | None:

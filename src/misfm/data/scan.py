@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from misfm.data.checks import readable
+from misfm.data.checks import check_regular, readable
 from misfm.data.dataset import Dataset, check_grid
 from misfm.data.intensity import Kind
 from misfm.data.readers import (
@@ -28,6 +28,7 @@ from misfm.data.readers import (
 )
 from misfm.documents import read_json
 from misfm.errors import DataError
+from misfm.text import one_line, path_text
 from misfm.volume import Volume
 
 
@@ -37,7 +38,7 @@ class ScanSource:
 
     Attributes:
         path: the file, or the folder of a series (its first file where the folder holds several).
-        case: name of the case.
+        case: name of the case, in one printable line; no file name, which :func:`misfm.text.file_name` makes.
         kind: "ct" or "mr" where a dataset says so, which is trusted.
         series: the files of a scan that is many, as in DICOM; None for other formats.
         anonymised_path: the mask of what was removed to make the patient unknown, such as the face.
@@ -51,6 +52,14 @@ class ScanSource:
     anonymised_path: Path | None = None
     fault: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "case", one_line(self.case))
+
+    @property
+    def source(self) -> str:
+        """The path as records, JSON and the index of a store hold it."""
+        return path_text(self.path)
+
     @property
     def modality(self) -> str | None:
         """What its series gives as a hint of the kind."""
@@ -62,7 +71,7 @@ class ScanSource:
         files = self.series.files if self.series else (self.path, *files_beside(self.path))
         states = []
         for file in (*files, self.anonymised_path) if self.anonymised_path else files:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):  # a list may name what cannot be a path
                 states.append(file.stat())
         newest = max((state.st_mtime_ns for state in states), default=0)
         return f"{len(states)} files, {sum(state.st_size for state in states)} bytes, {newest} ns"
@@ -112,6 +121,8 @@ def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
         path = Path(source).absolute()
         if not path.exists():
             raise DataError(f"{source} does not exist; check the path.")
+        if not path.is_dir():
+            check_regular(path)
         scans = _in_tree(path) if path.is_dir() else _in_file(path)
         if not scans:
             raise DataError(f"{source} holds no scan; give files of {formats()}, or a folder of them.")
@@ -140,15 +151,22 @@ def _in_tree(root: Path) -> list[ScanSource]:
         if is_dataset or "pretrain_data.json" in names:
             file = folder / ("dataset.json" if is_dataset else "pretrain_data.json")
             try:
-                scans += _in_dataset(folder) if is_dataset else _in_nnssl(file)
+                with readable(file):
+                    scans += _in_dataset(folder) if is_dataset else _in_nnssl(file)
             except DataError as error:
                 if folder == root:
                     raise
                 scans.append(ScanSource(file, file.name, fault=str(error)))
         else:
-            for name in names:
-                if reader := reader_of(folder / name):
-                    files.setdefault(type(reader), []).append(folder / name)
+            for path in (folder / name for name in names):
+                try:
+                    with readable(path):
+                        reader = reader_of(path)
+                except DataError as error:
+                    scans.append(ScanSource(path, stem(path), fault=str(error)))
+                else:
+                    if reader:
+                        files.setdefault(type(reader), []).append(path)
     scans += [ScanSource(path, stem(path)) for path in unreadable]
     for kind, paths in files.items():
         scans += _sources(kind(), paths)
@@ -172,7 +190,12 @@ def _walk(root: Path, unreadable: list[Path]) -> Iterator[tuple[Path, list[str],
     for folder, subfolders, names in os.walk(
         root, followlinks=True, onerror=lambda error: unreadable.append(Path(error.filename))
     ):
-        status = os.stat(folder)
+        try:
+            status = os.stat(folder)
+        except OSError:  # gone meanwhile
+            unreadable.append(Path(folder))
+            subfolders.clear()
+            continue
         is_new = (status.st_dev, status.st_ino) not in seen
         seen.add((status.st_dev, status.st_ino))
         is_dataset = "dataset.json" in names and "imagesTr" in subfolders
@@ -215,6 +238,7 @@ def _in_dataset(folder: Path) -> list[ScanSource]:
 
 def _in_nnssl(file: Path) -> list[ScanSource]:
     """Images of nnssl's ``pretrain_data.json``, named collection__dataset__subject__session__image."""
+    check_regular(file)
     try:
         content = read_json(file, paths=True, nan=True)
         scans = []
@@ -230,7 +254,7 @@ def _in_nnssl(file: Path) -> list[ScanSource]:
                             image["name"],
                         )
                         scans.append(_nnssl_image(file, "__".join(map(str, names)), image))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{file} is no list of images as nnssl writes it ({error!r}); correct it.") from error
     return scans
 

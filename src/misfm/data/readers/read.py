@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from misfm.data.checks import readable
+from misfm.data.checks import check_regular, readable
 from misfm.data.readers.base import READERS, Reader, SeriesReader
 from misfm.errors import DataError
 from misfm.volume import Volume
@@ -29,9 +29,9 @@ def read_volume(path: str | Path) -> Volume:
             with unevenly spaced slices.
     """
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"{path} does not exist; check the path.")
     with readable(path):
+        if not path.is_dir():
+            check_regular(path)
         reader = reader_of(path)
     if reader is None:
         raise not_readable(path)
