@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -17,9 +15,11 @@ from misfm.data.checks import (
     LPS_TO_RAS,
     MAX_SHEAR,
     check_shape,
+    check_spacing,
     make_volume,
     readable,
 )
+from misfm.data.dicom_pixels import read_header, read_pixels
 from misfm.data.quiet import quiet_logger
 from misfm.data.readers.base import Series
 from misfm.errors import DataError
@@ -93,7 +93,7 @@ def list_series(files: Iterable[Path]) -> tuple[list[Series], list[Path]]:
     for file in sorted(files):
         try:
             with readable(file):  # pydicom parses a value when it is asked for
-                header = _read(file, _TAGS)
+                header = read_header(file, _TAGS)
                 uid, modality = _uid(file, header), header.get("Modality")
         except DataError:
             damaged.append(file)
@@ -116,7 +116,7 @@ def series_at(path: Path) -> Series:
     files = [file for file in folder.iterdir() if file.is_file() and is_dicom(file)]
     series, damaged = list_series(files)
     if damaged:
-        _read(damaged[0], _TAGS)
+        read_header(damaged[0], _TAGS)
     if not path.is_dir():
         series = [one for one in series if path in one.files]
     if not series:
@@ -144,9 +144,10 @@ def read_series(series: Series) -> Volume:
     """
     folder = series.files[0].parent
     slices, gap = _stack(series)
-    voxels = np.stack([_pixels(one.file) for one in slices])
-    row, column = _directions(slices[0].header)
+    row, column = _directions(slices[0].header, slices[0].file)
     height, width = (float(value) for value in slices[0].header.PixelSpacing)
+    check_spacing((gap, height, width), folder)
+    voxels = np.stack([read_pixels(one.file) for one in slices])
     normal = np.cross(row, column)
     origin = slices[0].position
     # How far each slice is displaced within its plane against a stack along the normal, in pixels.
@@ -155,18 +156,14 @@ def read_series(series: Series) -> Volume:
     )
     tilt = np.linalg.norm(shifts[-1] * (height, width)) / (gap * (len(slices) - 1))
     if tilt > MAX_SHEAR:
-        voxels, start = _straighten(voxels, shifts)
+        start, size = _wider(voxels.shape, shifts)
+        check_shape((len(voxels), *size), folder)
+        voxels = _straighten(voxels, shifts, start, size)
         origin = origin + start[0] * height * column + start[1] * width * row
     affine: Affine = np.eye(4)
     affine[:3, :3] = np.stack([normal * gap, column * height, row * width], axis=1)
     affine[:3, 3] = origin
     return make_volume(voxels, LPS_TO_RAS @ affine, folder)
-
-
-def _read(file: Path, tags: list[str] | None = None) -> Any:
-    with readable(file), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pydicom.dcmread(file, stop_before_pixels=tags is not None, specific_tags=tags)
 
 
 def _uid(file: Path, header: Any) -> str:
@@ -179,20 +176,20 @@ def _stack(series: Series) -> tuple[list[_Slice], float]:
     folder = series.files[0].parent
     headers: dict[tuple[Any, ...], tuple[Path, Any]] = {}
     for file in series.files:
-        header = _read(file, _TAGS)
+        header = read_header(file, _TAGS)
         _check_slice(file, header)
         # The same image stored twice under two names is one slice.
         identity = (header.get("SOPInstanceUID") or file, *header.ImagePositionPatient)
         headers.setdefault(identity, (file, header))
     first_file, first = next(iter(headers.values()))
-    row, column = _directions(first)
+    row, column = _directions(first, first_file)
     for file, header in headers.values():
         same_size = (header.Rows, header.Columns) == (first.Rows, first.Columns)
         same_spacing = np.allclose(header.PixelSpacing, first.PixelSpacing, rtol=1e-3)
         if (
             not same_size
             or not same_spacing
-            or not np.allclose(_directions(header), (row, column), atol=1e-3)
+            or not np.allclose(_directions(header, file), (row, column), atol=1e-3)
         ):
             raise DataError(
                 f"{file} differs in size, pixel spacing or orientation from {first_file.name} of the same "
@@ -209,11 +206,13 @@ def _stack(series: Series) -> tuple[list[_Slice], float]:
 
 
 def _check_slice(file: Path, header: Any) -> None:
-    if int(header.get("NumberOfFrames") or 1) > 1:
+    with readable(file):
+        frames, samples = (int(header.get(tag) or 1) for tag in ("NumberOfFrames", "SamplesPerPixel"))
+    if frames > 1:
         raise DataError(
             f"{file} is a multi-frame DICOM file; convert it to NIfTI first, for example with dcm2niix."
         )
-    if int(header.get("SamplesPerPixel") or 1) > 1:
+    if samples > 1:
         raise DataError(
             f"{file} holds colour (RGB) voxels; only scans with one real number a voxel can be used."
         )
@@ -224,15 +223,13 @@ def _check_slice(file: Path, header: Any) -> None:
             raise DataError(f"{file} is no slice of a 3D scan: its {tag} is missing or damaged.")
 
 
-def _directions(header: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _directions(header: Any, file: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Unit vectors (LPS) along a row of pixels and down a column."""
     cosines = np.array([float(value) for value in header.ImageOrientationPatient])
     row, column = cosines[:3], cosines[3:]
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if min(lengths) == 0:
-        raise DataError(
-            f"{header.get('SOPInstanceUID')} has a singular ImageOrientationPatient; repair its header."
-        )
+        raise DataError(f"{file} has a singular ImageOrientationPatient; repair its header.")
     return row / lengths[0], column / lengths[1]
 
 
@@ -255,35 +252,22 @@ def _usual_gap(slices: list[_Slice]) -> float:
     return float(gaps.mean())
 
 
-def _pixels(file: Path) -> NDArray[Any]:
-    """Pixels (H, W) of one slice after rescaling; whole numbers stay integers."""
-    header = _read(file)
-    with readable(file), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pixels: NDArray[Any] = header.pixel_array
-        slope = float(header.get("RescaleSlope", 1) or 1)
-        intercept = float(header.get("RescaleIntercept", 0) or 0)
-    if slope.is_integer() and intercept.is_integer():
-        return pixels.astype(np.int32) * int(slope) + int(intercept)
-    return (pixels * slope + intercept).astype(np.float32)
+def _wider(shape: tuple[int, ...], shifts: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """The first pixel along H and W, and their number, of a grid wide enough for all shifted slices."""
+    start = np.floor(shifts.min(axis=0))
+    extra = np.ceil(shifts.max(axis=0)) - start
+    return start, (int(shape[1] + extra[0]), int(shape[2] + extra[1]))
 
 
 def _straighten(
-    voxels: NDArray[Any], shifts: NDArray[np.float64]
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Move every slice by its shift (pixels along H and W) onto a common grid wide enough for all.
-
-    Returns:
-        Voxels (D, H', W'), padded with the lowest value, and the pixel position of the new first pixel.
-    """
-    start = np.floor(shifts.min(axis=0))
-    extra = np.ceil(shifts.max(axis=0)) - start
-    size = tuple(int(side + more) for side, more in zip(voxels.shape[1:], extra, strict=True))
+    voxels: NDArray[Any], shifts: NDArray[np.float64], start: NDArray[np.float64], size: tuple[int, int]
+) -> NDArray[Any]:
+    """Move every slice by its shift (pixels along H and W) onto a common grid, padded with the lowest value."""
     lowest = voxels.min()
     straight = np.full((len(voxels), *size), lowest, dtype=voxels.dtype)
     for before, after, shift in zip(voxels, straight, shifts, strict=True):
         moved = ndimage.affine_transform(
             before.astype(np.float64), np.eye(2), start - shift, size, order=1, cval=float(lowest)
         )
-        after[...] = np.rint(moved) if voxels.dtype.kind == "i" else moved
-    return straight, start
+        after[...] = np.rint(moved) if voxels.dtype.kind in "iu" else moved
+    return straight
