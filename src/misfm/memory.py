@@ -12,6 +12,7 @@ if sys.platform != "win32":
     import resource
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_GROUPS_OF_PROCESS = Path("/proc/self/cgroup")
 _UNLIMITED = 1 << 60
 """Limits above this are how systems write that there is none."""
 _SIGNS = ("allocate memory", "not enough memory", "bad_alloc", "out of memory", "Failed to allocate")
@@ -52,7 +53,7 @@ def _of_cgroups() -> Iterator[int]:
     """What containers and batch systems allow, version 2 and 1: a group is bound by those above it."""
     lines: list[str] = []
     with suppress(OSError):
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _GROUPS_OF_PROCESS.read_text().splitlines()
     for line in lines:
         _, controllers, name = line.split(":", 2)
         if controllers not in ("", "memory"):

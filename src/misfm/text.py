@@ -6,6 +6,7 @@ A file name may hold bytes that are no text, a case name slashes, a header what 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from urllib.parse import quote
@@ -39,7 +40,14 @@ def path_text(path: Path) -> str:
     No two paths have the same text.
     """
     text = str(path)
-    return text if _is_text(text) else path.absolute().as_uri()
+    if _is_text(text):
+        return text
+    whole = str(path.absolute())
+    try:
+        encoded = os.fsencode(whole)
+    except UnicodeEncodeError:  # no path either, as a list may hold
+        encoded = whole.encode(errors="surrogatepass")
+    return f"file://{quote(encoded)}"
 
 
 def file_name(name: str) -> str:

@@ -2,11 +2,15 @@
 
 import gzip
 import json
+import os
 import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
+
+from misfm.commands.predict import label_map_paths
+from misfm.inference.predictor import Predictor
 
 SPL = np.diag([-14.0, -13.0, 12.0, 1.0])
 
@@ -325,3 +329,90 @@ def test_a_disk_that_fills_up_while_training_is_a_sentence(
     assert not (out / "weights.safetensors").exists()
     assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
     assert run_command(*command, "--resume").status == 0
+
+
+def listed(folder, *images):
+    """A ``pretrain_data.json`` that lists (name of the case, path) as a collection ``x/../../ESC``."""
+    entries = [{"name": name, "image_path": str(path)} for name, path in images]
+    subjects = {"s": {"sessions": {"t": {"images": entries}}}}
+    content = {"collection_name": "/x/../../ESC", "datasets": {"d": {"subjects": subjects}}}
+    (folder / "pretrain_data.json").write_text(json.dumps(content))
+    return folder / "pretrain_data.json"
+
+
+def test_no_name_that_a_list_gives_leads_out_of_the_output(run_command, tmp_path, finetuned):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save(folder / "good.nii.gz", some_voxels())
+    source = listed(folder, ("a", folder / "good.nii.gz"), ("b\x1b[2J\ud800", folder / "gone.nii.gz"))
+    out = tmp_path / "deep" / "out"
+    done = run_command("predict", "--run", finetuned, "--input", source, "--output", out, "--json")
+    assert done.status == 1
+    assert "\x1b" not in done.out + done.err
+    (written,) = done.result["written"].values()
+    assert written == str(out / "%2Fx%2F..%2F..%2FESC__d__s__t__a.nii.gz")
+    assert {path.name for path in tmp_path.rglob("*.nii.gz")} == {"good.nii.gz", written.rpartition("/")[2]}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "in"]
+
+
+def test_two_cases_never_have_one_file(monkeypatch, tmp_path):
+    cases = ["a/b", "a%2Fb", "c", "C", "..", "%2E."]
+    paths = label_map_paths(cases, tmp_path)
+    assert len({str(path) for path in paths.values()}) == len(cases)
+    assert {path.parent for path in paths.values()} == {tmp_path}
+    assert paths["C"].name == "C.nii.gz"
+    monkeypatch.setattr("misfm.commands.predict.is_case_insensitive", lambda folder: True)
+    assert label_map_paths(cases, tmp_path)["C"].name == "C-2.nii.gz"
+
+
+def test_whatever_is_wrong_with_one_scan_the_others_are_predicted(
+    run_command, tmp_path, finetuned, monkeypatch
+):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save(folder / "good.nii.gz", some_voxels())
+    save(folder / "metres.nii.gz", some_voxels(), np.diag([-0.001, -0.001, 0.001, 1]))
+    save(folder / "apart.nii.gz", some_voxels(), np.diag([-1e30, -1.0, 1.0, 1]))
+    save(folder / "odd.nii.gz", some_voxels((13, 14, 16)))
+    os.mkfifo(folder / "pipe.nii.gz")
+    (folder / os.fsdecode(b"caf\xe9.nii.gz")).write_bytes((folder / "good.nii.gz").read_bytes())
+    label = Predictor.predict
+
+    def fail_once(self, volume):
+        if volume.shape == (16, 14, 13):
+            raise OverflowError("cannot convert float infinity to integer")
+        return label(self, volume)
+
+    monkeypatch.setattr(Predictor, "predict", fail_once)
+    done = run_command(
+        "predict", "--run", finetuned, "--input", folder, "--output", tmp_path / "out", "--json"
+    )
+    assert done.status == 1
+    assert sorted(done.result["written"]) == [r"caf\xe9", "good"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["caf%5Cxe9.nii.gz", "good.nii.gz"]
+    failed = done.result["failed"]
+    assert sorted(failed) == ["apart", "metres", "odd", "pipe"]
+    assert all(is_one_sentence(reason) and str(folder) in reason for reason in failed.values())
+    assert "has a spacing of 0.001 mm by its header" in failed["metres"]
+    assert (
+        "OverflowError: cannot convert float infinity to integer, raised in test_bad_input.py"
+        in failed["odd"]
+    )
+
+
+def test_nothing_in_a_name_is_obeyed_by_the_terminal(run_command, tmp_path, finetuned, scans):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "\x1b]0;owned\x07\x1b[2J\n.nii.gz").write_bytes(b"damaged")
+    shutil.copy(next(scans.glob("*.nii.gz")), folder / "good.nii.gz")
+    store = tmp_path / "store"
+    for command in (
+        ("ingest", folder, "--store", store),
+        ("info", store),
+        ("predict", "--run", finetuned, "--input", folder, "--output", tmp_path / "out"),
+        ("evaluate", "--predictions", folder, "--references", folder, "--out", tmp_path / "scores.json"),
+    ):
+        done = run_command(*command)
+        assert "\x1b" not in done.out + done.err
+        assert "\x07" not in done.out + done.err
+        assert "]0;owned" in done.out + done.err

@@ -1,12 +1,22 @@
 """DICOM series: order by position, orientation, tilt, gaps, several series in one folder."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.encaps import encapsulate as encapsulate_frames
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+    generate_uid,
+)
 
 from misfm.data.dicom import list_series
 from misfm.data.readers import read_volume
@@ -146,10 +156,14 @@ def garble_spacing(folder):
     path.write_bytes(path.read_bytes().replace(b"0.8\\0.5 ", b"a.b\\c.d "))
 
 
-def change_one(folder, change):
-    dataset = pydicom.dcmread(folder / "1.2.3-98")
-    change(dataset)
-    dataset.save_as(folder / "1.2.3-98")
+def change(path, how):
+    dataset = pydicom.dcmread(path)
+    how(dataset)
+    dataset.save_as(path)
+
+
+def change_one(folder, how):
+    change(folder / "1.2.3-98", how)
 
 
 def keep_one(folder):
@@ -157,7 +171,40 @@ def keep_one(folder):
         path.unlink()
 
 
+def turn_into_a_point(folder):
+    for path in folder.iterdir():
+        change(path, lambda dataset: setattr(dataset, "ImageOrientationPatient", [0, 0, 0, 0, 1, 0]))
+
+
+def promise_more(folder):
+    change_one(folder, lambda dataset: [setattr(dataset, side, 65_535) for side in ("Rows", "Columns")])
+
+
+def promise_many_frames(folder):
+    change_one(folder, lambda dataset: setattr(dataset, "NumberOfFrames", 2_000_000_000))
+
+
+def promise_frames_twice(folder):
+    change_one(folder, lambda dataset: setattr(dataset, "NumberOfFrames", [2, 3]))
+
+
+def spread_out(folder):
+    for path in folder.iterdir():
+        change(path, lambda dataset: setattr(dataset, "PixelSpacing", [0.8, 3e38]))
+
+
+def tilt_far(folder):
+    for k, path in enumerate(sorted(folder.iterdir())):
+        change(path, lambda dataset, k=k: setattr(dataset, "ImagePositionPatient", [1e6 * k, 0, 3 * k]))
+
+
 FAULTS = {
+    turn_into_a_point: "1.2.3-[0-9]+ has a singular ImageOrientationPatient",
+    promise_more: "differs in size",
+    promise_many_frames: "1.2.3-98 is a multi-frame DICOM file",
+    promise_frames_twice: "1.2.3-98 cannot be read",
+    spread_out: "series has a spacing of 3e[+]38 mm by its header",
+    tilt_far: "series has 5 x 6 x 8000007 voxels by its header; scans of up to 32767",
     remove_one: "6.00 mm apart where 3.00 mm is usual",
     shift_one: "mm apart where 3.00 mm is usual",
     repeat_one: "same place",
@@ -219,3 +266,57 @@ def test_real_tilted_series_with_gaps_is_refused_and_rotated_series_is_read():
     volume = read_volume(SHARED / "head_t1_rotated_iop")
     assert volume.orientation == "SAR"
     assert volume.affine @ (0, 0, 0, 1) == pytest.approx((-82.1807, -122.163, -24.707, 1))
+
+
+def encapsulate(path, frame, syntax, side):
+    """Make a slice say that its pixels are ``side`` x ``side`` and packed as ``frame``."""
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.Rows = dataset.Columns = side
+    dataset.PixelData = encapsulate_frames([frame])
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path)
+
+
+J2K = bytes.fromhex("ff4fff51002f0000") + (60_000).to_bytes(4, "big") * 2 + bytes(200)
+JPEG = bytes.fromhex("ffd8ffe000040000ffc0000b08") + (60_000).to_bytes(2, "big") * 2 + bytes(200)
+
+
+@pytest.mark.parametrize(
+    ("frame", "syntax", "side"),
+    [
+        (J2K, JPEG2000Lossless, 64),
+        (JPEG, JPEGBaseline8Bit, 64),
+        (bytes(200), RLELossless, 5_000),
+        (bytes(200), ExplicitVRLittleEndian, 5_000),
+    ],
+)
+def test_pixels_that_promise_more_than_they_are(tmp_path, voxels, frame, syntax, side):
+    folder = write_series(tmp_path / "series", voxels)
+    for path in folder.iterdir():
+        if syntax is ExplicitVRLittleEndian:
+            change(path, lambda dataset: [setattr(dataset, name, side) for name in ("Rows", "Columns")])
+        else:
+            encapsulate(path, frame, syntax, side)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            DataError, match=f"1.2.3-[0-9]+ cannot be read: its header promises {side} x {side}"
+        ):
+            read_volume(folder)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_deflated_file_is_read_and_a_bomb_of_one_is_not_unpacked(tmp_path, voxels, monkeypatch):
+    folder = write_series(tmp_path / "series", voxels)
+    whole = read_volume(folder)
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        dataset.save_as(path, enforce_file_format=True)
+    assert np.array_equal(read_volume(folder).data, whole.data)
+    monkeypatch.setattr("misfm.data.dicom_pixels._MOST_DEFLATED", 100)
+    with pytest.raises(DataError, match="unpacks to more than any slice needs"):
+        read_volume(folder)

@@ -203,7 +203,9 @@ def test_a_good_file_is_opened_once(written, monkeypatch):
     real = Path.open
 
     def open_(self, *args, **kwargs):
-        opened.extend([self.name] * self.name.startswith("scan"))  # of files that tell what memory is free, no
+        opened.extend(
+            [self.name] * self.name.startswith("scan")
+        )  # of files that tell what memory is free, no
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", open_)

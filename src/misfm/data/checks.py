@@ -26,7 +26,7 @@ metres taken for millimetres lie outside.
 """
 MAX_SIDE = 2**15 - 1
 """Voxels along an axis: places of voxels are kept in 16 bits."""
-WORKING_BYTES = 10
+WORKING_BYTES = 12
 """Memory a voxel takes at least while a scan is prepared, whatever type it is kept in."""
 
 _LONGEST_REASON = 200
@@ -49,15 +49,17 @@ def readable(path: Path) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise too_large(path) from error
-        raise DataError(f"{path} cannot be read ({_reason(error)}); copy or export the file again.") from error
+        raise DataError(
+            f"{path} cannot be read ({_reason(error)}); copy or export the file again."
+        ) from error
 
 
 @contextmanager
 def usable(path: Path) -> Iterator[None]:
     """Turn whatever is raised while one scan is worked on into a DataError that names it.
 
-    A scan never stops those after it, whatever is odd about it. That may be a mistake of misfm as well, so the
-    sentence keeps type and place of what was raised.
+    A scan never stops those after it, whatever is odd about it. That may be a mistake of misfm as well, so
+    the sentence keeps type and place of what was raised.
     """
     try:
         yield
@@ -71,15 +73,16 @@ def usable(path: Path) -> Iterator[None]:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise DataError(
             f"{path} was read and cannot be used ({type(error).__name__}: {_reason(error)}, raised in "
-            f"{Path(place.filename).name}:{place.lineno}); check its header, and report it if the scan is sound."
+            f"{Path(place.filename).name}:{place.lineno}); check its header, and report it if the scan is "
+            "sound."
         ) from error
 
 
 def too_large(path: Path) -> DataError:
     """Say that there was not enough memory for a scan; nothing is wrong with the file."""
     return DataError(
-        f"{path} does not fit into memory ({in_gib(available_bytes())} are free); use a machine with more, fewer "
-        "workers, or a coarser spacing."
+        f"{path} does not fit into memory ({in_gib(available_bytes())} are free); use a machine with more, "
+        "fewer workers, or a coarser spacing."
     )
 
 
@@ -123,8 +126,8 @@ def check_shape(shape: Sequence[int], path: Path) -> Shape:
         raise DataError(f"{path} is a 2D image of shape {_times(sides)}; only 3D scans can be used.")
     if max(sides) > MAX_SIDE:
         raise DataError(
-            f"{path} has {_times(sides)} voxels by its header; scans of up to {MAX_SIDE} along an axis can be "
-            "used: correct the header, or cut the scan."
+            f"{path} has {_times(sides)} voxels by its header; scans of up to {MAX_SIDE} along an axis can "
+            "be used: correct the header, or cut the scan."
         )
     check_memory(sides, WORKING_BYTES, path)
     return triple(sides)

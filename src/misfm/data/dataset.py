@@ -16,6 +16,7 @@ from misfm.data.intensity import Kind
 from misfm.data.readers import read_volume
 from misfm.data.splits import Split, read_split
 from misfm.errors import ConfigError, DataError
+from misfm.text import one_line
 from misfm.volume import Volume, grid_difference
 
 
@@ -109,8 +110,8 @@ class Dataset:
         Hidden files, such as those that macOS leaves beside others, are none of them.
 
         Raises:
-            DataError: no images named like ``CASE_0000.nii.gz`` in ``imagesTr``, or one of a channel that
-                dataset.json does not name.
+            DataError: no images named like ``CASE_0000.nii.gz`` in ``imagesTr``, one of a channel that
+                dataset.json does not name, or a name that is no text.
         """
         folder = self.path / f"images{split}"
         pattern = re.compile(rf"([^.].*)_(\d{{4}}){re.escape(self.file_ending)}")
@@ -123,6 +124,8 @@ class Dataset:
                     f"{file} is of channel {int(match[2])}, and dataset.json names {len(self.channel_names)} "
                     "under 'channel_names': name the channel there, or take the file away."
                 )
+            if match and match[1] != one_line(match[1]):
+                raise DataError(f"{file} has characters in its name that cannot be shown; rename it.")
             if match:
                 names.add(match[1])
         if not names and split == "Tr":

@@ -252,7 +252,9 @@ def _usual_gap(slices: list[_Slice]) -> float:
     return float(gaps.mean())
 
 
-def _wider(shape: tuple[int, ...], shifts: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[int, int]]:
+def _wider(
+    shape: tuple[int, ...], shifts: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], tuple[int, int]]:
     """The first pixel along H and W, and their number, of a grid wide enough for all shifted slices."""
     start = np.floor(shifts.min(axis=0))
     extra = np.ceil(shifts.max(axis=0)) - start
@@ -262,7 +264,7 @@ def _wider(shape: tuple[int, ...], shifts: NDArray[np.float64]) -> tuple[NDArray
 def _straighten(
     voxels: NDArray[Any], shifts: NDArray[np.float64], start: NDArray[np.float64], size: tuple[int, int]
 ) -> NDArray[Any]:
-    """Move every slice by its shift (pixels along H and W) onto a common grid, padded with the lowest value."""
+    """Move every slice by its shift (pixels along H and W) onto a common grid, padded with the lowest."""
     lowest = voxels.min()
     straight = np.full((len(voxels), *size), lowest, dtype=voxels.dtype)
     for before, after, shift in zip(voxels, straight, shifts, strict=True):

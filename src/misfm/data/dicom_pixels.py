@@ -11,7 +11,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.encaps import get_frame
 
-from misfm.data.checks import compact, readable
+from misfm.data.checks import check_regular, compact, readable
 from misfm.errors import DataError
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -33,6 +33,7 @@ def read_header(file: Path, tags: list[str] | None = None) -> Any:
     """
     with readable(file), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        check_regular(file)
         _check_deflated(file)
         return pydicom.dcmread(file, stop_before_pixels=tags is not None, specific_tags=tags)
 
@@ -85,13 +86,17 @@ def _check_size(header: Any, file: Path) -> None:
         is_right = rows * columns * int(header.BitsAllocated) <= 8 * len(content)
     if not is_right:
         raise DataError(
-            f"{file} cannot be read: its header promises {rows} x {columns} pixels where {len(content)} bytes "
-            f"hold those of {size[0]} x {size[1]}; copy or export it again."
+            f"{file} cannot be read: its header promises {rows} x {columns} pixels where {len(content)} "
+            f"bytes hold those of {size[0]} x {size[1]}; copy or export it again."
         )
 
 
 def _coded_size(frame: bytes) -> tuple[int, int] | None:
-    """Rows and columns that JPEG 2000, JPEG and JPEG-LS tell at their start, as decoders take memory for them."""
+    """Rows and columns that JPEG 2000, JPEG and JPEG-LS tell at their start; decoders take memory for them.
+
+    Returns:
+        None where the start is of another coding.
+    """
 
     def number(start: int, length: int) -> int:
         return int.from_bytes(frame[start : start + length], "big")

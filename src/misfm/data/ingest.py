@@ -255,10 +255,11 @@ def _check_scan(volume: Volume, path: Path) -> None:
     # need not be the lowest value: around brains without skulls, within the corners of a CT. One of the two
     # values of a mask has to be looked at.
     values, counts = np.unique(some, return_counts=True)
-    background = {lowest} if len(values) == 2 else {lowest, values[counts.argmax()]}
-    before, after = data[..., :-1], data[..., 1:]
-    inside = ~(np.isin(before, list(background)) | np.isin(after, list(background)))
-    if inside.any() and (before[inside] == after[inside]).mean() > 0.7:
+    background = data == lowest
+    if len(values) > 2:
+        background |= data == values[counts.argmax()]
+    inside = ~(background[..., :-1] | background[..., 1:])
+    if inside.any() and (data[..., :-1] == data[..., 1:])[inside].mean() > 0.7:
         raise DataError(f"{path} looks like a label map; leave it out, or give a dataset in nnU-Net format.")
 
 

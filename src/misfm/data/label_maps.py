@@ -22,6 +22,7 @@ from misfm.errors import ConfigError, DataError
 from misfm.files import write_json
 from misfm.synthesis.label_table import FIRST, LabelTable, order
 from misfm.terminal import logger
+from misfm.text import one_line, path_text
 from misfm.volume import Volume
 
 SPACINGS = (1.0, 2.0, 3.5)
@@ -133,7 +134,7 @@ def check_same(folder: Path, paths: Sequence[Path], names: Mapping[int, str] | N
         ConfigError: a label map is gone or another one, or names have changed.
     """
     sources = [record.source for record in store.records() if is_of_people(record)]
-    stamps = {str(path.absolute()): stamp_of(path) for path in paths}
+    stamps = {path_text(path.absolute()): stamp_of(path) for path in paths}
     files = [source.partition(AT)[0] for source in sources]
     same = all(
         file in stamps and store.is_known(source, stamps[file])
@@ -218,7 +219,7 @@ def spacings_of(label_map: Volume) -> list[float]:
 
 def is_there(path: Path, store: Store) -> bool:
     """Whether a label map is in a store at all spacings; the last bears the name of the file alone."""
-    return store.is_known(str(path.absolute()), stamp_of(path))
+    return store.is_known(path_text(path.absolute()), stamp_of(path))
 
 
 def stamp_of(path: Path) -> str:
@@ -242,8 +243,8 @@ def entries_of(
     for spacing in spacings:
         label = resample(whole.crop(box), (spacing,) * 3, label=True)
         label = label.with_data(translate[label.data])
-        source = str(path.absolute()) + (f"{AT}{spacing:g} mm" if spacing != spacings[-1] else "")
-        origin = Origin(path.name.removesuffix(".gz").removesuffix(".nii"), source, seen)
+        source = path_text(path.absolute()) + (f"{AT}{spacing:g} mm" if spacing != spacings[-1] else "")
+        origin = Origin(one_line(path.name.removesuffix(".gz").removesuffix(".nii")), source, seen)
         image = label.with_data(as_ct(label.data > FIRST))
         entry = make_entry(origin, image, label, "ct", (ct_normalisation(rule),), settings)
         yield replace(entry, anchors=balanced(entry, targets))

@@ -107,12 +107,16 @@ def resample(volume: Volume, spacing: Target, *, label: bool = False) -> Volume:
 
 
 def _check_size(volume: Volume, spacing: Sequence[float], counts: Sequence[int]) -> None:
-    needed, free = _RESAMPLING_BYTES * len(volume.data) * float(np.prod(np.array(counts, float))), available_bytes()
+    needed, free = (
+        _RESAMPLING_BYTES * len(volume.data) * float(np.prod(np.array(counts, float))),
+        available_bytes(),
+    )
     if max(counts) > MAX_SIDE or needed > free:
         raise DataError(
             f"From {_numbers(volume.shape)} voxels of {_numbers(volume.spacing)} mm it would become "
-            f"{_numbers(counts)} voxels of {_numbers(spacing)} mm, which need {in_gib(needed)} of memory where "
-            f"{in_gib(free)} are free; correct the spacing in its header, or choose a coarser one to resample to."
+            f"{_numbers(counts)} voxels of {_numbers(spacing)} mm, which need {in_gib(needed)} of memory "
+            f"where {in_gib(free)} are free; correct the spacing in its header, or choose a coarser one to "
+            "resample to."
         )
 
 

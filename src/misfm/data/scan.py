@@ -238,7 +238,6 @@ def _in_dataset(folder: Path) -> list[ScanSource]:
 
 def _in_nnssl(file: Path) -> list[ScanSource]:
     """Images of nnssl's ``pretrain_data.json``, named collection__dataset__subject__session__image."""
-    check_regular(file)
     try:
         content = read_json(file, paths=True, nan=True)
         scans = []
@@ -254,7 +253,7 @@ def _in_nnssl(file: Path) -> list[ScanSource]:
                             image["name"],
                         )
                         scans.append(_nnssl_image(file, "__".join(map(str, names)), image))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file} is no list of images as nnssl writes it ({error!r}); correct it.") from error
     return scans
 

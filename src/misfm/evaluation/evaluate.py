@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from misfm.data.checks import usable
 from misfm.data.readers import is_volume_name, stem
 from misfm.errors import DataError
 from misfm.evaluation.case import LabelScores, evaluate_case
@@ -133,10 +134,8 @@ def _score(
     judged = annotated_labels(names, reference_path, reference)
     tolerance = voxel_diagonal(reference.spacing) if tolerance_mm is None else float(tolerance_mm)
     values = list(judged.values())
-    try:
+    with usable(prediction_path):
         scores = evaluate_case(prediction, reference, values, tolerance_mm=tolerance, ignore=names.ignore)
-    except DataError as error:
-        raise DataError(f"{prediction_path}: {error}") from error
     return ScoredCase({label: scores[value] for label, value in judged.items()}, tolerance)
 
 

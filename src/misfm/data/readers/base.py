@@ -17,7 +17,9 @@ class Reader(ABC):
 
     Readers raise whatever their library raises about a damaged file: ``read_volume`` makes one sentence of
     it. A library that prints remarks is kept quiet while it reads (:mod:`misfm.data.quiet`); nothing that
-    belongs to the whole process is left changed.
+    belongs to the whole process is left changed. What a header promises is compared with what the file holds
+    before memory is taken for it (``check_shape``, :mod:`misfm.data.readers.content`), and no file is opened
+    that a header names before it is known to be one (``check_regular``).
     """
 
     title: ClassVar[str]

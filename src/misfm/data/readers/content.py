@@ -97,8 +97,8 @@ class Content:
 
     def _too_short(self, size: int, held: int) -> DataError:
         return DataError(
-            f"{self._path} cannot be read: its header promises {size} bytes of voxels where the file holds at "
-            f"most {held}; copy or export it again."
+            f"{self._path} cannot be read: its header promises {size} bytes of voxels where the file holds "
+            f"at most {held}; copy or export it again."
         )
 
 

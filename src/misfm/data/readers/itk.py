@@ -77,7 +77,9 @@ class ItkReader(Reader):
 
     def _open(self, path: Path, image_io: str) -> sitk.ImageFileReader:
         if path_text(path) != str(path):
-            raise DataError(f"{path} has a name that is no UTF-8, with which {self.title} is not read; rename it.")
+            raise DataError(
+                f"{path} has a name that is no UTF-8, with which {self.title} is not read; rename it."
+            )
         reader = sitk.ImageFileReader()
         reader.SetImageIO(image_io)
         reader.SetFileName(str(path))
@@ -97,7 +99,8 @@ def _read(reader: sitk.ImageFileReader, voxels: Voxels, count: int, path: Path) 
     held = voxels.file.stat().st_size
     if count > _DENSEST * held:
         raise DataError(f"{path} promises {count} voxels in a file of {held} bytes; export it again.")
-    return sitk.GetArrayFromImage(reader.Execute())
+    array: NDArray[Any] = sitk.GetArrayFromImage(reader.Execute())
+    return array
 
 
 @READERS.register("nrrd")

@@ -16,9 +16,7 @@ from misfm.errors import DataError
 _MOST = 1 << 20
 """Bytes that a header may have."""
 _MOST_AXES = 4
-_PACKED = {"gzip", "gz", "true"}
-_PLAIN = {"raw", "false", ""}
-_BIG = {"big", "true"}
+_PACKED = {"gzip", "gz"}
 
 
 @dataclass(frozen=True)
@@ -52,22 +50,40 @@ def find_voxels(path: Path) -> Voxels:
     check_regular(path)
     with path.open("rb") as file:
         content = file.read(_MOST)
-    is_nrrd = content.startswith(b"NRRD")
-    fields, end = _nrrd_fields(content, path) if is_nrrd else _metaimage_fields(content, path)
-    name = fields.get("datafile" if is_nrrd else "elementdatafile", "")
-    is_own = not name if is_nrrd else name.upper() == "LOCAL"
-    encoding = fields.get("encoding" if is_nrrd else "compresseddata", "").lower()
-    odd = {"lineskip", "byteskip"} if is_nrrd else {"headersize"}
-    in_text = fields.get("binarydata", "true").lower() != "true"
-    order = fields.get("endian") or fields.get("binarydatabyteordermsb") or fields.get("elementbyteordermsb")
+    return _of_nrrd(content, path) if content.startswith(b"NRRD") else _of_metaimage(content, path)
+
+
+def _of_nrrd(content: bytes, path: Path) -> Voxels:
+    fields, end = _nrrd_fields(content, path)
+    name, encoding = fields.get("datafile", ""), fields.get("encoding", "").lower()
     return Voxels(
-        image_io="NrrdImageIO" if is_nrrd else "MetaImageIO",
+        image_io="NrrdImageIO",
+        file=_beside(path, name) if name else path,
+        start=0 if name else end,
+        packed=encoding in _PACKED,
+        plain=encoding in {"raw", *_PACKED} and not {"lineskip", "byteskip"} & fields.keys(),
+        big_endian=fields.get("endian", "").lower() == "big",
+    )
+
+
+def _of_metaimage(content: bytes, path: Path) -> Voxels:
+    fields, end = _metaimage_fields(content, path)
+    name = fields["elementdatafile"]
+    is_own = name.upper() == "LOCAL"
+    msb = fields.get("binarydatabyteordermsb", fields.get("elementbyteordermsb", ""))
+    return Voxels(
+        image_io="MetaImageIO",
         file=path if is_own else _beside(path, name),
         start=end if is_own else 0,
-        packed=encoding in _PACKED,
-        plain=encoding in _PACKED | _PLAIN and not in_text and all(fields.get(key, "0") == "0" for key in odd),
-        big_endian=(order or "").lower() in _BIG,
+        packed=_is_true(fields.get("compresseddata", "")),
+        plain=_is_true(fields.get("binarydata", "true")) and fields.get("headersize", "0") == "0",
+        big_endian=_is_true(msb),
     )
+
+
+def _is_true(text: str) -> bool:
+    """As ITK reads it."""
+    return text[:1] in ("T", "t", "1")
 
 
 def _beside(path: Path, name: str) -> Path:
@@ -103,7 +119,9 @@ def _metaimage_fields(content: bytes, path: Path) -> tuple[dict[str, str], int]:
     fields = _unique([(pair[0], pair[-1]) for pair in pairs], path)
     axes, sides = fields.get("ndims", ""), fields.get("dimsize", "").split()
     if "elementtype" not in fields or str(len(sides)) != axes or len(sides) > _MOST_AXES:
-        raise DataError(f"{path} cannot be read: NDims, DimSize or ElementType is missing or wrong; correct it.")
+        raise DataError(
+            f"{path} cannot be read: NDims, DimSize or ElementType is missing or wrong; correct it."
+        )
     return fields, end.end()
 
 
