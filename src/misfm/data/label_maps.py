@@ -98,7 +98,7 @@ def ingest_label_maps(folder: Path, store: Store) -> None:
         paths, names = find_label_maps(folder), read_names(folder)
         check_same(folder, paths, names, store)
         lost = {record.source.partition(AT)[0] for record in store.records() if not store.is_whole(record)}
-        pending = [path for path in paths if str(path.absolute()) in lost or not is_there(path, store)]
+        pending = [path for path in paths if path_text(path.absolute()) in lost or not is_there(path, store)]
         if pending:
             add_label_maps(folder, paths, pending, names, store)
 
