@@ -42,6 +42,8 @@ class ScanSource:
         series: the files of a scan that is many, as in DICOM; None for other formats.
         anonymised_path: the mask of what was removed to make the patient unknown, such as the face.
         fault: why a list of scans cannot be read that was found instead of a scan.
+        pseudonym: what stores know it by instead of its path, if anything.
+        is_released: somebody has looked at it and put it back out of the quarantine.
     """
 
     path: Path
@@ -50,6 +52,13 @@ class ScanSource:
     series: Series | None = None
     anonymised_path: Path | None = None
     fault: str = ""
+    pseudonym: str = ""
+    is_released: bool = False
+
+    @property
+    def source(self) -> str:
+        """What stores know it by."""
+        return self.pseudonym or str(self.path)
 
     @property
     def modality(self) -> str | None:
