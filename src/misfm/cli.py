@@ -76,32 +76,25 @@ def ingest(
     ] = "auto",
     workers: Annotated[int, typer.Option(help="Processes; 0 works in this one.", min=0)] = 0,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,
+    pseudonyms: Annotated[
+        Path | None,
+        typer.Option(metavar="KEYFILE", help="Keep pseudonyms instead of names; this file has the key."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Bring scans (NIfTI, NRRD, MetaImage, DICOM) into a store; run it again to add what is new."""
-    from misfm.data.ingest import IngestEvent
-    from misfm.data.ingest import ingest as run
+    from misfm.commands.ingest import ingest_scans
     from misfm.data.record import IngestSettings
 
     settings = IngestSettings(
         spacing="native" if spacing == "native" else numbers(spacing, float, "--spacing"), intensity=intensity
     )
-    with Progress("Ingesting") as progress:
-
-        def show(event: IngestEvent) -> None:
-            progress.update(event.done, event.total)
-            if event.outcome == "quarantined":
-                progress.say(f"quarantined: {event.reason}")
-
-        report = run(sources, store, settings, workers=workers, progress=show, scheduler=scheduler)
-    say(
-        f"{store}: {report.added} added, {report.skipped} unchanged, {report.duplicates} duplicates, "
-        f"{len(report.quarantined)} quarantined"
+    result, line = ingest_scans(
+        sources, store, settings, workers=workers, scheduler=scheduler, pseudonyms=pseudonyms
     )
-    counts = {"added": report.added, "skipped": report.skipped, "duplicates": report.duplicates}
-    quarantined = [{"source": source, "reason": reason} for source, reason in report.quarantined]
-    finish({"store": str(store), **counts, "quarantined": quarantined}, as_json)
-    if not any(counts.values()):
+    say(line)
+    finish(result, as_json)
+    if not any(result[outcome] for outcome in ("added", "skipped", "duplicates")):
         raise typer.Exit(1)
 
 
@@ -344,16 +337,24 @@ def info(
             "'published' for a list; or a name in one."
         ),
     ],
-    check: Annotated[
-        bool, typer.Option("--check", help="Read all of a store and verify its checksums.")
+    check: Annotated[bool, typer.Option("--check", help="Read all of a store and verify it.")] = False,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="List the quarantined scans of a store, with evidence.")
     ] = False,
+    release: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Put back a quarantined scan that you have looked at.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a store, dataset, run folder, weights file, foreign checkpoint, recipe or setting is."""
     from misfm.commands.catalogue import text_of
-    from misfm.commands.info import check_store, describe_path
+    from misfm.commands.info import describe_path
+    from misfm.commands.review import review
 
-    description = check_store(path) if check else describe_path(path)
+    if check or quarantine or release is not None:
+        description = review(path, check=check, quarantine=quarantine, release=release)
+    else:
+        description = describe_path(path)
     if not as_json:
         print(printable("\n".join(text_of(description))))
     finish(description, as_json)

@@ -134,6 +134,10 @@ def change(index, statement):
     [
         ("UPDATE volumes SET record = replace(record, '\"ct\"', '\"mr\"')", "row of case0"),
         ("UPDATE volumes SET case_name = 'case7' WHERE case_name = 'case1'", "row of case7"),
+        (
+            "UPDATE volumes SET case_name = CAST(x'63ff' AS TEXT) WHERE case_name = 'case0'",
+            "Could not decode",
+        ),
         ("UPDATE volumes SET record = 7 WHERE case_name = 'case1'", "row of case1"),
         ("DELETE FROM volumes WHERE case_name = 'case1'", "2 volumes instead of 3"),
         ("UPDATE tally SET checks = checks + 1", "checksum of all rows"),

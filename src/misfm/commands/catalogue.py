@@ -39,6 +39,8 @@ COMMANDS: Mapping[str, type[Settings]] = {
 }
 GIVEN = ("in_channels", "patch_size")
 """Parameters of a network's builder that follow from data and settings."""
+LONG = 60
+"""Characters above which the texts of a list get a line each."""
 _WORDS = {"integer": "int", "number": "float", "string": "str", "boolean": "bool", "object": "mapping"}
 
 
@@ -233,6 +235,13 @@ def text_of(description: Mapping[str, Any]) -> Iterator[str]:
         elif "summary" in _mapping(value):
             yield key
             yield from (f"  {line}" for line in text_of(value))
+        elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+            yield f"{key:{width}s} {len(value)}"
+            for one in value:
+                yield from ("", *(f"  {line}" for line in text_of(one)))
+        elif isinstance(value, list) and any(len(str(one)) > LONG for one in value):
+            yield f"{key:{width}s} {len(value)}"
+            yield from (f"  {one}" for one in value)
         else:
             yield f"{key:{width}s} {value if isinstance(value, str) else json.dumps(value)}"
 

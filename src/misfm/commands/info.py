@@ -12,17 +12,12 @@ from typing import Any
 from misfm.commands import catalogue
 from misfm.data.dataset import Dataset
 from misfm.data.store import Store
-from misfm.errors import ConfigError, DataError
+from misfm.errors import DataError
 from misfm.training.run import RunFolder
 from misfm.weights import describe, hub, published
 
 PUBLISHED = "published"
 """What stands for the list of published weights, where nothing of this name exists."""
-
-UNCHECKED = (
-    "made by an earlier misfm without checksums, so only what cannot be read was noticed; "
-    "'misfm ingest' of any scan into it adds them"
-)
 
 
 def describe_path(source: str | os.PathLike[str]) -> dict[str, Any]:
@@ -96,26 +91,9 @@ def describe_store(store: Store) -> dict[str, Any]:
         "volumes": len(records),
         "modalities": dict(Counter(record.kind for record in records)),
         "quarantined": [{"source": source, "reason": reason} for source, reason in store.quarantined()],
+        "released": [release.model_dump(mode="json") for release in store.released()],
         "fingerprint": store.fingerprint(),
     }
-
-
-def check_store(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read everything in a store and say in a sentence each what is wrong with it, ready for JSON.
-
-    Raises:
-        ConfigError: there is no store.
-    """
-    folder = Path(path)
-    if not (folder / "store.json").exists():
-        raise ConfigError(f"--check reads a store, and {path} is none; give the folder of one.")
-    try:
-        store = Store.open(folder)
-    except DataError as error:
-        return {"kind": "store", "whole": False, "faults": [str(error)]}
-    faults = store.faults()
-    notes = {} if store.is_checked else {"note": UNCHECKED}
-    return {"kind": "store", "whole": not faults, "faults": faults, **notes}
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:

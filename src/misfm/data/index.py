@@ -19,8 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfm.data.checksums import MAKE_AGAIN, checksum_of
+from misfm.data.quarantine import Evidence, Release
 from misfm.data.record import Entry, Record
 from misfm.errors import DataError
+from misfm.settings import SettingsT
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS volumes (id TEXT PRIMARY KEY, case_name TEXT, source TEXT, fingerprint TEXT,"
@@ -28,6 +30,8 @@ _SCHEMA = (
     "CREATE INDEX IF NOT EXISTS by_fingerprint ON volumes (fingerprint)",
     "CREATE TABLE IF NOT EXISTS sources (source TEXT PRIMARY KEY, stamp TEXT, id TEXT)",
     "CREATE TABLE IF NOT EXISTS quarantine (source TEXT PRIMARY KEY, reason TEXT)",
+    "CREATE TABLE IF NOT EXISTS evidence (source TEXT PRIMARY KEY, evidence TEXT)",
+    "CREATE TABLE IF NOT EXISTS released (source TEXT PRIMARY KEY, release TEXT)",
     "CREATE TABLE IF NOT EXISTS tally (volumes INTEGER, checks INTEGER)",
     "INSERT INTO tally SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM tally)",
 )
@@ -118,17 +122,37 @@ class Index:
             self._remember(database, source, stamp, record.id)
         return outdated
 
-    def quarantine(self, source: str, reason: str) -> list[str]:
+    def quarantine(self, source: str, reason: str, evidence: Evidence | None) -> list[str]:
         """Note that a source cannot be used, and why. Returns the ids of what went."""
         with self._replacing(source) as (database, outdated):
             database.execute("DELETE FROM sources WHERE source = ?", (source,))
             database.execute("INSERT OR REPLACE INTO quarantine VALUES (?, ?)", (source, reason))
+            database.execute("DELETE FROM evidence WHERE source = ?", (source,))
+            if evidence is not None:
+                row = (source, evidence.model_dump_json())
+                database.execute("INSERT INTO evidence VALUES (?, ?)", row)
         return outdated
 
     def quarantined(self) -> list[tuple[str, str]]:
         """Sources that could not be used, each with the reason, ordered by source."""
         with self._transaction() as database:
             return database.execute("SELECT source, reason FROM quarantine ORDER BY source").fetchall()
+
+    def evidence(self) -> dict[str, Evidence]:
+        """What is known of quarantined sources; nothing of those that an earlier version refused."""
+        rows = self._texts("SELECT source, evidence FROM evidence JOIN quarantine USING (source)")
+        return {source: self._parsed(Evidence, source, text) for source, text in rows}
+
+    def release(self, release: Release) -> None:
+        """Note that somebody has put a quarantined source back."""
+        with self._transaction(write=True) as database:
+            row = (release.source, release.model_dump_json())
+            database.execute("INSERT OR REPLACE INTO released VALUES (?, ?)", row)
+
+    def released(self) -> list[Release]:
+        """What was put back, ordered by source."""
+        rows = self._texts("SELECT source, release FROM released ORDER BY source")
+        return [self._parsed(Release, source, text) for source, text in rows]
 
     def seal(self, records: list[Record]) -> None:
         """Give the index of a store of format 1 the checksums that it lacks.
@@ -178,10 +202,20 @@ class Index:
     def _record(self, row: tuple[Any, ...]) -> Record:
         if fault := self._fault_of(row):
             raise self._damaged(fault)
+        return self._parsed(Record, row[1], row[4])
+
+    def _texts(self, query: str) -> list[tuple[str, str]]:
+        """Rows of a table that stores of format 1 have not."""
+        if not self.checked:
+            return []
+        with self._transaction() as database:
+            return database.execute(query).fetchall()
+
+    def _parsed(self, kind: type[SettingsT], name: str, text: str) -> SettingsT:
         try:
-            return Record.model_validate_json(row[4])
+            return kind.model_validate_json(text)
         except ValueError as error:
-            raise self._damaged(f"the row of {row[1]!s:.100} cannot be read") from error
+            raise self._damaged(f"the row of {name!s:.100} cannot be read") from error
 
     def _all_rows(self, database: sqlite3.Connection) -> list[tuple[Any, ...]]:
         """Rows of all volumes, ordered by case name, then id; a DataError where one was damaged or lost."""
@@ -230,6 +264,7 @@ class Index:
     def _remember(self, database: sqlite3.Connection, source: str, stamp: str, identity: str) -> None:
         database.execute("INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", (source, stamp, identity))
         database.execute("DELETE FROM quarantine WHERE source = ?", (source,))
+        database.execute("DELETE FROM evidence WHERE source = ?", (source,))
 
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator[sqlite3.Connection]:
@@ -249,6 +284,8 @@ class Index:
                 connection.close()
         except sqlite3.Error as error:
             raise self._failed(error, write=write) from error
+        except UnicodeDecodeError as error:  # what SQLite says of a table whose name was damaged
+            raise self._damaged("its tables have other names") from error
 
     def _failed(self, error: sqlite3.Error, *, write: bool) -> DataError:
         code = getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_")

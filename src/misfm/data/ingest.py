@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,8 @@ from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.fingerprint import fingerprint
 from misfm.data.intensity import IntensityRule, Kind, detect, fit, parse_intensity
 from misfm.data.preprocess import canonical, content_box, resample
+from misfm.data.pseudonyms import give_pseudonyms, without_names
+from misfm.data.quarantine import Doubtful, Refusal, refuse
 from misfm.data.readers import read_volume
 from misfm.data.record import Entry, IngestSettings, Origin, anonymise, make_entry
 from misfm.data.scan import ScanSource, find_scans
@@ -36,7 +38,7 @@ class IngestEvent:
     """One source is done.
 
     Attributes:
-        source: its path.
+        source: its path, or its pseudonym.
         outcome: "added", "skipped" (unchanged since it was ingested), "duplicate" or "quarantined".
         reason: why it was quarantined, or what it duplicates; else empty.
         done: sources done so far.
@@ -68,6 +70,7 @@ def ingest(
     workers: int = 0,
     progress: Callable[[IngestEvent], None] | None = None,
     scheduler: str | None = None,
+    pseudonyms: str | Path | None = None,
 ) -> IngestReport:
     """Bring all scans of ``sources`` into a store; run it again to resume or to add what is new.
 
@@ -78,14 +81,17 @@ def ingest(
         workers: processes on this machine; up to 1 works in this process.
         progress: called after every source.
         scheduler: address of a dask scheduler to use instead, whose workers see the same files.
+        pseudonyms: key file, see ``give_pseudonyms``; what is told of scans and kept of them then names none.
 
     Raises:
         DataError: a source is missing or empty, or the store cannot be written. A scan that cannot be used is
             no error: it is quarantined with its reason.
-        ConfigError: the store was made with other settings.
+        ConfigError: the store was made with other settings, with names instead of pseudonyms or the reverse.
     """
     parse_intensity(settings.intensity)
     scans = find_scans(sources)
+    if pseudonyms is not None:
+        scans = give_pseudonyms(scans, Path(pseudonyms), Path(store_path))
     counts: Counter[Outcome] = Counter()
     quarantined = []
 
@@ -97,7 +103,12 @@ def ingest(
             progress(IngestEvent(scan.source, outcome, reason, counts.total(), len(scans)))
 
     prepared = partial(_prepare_scan, settings=settings)
-    with Store.writing(store_path, settings) as store, pool(workers, scheduler) as workplace:
+    with (
+        Store.writing(store_path, settings, pseudonymous=pseudonyms is not None) as store,
+        pool(workers, scheduler) as workplace,
+    ):
+        released = {(one.source, one.stamp) for one in store.released()}
+        scans = [replace(scan, is_released=(scan.source, scan.stamp) in released) for scan in scans]
         known = [scan for scan in scans if store.has(scan.source, scan.stamp)]
         for scan in known:
             finish(scan, "skipped")
@@ -113,12 +124,13 @@ def ingest(
     return IngestReport(counts["added"], counts["skipped"], counts["duplicate"], tuple(quarantined))
 
 
-def _put(store: Store, scan: ScanSource, result: Entry | str) -> tuple[Outcome, str]:
+def _put(store: Store, scan: ScanSource, result: Entry | Refusal) -> tuple[Outcome, str]:
     """Bring a prepared scan into the store, or quarantine it; returns what became of it, and why."""
     source = scan.source
-    if isinstance(result, str):
-        store.quarantine(source, result)
-        return "quarantined", result
+    if isinstance(result, Refusal):
+        reason = without_names(result.reason, scan) if scan.pseudonym else result.reason
+        store.quarantine(source, reason, result.evidence)
+        return "quarantined", reason
     twin = store.find(result.record.fingerprint)
     unmasked = twin is not None and result.record.anonymised and not twin.anonymised
     moved = twin is not None and twin.source == source and twin.id != result.record.id
@@ -228,28 +240,29 @@ def prepare(
     return entry if anonymised is None else anonymise(entry, anonymised)
 
 
-def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | str:
+def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | Refusal:
     """The entry of a scan, or why it cannot be used; runs in the workers."""
+    volume: Volume | None = None
     try:
         with usable(scan.path):
             volume = scan.read()
-            _check_scan(volume, scan.path)
+            _check_scan(volume, scan)
             kind: Kind = scan.kind or detect(volume, scan.modality)
             rule = parse_intensity(settings.intensity) or IntensityRule(kind=kind)
             origin = Origin(scan.case, scan.source, fingerprint(volume))
             return prepare(origin, volume, None, [rule], settings, scan.read_anonymised(volume))
     except MisfmError as error:
-        return str(error)
+        return refuse(scan, str(error), volume=volume, judged=isinstance(error, Doubtful))
 
 
-def _check_scan(volume: Volume, path: Path) -> None:
+def _check_scan(volume: Volume, scan: ScanSource) -> None:
     """Refuse what would only mislead pretraining: nothing to see, or a label map lying beside its image."""
-    data = volume.data[0]
+    data, path = volume.data[0], scan.path
     lowest = data.min()
     if lowest == data.max():
         raise DataError(f"{path} shows nothing: all its voxels are {lowest:g}; export the scan again.")
     some = data[tuple(slice(None, None, max(1, side // 64)) for side in data.shape)]
-    if not np.array_equal(some, np.rint(some)):
+    if scan.is_released or not np.array_equal(some, np.rint(some)):
         return
     # In label maps nearly all neighbours are equal, in scans hardly any outside of their background. That
     # need not be the lowest value: around brains without skulls, within the corners of a CT. One of the two
@@ -260,7 +273,10 @@ def _check_scan(volume: Volume, path: Path) -> None:
         background |= data == values[counts.argmax()]
     inside = ~(background[..., :-1] | background[..., 1:])
     if inside.any() and (data[..., :-1] == data[..., 1:])[inside].mean() > 0.7:
-        raise DataError(f"{path} looks like a label map; leave it out, or give a dataset in nnU-Net format.")
+        raise Doubtful(
+            f"{path} looks like a label map; leave it out, give a dataset in nnU-Net format, or, if it is a "
+            "scan, release it."
+        )
 
 
 def _around_labels(box: Box, label: Volume) -> Box:
@@ -269,7 +285,6 @@ def _around_labels(box: Box, label: Volume) -> Box:
     return box if labelled is None else box.around(labelled)
 
 
-def _lost(scan: ScanSource) -> str:
-    return one_line(
-        f"{scan.path} ended the process that read it, mostly for want of memory; use fewer workers."
-    )
+def _lost(scan: ScanSource) -> Refusal:
+    reason = f"{scan.path} ended the process that read it, mostly for want of memory; use fewer workers."
+    return refuse(scan, one_line(reason))

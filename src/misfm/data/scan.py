@@ -43,6 +43,8 @@ class ScanSource:
         series: the files of a scan that is many, as in DICOM; None for other formats.
         anonymised_path: the mask of what was removed to make the patient unknown, such as the face.
         fault: why a list of scans cannot be read that was found instead of a scan.
+        pseudonym: what stores know it by instead of its path, if anything.
+        is_released: somebody has looked at it and put it back out of the quarantine.
     """
 
     path: Path
@@ -51,14 +53,16 @@ class ScanSource:
     series: Series | None = None
     anonymised_path: Path | None = None
     fault: str = ""
+    pseudonym: str = ""
+    is_released: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "case", one_line(self.case))
 
     @property
     def source(self) -> str:
-        """The path as records, JSON and the index of a store hold it."""
-        return path_text(self.path)
+        """What records, JSON and the index of a store know it by: its path, or its pseudonym."""
+        return self.pseudonym or path_text(self.path)
 
     @property
     def modality(self) -> str | None:

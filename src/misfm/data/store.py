@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from misfm import locks
 from misfm.data.checksums import MAKE_AGAIN, checksum_of
 from misfm.data.index import Index
+from misfm.data.quarantine import Evidence, Release, now
 from misfm.data.record import Checks, Entry, IngestSettings, Record, fingerprint_of
 from misfm.data.volume_files import ANONYMISED, IMAGE, LABEL, VolumeFiles, damaged
 from misfm.documents import read_json
@@ -45,23 +46,39 @@ class Store:
     Attributes:
         path: the folder.
         settings: how its volumes were made.
+        pseudonymous: whether it knows scans by pseudonyms only.
     """
 
-    def __init__(self, path: Path, settings: IngestSettings, *, version: int = FORMAT_VERSION) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: IngestSettings,
+        *,
+        version: int = FORMAT_VERSION,
+        pseudonymous: bool = False,
+    ) -> None:
         self.path = path
         self.settings = settings
+        self.pseudonymous = pseudonymous
         self._files = VolumeFiles(path / "volumes")
         self._index = Index(path / "index.sqlite", checked=version != UNCHECKED_VERSION)
 
     @classmethod
     @contextmanager
-    def writing(cls, path: str | Path, settings: IngestSettings) -> Iterator[Store]:
+    def writing(
+        cls, path: str | Path, settings: IngestSettings, *, pseudonymous: bool = False
+    ) -> Iterator[Store]:
         """Make a store, or open one, for this process alone to add to; another one's end is waited for.
 
         What killed processes left half-written is removed. Readers never wait.
 
+        Args:
+            path: the folder.
+            settings: those of the store.
+            pseudonymous: scans come with pseudonyms; a store has all of them so, or none.
+
         Raises:
-            ConfigError: a store with other settings is there.
+            ConfigError: a store with other settings is there, or one with names instead of pseudonyms.
             DataError: the folder cannot be written, or what is there is damaged.
         """
         path = Path(path)
@@ -70,25 +87,31 @@ class Store:
             logger.info("Another process adds to the store %s: waiting until it is done.", path)
 
         with locks.hold(path / ".lock", f"Another process adds to the store {path}.", waiting=waiting):
-            store = cls.create(path, settings)
+            store = cls.create(path, settings, pseudonymous=pseudonymous)
             remove_leftovers(path / "volumes")
             yield store
 
     @classmethod
-    def create(cls, path: str | Path, settings: IngestSettings) -> Store:
-        """Make a store, or open the one that is there if its settings are the same.
+    def create(cls, path: str | Path, settings: IngestSettings, *, pseudonymous: bool = False) -> Store:
+        """Make a store, or open the one that is there if its settings are the same; see ``writing``.
 
         Raises:
-            ConfigError: a store with other settings is there.
+            ConfigError: a store with other settings is there, or one with names instead of pseudonyms.
             DataError: the folder cannot be written, or what is there is damaged.
         """
         path = Path(path)
         exists = (path / "store.json").exists()
-        store = cls.open(path) if exists else cls(path, settings)
+        store = cls.open(path) if exists else cls(path, settings, pseudonymous=pseudonymous)
         if store.settings != settings:
             raise ConfigError(
                 f"The store {path} was made with {_describe(store.settings)}, not {_describe(settings)}; "
                 "use the same settings or another folder."
+            )
+        if store.pseudonymous != pseudonymous:
+            raise ConfigError(
+                f"The store {path} knows scans by pseudonyms; give their key file with --pseudonyms."
+                if store.pseudonymous
+                else f"The store {path} knows scans by their names; choose another folder for pseudonyms."
             )
         make_folder(path / "volumes")
         store._index.create()
@@ -97,8 +120,9 @@ class Store:
         if exists:
             store._add_checksums()
         content = {"format_version": FORMAT_VERSION, "settings": settings.model_dump(mode="json")}
+        content["pseudonymous"] = pseudonymous
         write_json(path / "store.json", {**content, "checksum": _checksum_of_json(content)})
-        return cls(path, settings)
+        return cls(path, settings, pseudonymous=pseudonymous)
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -125,7 +149,7 @@ class Store:
             )
         if settings is None:
             raise _damaged_settings(path)
-        return cls(path, settings, version=version)
+        return cls(path, settings, version=version, pseudonymous=bool(content.get("pseudonymous")))
 
     @property
     def is_checked(self) -> bool:
@@ -238,13 +262,48 @@ class Store:
         """Note that a source holds the same voxels as a volume that is there; what it held before goes."""
         self._files.remove(self._index.add_duplicate(source, stamp, record))
 
-    def quarantine(self, source: str, reason: str) -> None:
+    def quarantine(self, source: str, reason: str, evidence: Evidence | None = None) -> None:
         """Note that a source cannot be used and why, forgotten once it can; what it held before goes."""
-        self._files.remove(self._index.quarantine(source, reason))
+        self._files.remove(self._index.quarantine(source, reason, evidence))
 
     def quarantined(self) -> list[tuple[str, str]]:
         """Sources that could not be used, each with the reason, ordered by source."""
         return self._index.quarantined()
+
+    def evidence(self) -> dict[str, Evidence]:
+        """What is known of quarantined sources; nothing of those that an earlier version refused."""
+        return self._index.evidence()
+
+    def release(self, name: str) -> Release:
+        """Put a quarantined scan back: the next ingest takes it, unless its files have changed by then.
+
+        Args:
+            name: its source, or the last part of that.
+
+        Raises:
+            ConfigError: no quarantined scan has this name, or several have.
+            DataError: it cannot be used, whatever somebody who has looked at it says.
+        """
+        reasons = dict(self.quarantined())
+        found = [source for source in reasons if name in (source, Path(source).name)]
+        if len(found) != 1:
+            raise ConfigError(
+                f"{name} names {len(found)} of the {len(reasons)} quarantined scans of {self.path}; give the "
+                f"source of one, as 'misfm info {self.path} --quarantine' lists them."
+            )
+        (source,) = found
+        evidence = self.evidence().get(source)
+        if evidence is None or not evidence.is_judgement:
+            raise DataError(
+                f"{source} cannot be released, for nobody can judge otherwise: {reasons[source].rstrip('.')}."
+            )
+        release = Release(source=source, stamp=evidence.stamp, reason=reasons[source], when=now())
+        self._index.release(release)
+        return release
+
+    def released(self) -> list[Release]:
+        """Scans that were put back, ordered by source; what was quarantined again is among them."""
+        return self._index.released()
 
     def faults(self) -> list[str]:
         """Read all files and the whole index again, and say in a sentence each what is wrong with them."""

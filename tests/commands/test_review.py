@@ -62,7 +62,7 @@ def test_what_is_no_store_cannot_be_checked(tmp_path, run_command):
     for path in (tmp_path, tmp_path / "nowhere"):
         done = run_command("info", path, "--check")
         assert done.status == 2
-        assert done.error == f"Error: --check reads a store, and {path} is none; give the folder of one."
+        assert done.error == f"Error: --check is for a store, and {path} is none; give the folder of one."
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -77,3 +77,35 @@ def test_a_training_ends_with_one_sentence(copied, tmp_path, run_command, worker
     assert done.error.endswith(".nii.gz.")
     assert "is damaged: its checksum differs; run again what made the store" in done.error
     assert "Caught" not in done.err
+
+
+def test_reviewing_the_quarantine(phantom_dir, tmp_path, run_command):
+    import nibabel as nib
+    import numpy as np
+
+    voxels = np.random.default_rng(0).integers(-900, 900, (8, 16, 32)).repeat(5, axis=0)
+    (tmp_path / "scans").mkdir()
+    nib.save(nib.Nifti1Image(voxels.astype(np.int16), np.eye(4)), tmp_path / "scans" / "odd.nii.gz")
+    (tmp_path / "scans" / "cut.nii.gz").write_bytes(b"nothing")
+    store, arguments = tmp_path / "s", (tmp_path / "scans", "--store", tmp_path / "s")
+    assert run_command("ingest", *arguments).status == 1  # nothing was added
+    cut, odd = run_command("info", store, "--quarantine", "--json").result["scans"]
+    assert (odd["is_judgement"], odd["shape"], odd["released"]) == (True, [32, 16, 40], None)
+    assert (cut["is_judgement"], "shape" in cut) == (False, False)
+    shown = run_command("info", store, "--quarantine").out
+    assert str(tmp_path / "scans" / "odd.nii.gz") in shown
+    assert "looks like a label map" in shown
+
+    assert run_command("info", store, "--release", "cut.nii.gz").status == 1
+    assert run_command("info", store, "--release", "nobody").status == 2
+    assert run_command("info", store, "--release", "odd.nii.gz", "--check").status == 2
+    done = run_command("info", store, "--release", "odd.nii.gz", "--json")
+    assert done.status == 0
+    assert (
+        run_command("info", store, "--quarantine", "--json").result["scans"][1]["released"]
+        == done.result["when"]
+    )
+    assert run_command("ingest", *arguments, "--json").result["added"] == 1
+    found = run_command("info", store, "--json").result
+    assert [one["source"] for one in found["released"]] == [str(tmp_path / "scans" / "odd.nii.gz")]
+    assert len(found["quarantined"]) == 1
