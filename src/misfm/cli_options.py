@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,4 +84,5 @@ def case_choice(text: str | None) -> int | list[str] | None:
     """Parse ``--cases``: a number, or names; ``007`` and ``7,`` are names."""
     if text is None:
         return None
-    return int(text) if text.isdecimal() and str(int(text)) == text else names(text)
+    is_number = re.fullmatch(r"[1-9][0-9]{0,8}|0", text)
+    return int(text) if is_number else names(text)

@@ -14,7 +14,7 @@ from misfm.settings import NO_WEIGHTS, PositiveShape, Settings, Spacing, Tree, p
 from misfm.training.mean_teacher import UnlabelledSettings
 from misfm.training.settings import OpenTrainingSettings, TrainingSettings
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -124,9 +124,9 @@ class PretrainSettings(RunSettings):
     """Licence of the weights, recorded in them; say where the scans came from and what that allows."""
     validation_share: Share = 0.05
     """Share of the volumes kept out of training to measure the pretext on (at least one)."""
-    generated: Annotated[int, Field(ge=2)] = 200
+    generated: Annotated[int, Field(ge=2, le=100_000)] = 200
     """Volumes generated for a task that mixes scans with generated anatomy."""
-    validation_batches: Count = 8
+    validation_batches: Annotated[int, Field(ge=1, le=10_000)] = 8
     """Batches of the fixed validation set."""
     probe: ProbeSettings | None = None
     """Few-label fine-tuning that judges the weights while they train; the best of them are kept."""

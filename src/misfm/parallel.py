@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from misfm.errors import ConfigError
+
+MOST_PER_PROCESSOR = 8
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -54,6 +59,20 @@ class Pool:
             yield collect(*flying.popleft())
 
 
+def check_workers(count: int, option: str) -> None:
+    """Refuse more processes than a machine has any use for: it would be busy with nothing else.
+
+    Raises:
+        ConfigError: says how many processors there are.
+    """
+    processors = os.cpu_count() or 1
+    if count > MOST_PER_PROCESSOR * processors:
+        raise ConfigError(
+            f"{option} asks for {count:,} processes and this machine has {processors} processors: choose "
+            f"{MOST_PER_PROCESSOR * processors} at most."
+        )
+
+
 @contextmanager
 def pool(workers: int = 0, scheduler: str | None = None) -> Iterator[Pool]:
     """Open a place to work in.
@@ -65,6 +84,8 @@ def pool(workers: int = 0, scheduler: str | None = None) -> Iterator[Pool]:
     if workers <= 1 and scheduler is None:
         yield Pool()
         return
+    if scheduler is None:
+        check_workers(workers, "--workers")
     # Half a second to import, and needed here only.
     from distributed import Client, LocalCluster
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 def closest(name: str, options: list[str]) -> str:
     """Return a hint for a mistyped ``name``: the nearest of ``options``, then all of them."""
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:100], options, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}{'Choose' if hint else 'choose'} from: {', '.join(options)}."
 

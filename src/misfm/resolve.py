@@ -84,10 +84,8 @@ def read_file(path: Path) -> Tree:
     """Read a YAML file of settings."""
     try:
         tree = read_yaml(path)
-    except OSError as error:
+    except (OSError, Malformed) as error:
         raise ConfigError(f"Cannot read the settings in {path}: {error}.") from error
-    except Malformed as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}.") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no settings: expected lines such as 'batch_size: 2'.")
     return tree

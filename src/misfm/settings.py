@@ -52,6 +52,10 @@ NO_WEIGHTS = "none"
 """What settings say for weights that are random."""
 
 
+MOST_CHARACTERS = 10_000
+"""Of a setting that is text: paths and licences are shorter."""
+
+
 class Settings(BaseModel):
     """Typed, validated, immutable settings of one part; each part of the package defines its own.
 
@@ -59,7 +63,13 @@ class Settings(BaseModel):
     differs from the default, which it does not repeat.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        str_max_length=MOST_CHARACTERS,
+    )
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -78,8 +88,14 @@ def parse(kind: type[SettingsT], tree: Tree, what: str) -> SettingsT:
                 f"There is no setting '{key}' in the {what}; {closest(key, options)}"
             ) from error
         raise ConfigError(
-            f"Setting '{key}' of the {what} is wrong: {first['msg']} (got {first.get('input')!r})."
+            f"Setting '{key}' of the {what} is wrong: {first['msg']} (got {shown(first.get('input'))})."
         ) from error
+
+
+def shown(value: object, longest: int = 200) -> str:
+    """Return a value as messages show it, cut off where it is long."""
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def sibling_keys(kind: type[Settings], location: Sequence[int | str]) -> list[str]:

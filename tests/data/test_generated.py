@@ -79,7 +79,7 @@ def test_scans_have_no_label_maps(store, tiny, tmp_path):
 
 def test_a_number_that_is_none_is_refused(tmp_path):
     for text in ("phantom:1", "phantom:many"):
-        with pytest.raises(ConfigError, match="number of two or more"):
+        with pytest.raises(ConfigError, match="number from 2 to 100000"):
             open_store(text, tmp_path / "run")
 
 

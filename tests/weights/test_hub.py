@@ -85,7 +85,8 @@ class Handler(BaseHTTPRequestHandler):
         if files is None:
             return self.send(404, headers={"X-Error-Code": "RevisionNotFound"})
         if part["before"]:
-            listing = {"id": part["repo"], "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]}
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+            listing = {"id": part["repo"], "sha": COMMIT, "siblings": siblings}
             return self.send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
         commit = next(name for name, found in repo.revisions.items() if found is files and len(name) == 40)
         if part["file"] not in files:
@@ -338,3 +339,44 @@ def test_a_released_checkpoint_may_have_its_plan_beside_it(server):
     server.publish("AnonRes/Broken", checkpoint_final__pth=bare.read_bytes(), adaptation_plan__json=b"[1")
     with pytest.raises(WeightsError, match="is no adaptation plan"):
         weights.describe("hf://AnonRes/Broken")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("hf://a/..", "hf://../b", "hf://a--b/c", "hf://a/b.git", f"hf://a/{'b' * 100}", "hf://-a/b"),
+        *("hf://a/b@..", "hf://a/b@..%2F..%2Fx", "hf://a/b@%2Fetc", "hf://a/b@%00", f"hf://a/b@{'c' * 300}"),
+        *("hf://a/b/../c.pth", "hf://a/b//etc/c.pth", "hf://a/b/c/./d.pth"),
+    ],
+)
+def test_no_part_of_an_address_leads_out_of_the_cache(server, run_command, text):
+    with pytest.raises(WeightsError, match="is no address on the hub: write hf://owner/repo"):
+        parse_address(text)
+    done = run_command("info", text)
+    assert (done.status, len(done.error) < 500) == (1, True)
+    assert not server.requests
+
+
+def test_files_that_a_repository_puts_outside_of_itself_are_passed_over(server, content):
+    server.publish("owner/repo", **{"../../x.pth": b"x", "/etc/y.pth": b"y", "model.pth": content})
+    assert hub.fetch(parse_address("hf://owner/repo")).name == "model.pth"
+
+
+def test_more_than_weights_ever_are_is_not_downloaded(server, content, monkeypatch):
+    server.publish("owner/repo", **{"model.pth": content, "adaptation_plan.json": b"{}" * 20})
+    monkeypatch.setattr(hub, "MOST_PLAN_BYTES", 30)
+    with pytest.raises(WeightsError, match=r"adaptation_plan\.json of hf://owner/repo has 40 bytes"):
+        hub.fetch(parse_address("hf://owner/repo"))
+    monkeypatch.setattr(hub, "MOST_BYTES", 30)
+    with pytest.raises(WeightsError, match=r"model\.pth of hf://owner/repo has .* bytes"):
+        hub.fetch(parse_address("hf://owner/repo"))
+    assert not [path for _, path in server.requests if "resolve" in path]
+
+
+def test_a_damaged_cache_holds_nothing(server, content, disconnect):
+    server.publish("owner/repo", **{"model.pth": content})
+    cached = hub.fetch(parse_address("hf://owner/repo"))
+    (cached.parents[2] / "refs" / "main").write_bytes(b"\xff\x00")
+    disconnect()
+    with pytest.raises(WeightsError, match="is not in the cache and could not be downloaded"):
+        hub.fetch(parse_address("hf://owner/repo"))

@@ -36,6 +36,7 @@ from misfm.inference.predictor import MAX_CLASSES
 from misfm.models import SegmentationModel, create
 from misfm.planning.fill_defaults import fill_defaults, intensity_rule, recall
 from misfm.planning.leakage import check_leaks
+from misfm.planning.room import check_room
 from misfm.planning.splits import SPLIT, choose_cases, find_cases, split_of, split_of_run
 from misfm.seeding import derive_seed
 from misfm.terminal import logger
@@ -241,6 +242,8 @@ def build_model(settings: CompleteSettings, dataset: Dataset) -> SegmentationMod
             f"{dataset.path} names {len(dataset.label_names)} labels, and a network can tell {MAX_CLASSES} "
             "apart: join some."
         )
+    sizes = settings.patch_size, settings.batch_size, len(dataset.channel_names)
+    check_room(settings, settings.network, *sizes)
     torch.manual_seed(derive_seed(settings.seed, "initial weights"))
     return create(
         settings.network.name,

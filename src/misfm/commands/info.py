@@ -13,7 +13,7 @@ from misfm.commands import catalogue
 from misfm.data.dataset import Dataset
 from misfm.data.store import Store
 from misfm.errors import DataError
-from misfm.training.run import RunFolder
+from misfm.training.run import RunFolder, steps_taken
 from misfm.weights import describe, hub, published
 
 PUBLISHED = "published"
@@ -57,7 +57,7 @@ def describe_name(name: str) -> dict[str, Any]:
         known = catalogue.find(name)
         if known is None:
             names = [*(entry.name for entry in published.WEIGHTS), *catalogue.known_names()]
-            near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+            near = difflib.get_close_matches(name.lower()[:100], names, n=1, cutoff=0.6)
             hint = f" (did you mean '{near[0]}'?)" if near else published.suggestion(name)
             raise DataError(f"{name} does not exist; check the path, or the name{hint}.")
         return known
@@ -115,7 +115,7 @@ def describe_run(run: RunFolder) -> dict[str, Any]:
     metrics = run.read_metrics()
     return {
         "kind": "run",
-        "steps_done": metrics[-1]["step"] if metrics else 0,
+        "steps_done": steps_taken(run),
         "finished": run.weights.exists(),
         "settings": run.read_settings(),
         "last_metrics": metrics[-1] if metrics else {},

@@ -32,6 +32,7 @@ from misfm.errors import ConfigError
 from misfm.files import write_json
 from misfm.models import Backbone, SegmentationModel, create
 from misfm.planning.fill_defaults import fill_network
+from misfm.planning.room import check_room
 from misfm.planning.volumes import VOLUMES, ids_of, kept_split, scans_of, split_records
 from misfm.pretext.base import PretextTask
 from misfm.seeding import derive_seed, generator_for
@@ -255,7 +256,12 @@ class PatchSource:
 
 
 def fresh_backbone(settings: PretrainSettings, in_channels: int) -> Backbone:
-    """Build the network without a head, its weights drawn by the seed."""
+    """Build the network without a head, its weights drawn by the seed.
+
+    Raises:
+        ConfigError: it cannot be built, or trained on this machine.
+    """
+    check_room(settings, settings.network, settings.patch_size, settings.batch_size, in_channels)
     torch.manual_seed(derive_seed(settings.seed, "initial weights"))
     return create(
         settings.network.name,

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from misfm.data.case_notes import check_cases, guess_subject, parse_annotated, parse_subjects
-from misfm.data.dataset_json import parse_channels, parse_labels, read_dataset_json
+from misfm.data.dataset_json import parse_channels, parse_file_ending, parse_labels, read_dataset_json
 from misfm.data.intensity import Kind
 from misfm.data.readers import read_volume
 from misfm.data.splits import Split, read_split
 from misfm.errors import ConfigError, DataError
+from misfm.settings import shown
 from misfm.text import one_line
 from misfm.volume import Volume, grid_difference
 
@@ -72,7 +73,7 @@ class Dataset:
         labels, ignore = parse_labels(content, file)
         values = _by_value(labels, ignore, file)
         annotated = parse_annotated(content, labels, file)
-        subjects, ending = parse_subjects(content, file), str(content.get("file_ending", ".nii.gz"))
+        subjects, ending = parse_subjects(content, file), parse_file_ending(content, file)
         dataset = cls(path, names, values, ignore, ending, annotated, subjects)
         if annotated or subjects:
             known = (case.name for case in (*dataset.cases("Tr"), *dataset.cases("Ts")))
@@ -89,7 +90,7 @@ class Dataset:
         path = Path(path)
         content = read_dataset_json(path / "dataset.json")
         names = parse_channels(content, path / "dataset.json")
-        return cls(path, names, {}, None, str(content.get("file_ending", ".nii.gz")))
+        return cls(path, names, {}, None, parse_file_ending(content, path / "dataset.json"))
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -220,7 +221,7 @@ def _by_value(labels: Mapping[str, int], ignore: int | None, path: Path) -> dict
     values = sorted(labels.values())
     if len(values) < 2 or values != list(range(len(values))):
         raise DataError(
-            f"{path} numbers its labels {values}; number them 0 (background), 1, 2, ... without gaps."
+            f"{path} numbers its labels {shown(values)}; number them 0 (background), 1, 2, ... without gaps."
         )
     if ignore is not None and ignore < len(values):
         raise DataError(f"{path} gives 'ignore' the value {ignore}; it must be above all other labels.")

@@ -27,7 +27,7 @@ from misfm.terminal import logger
 from misfm.volume import Volume
 
 PREFIX, LABELS = "phantom", "labels"
-DEFAULT_NUM_VOLUMES = 200
+DEFAULT_NUM_VOLUMES, MOST_VOLUMES = 200, 100_000
 FOLDER = "phantoms"
 """Appended to the name of the run folder, beside which the generated store lies."""
 SETTINGS = IngestSettings(spacing="native", intensity="ct:-200,600")
@@ -45,7 +45,7 @@ def open_store(store: str, out: Path) -> Store:
 
     Raises:
         DataError: no store there, or no label maps.
-        ConfigError: ``phantom:`` followed by anything but a number of two or more.
+        ConfigError: ``phantom:`` followed by anything but a number from 2 to 100,000.
     """
     if not is_generated(store):
         return Store.open(store)
@@ -83,9 +83,10 @@ def num_volumes(store: str) -> int:
     """
     phantoms, _ = parts_of(store)
     _, _, text = (phantoms or PREFIX).partition(":")
-    if not (text or str(DEFAULT_NUM_VOLUMES)).isdecimal() or int(text or DEFAULT_NUM_VOLUMES) < 2:
-        raise ConfigError(f"--store {PREFIX}:COUNT takes a number of two or more, got '{text}'.")
-    return int(text or DEFAULT_NUM_VOLUMES)
+    count = text or str(DEFAULT_NUM_VOLUMES)
+    if not count.isdecimal() or len(count) > len(str(MOST_VOLUMES)) or not 2 <= int(count) <= MOST_VOLUMES:
+        raise ConfigError(f"--store {PREFIX}:COUNT takes a number from 2 to {MOST_VOLUMES}, got '{text}'.")
+    return int(count)
 
 
 def generate_beside(scans: Store, count: int, out: Path) -> Store:

@@ -81,9 +81,15 @@ def read_table(folder: Path) -> LabelTable:
 
     Args:
         folder: the store's.
+
+    Raises:
+        DataError: the file is damaged.
     """
     path = folder / TABLE
-    return LabelTable.model_validate_json(path.read_bytes()) if path.exists() else LabelTable()
+    try:
+        return LabelTable.model_validate(read_json(path)) if path.exists() else LabelTable()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged; delete the store {folder} and the run.") from error
 
 
 def ingest_label_maps(folder: Path, store: Store) -> None:

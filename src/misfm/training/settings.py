@@ -10,7 +10,7 @@ from misfm.settings import Settings
 from misfm.training.optim import OptimizerSettings
 from misfm.training.schedules import ScheduleSettings
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class OpenTrainingSettings(Settings):
@@ -29,7 +29,7 @@ class OpenTrainingSettings(Settings):
     weights."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast where the device computes in it natively, else float32."""
-    num_workers: Annotated[int, Field(ge=0)] = 0
+    num_workers: Annotated[int, Field(ge=0, le=10**4)] = 0
     """Processes that read patches ahead; 0 reads in the training process."""
     log_every: Count = 20
     """Steps between rows of metrics.jsonl."""

@@ -27,8 +27,10 @@ from huggingface_hub.errors import (
 )
 
 from misfm.errors import WeightsError
+from misfm.settings import shown
 from misfm.weights.containers import PLAN_FILE
 from misfm.weights.file import FILE_NAME
+from misfm.weights.reading import reading
 
 SCHEME = "hf://"
 PREFERRED = (FILE_NAME, "checkpoint_final.pth")
@@ -39,6 +41,12 @@ OWNERS = {"AnonRes": "MIC-DKFZ", "MIC-DKFZ": "AnonRes"}
 TIMEOUT = 10.0
 """Seconds in which the hub has to begin to answer."""
 
+MOST_BYTES, MOST_PLAN_BYTES = 2**35, 2**26
+"""Of weights: thirty times the largest that anybody has published for scans. Of the plan beside them."""
+LONGEST_NAME, LONGEST_REPO = 200, 96
+
+_REPO = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?")
+_NAME = re.compile(r"[\w.+ /-]+")
 _ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@]+))?(/(?P<file>[^@]+))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger("misfm")
@@ -78,13 +86,14 @@ def parse_address(text: str) -> Address:
         WeightsError: not of this form.
     """
     match = _ADDRESS.fullmatch(text)
-    if match is None:
-        raise WeightsError(
-            f"{text} is no address on the hub: write hf://owner/repo, hf://owner/repo@revision or "
-            "hf://owner/repo/file."
-        )
-    revision = match["revision"]
-    return Address(match["repo"], unquote(revision) if revision else None, match["file"])
+    if match is not None:
+        revision = unquote(match["revision"]) if match["revision"] else None
+        if _is_repo(match["repo"]) and _is_safe(revision) and _is_safe(match["file"]):
+            return Address(match["repo"], revision, match["file"])
+    raise WeightsError(
+        f"{shown(text)} is no address on the hub: write hf://owner/repo, hf://owner/repo@revision or "
+        "hf://owner/repo/file."
+    )
 
 
 @functools.lru_cache
@@ -122,6 +131,8 @@ def find_cached(address: Address) -> Path | None:
             folder = snapshot_download(repo, revision=address.revision, local_files_only=True)
         except LocalEntryNotFoundError as error:
             folder = getattr(error, "snapshot_path", None)  # set where other files of the snapshot lack
+        except (OSError, ValueError):  # a damaged cache holds nothing
+            continue
         if folder is None:
             continue
         names = [path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()]
@@ -161,10 +172,11 @@ def check(path: Path, sha256: str | None = None) -> None:
     Raises:
         WeightsError: another content.
     """
-    recorded = _recorded_sha256(path)
-    if sha256 is None and recorded is None:
-        return
-    actual = _sha256_of(path, path.stat().st_mtime_ns)
+    with reading(path, "cannot be read", "delete it and run again to download it anew"):
+        recorded = _recorded_sha256(path)
+        if sha256 is None and recorded is None:
+            return
+        actual = _sha256_of(path, path.stat().st_mtime_ns)
     if recorded is not None and actual != recorded:
         raise WeightsError(
             f"{path} is damaged (sha256 {actual}, the hub says {recorded}): delete {path.resolve()} and run "
@@ -178,25 +190,50 @@ def check(path: Path, sha256: str | None = None) -> None:
         )
 
 
+def _is_repo(name: str) -> bool:
+    """Whether a repository can be called so; names become folders of the cache."""
+    forbidden = any(part in name for part in ("..", "--")) or name.endswith(".git")
+    return not forbidden and len(name) <= LONGEST_REPO and _REPO.fullmatch(name) is not None
+
+
+def _is_safe(name: str | None) -> bool:
+    """Whether a revision or file of a repository stays within the folder that the cache has for it."""
+    if name is None:
+        return True
+    parts = name.split("/")
+    return len(name) <= LONGEST_NAME and _NAME.fullmatch(name) is not None and not {"", ".", ".."} & {*parts}
+
+
 def _download(address: Address) -> Path:
-    repo, names = _list_files(address)
-    name = choose(names, address)
+    repo, sizes = _list_files(address)
+    name = choose(sizes, address)
+    _refuse_size(address, name, sizes[name], MOST_BYTES)
     plan = PLAN_FILE if Path(name).parent == Path() else f"{Path(name).parent.as_posix()}/{PLAN_FILE}"
-    if plan in names and not name.endswith(".safetensors"):
+    if plan in sizes and not name.endswith(".safetensors"):
+        _refuse_size(address, plan, sizes[plan], MOST_PLAN_BYTES)
         hf_hub_download(repo, plan, revision=address.revision)
     return Path(hf_hub_download(repo, name, revision=address.revision))
 
 
-def _list_files(address: Address) -> tuple[str, list[str]]:
-    """The repository under the name that the hub knows, and its files."""
+def _refuse_size(address: Address, name: str, size: int | None, most: int) -> None:
+    if size is not None and size > most:
+        raise WeightsError(
+            f"{name} of {address} has {size:,} bytes and files of its kind {most:,} at the most: fetch it by "
+            "other means and give its path if you trust it."
+        )
+
+
+def _list_files(address: Address) -> tuple[str, dict[str, int | None]]:
+    """The repository under the name that the hub knows, and the sizes of its files, None where unknown."""
     refusals = []
     for repo in address.repos:
         try:
-            siblings = HfApi().model_info(repo, revision=address.revision, timeout=TIMEOUT).siblings
+            found = HfApi().model_info(repo, revision=address.revision, timeout=TIMEOUT, files_metadata=True)
         except RepositoryNotFoundError as error:
             refusals.append(error)
             continue
-        return repo, [sibling.rfilename for sibling in siblings or []]
+        siblings = found.siblings or []
+        return repo, {one.rfilename: one.size for one in siblings if _is_safe(one.rfilename)}
     raise refusals[0]
 
 

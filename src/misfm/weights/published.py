@@ -190,7 +190,7 @@ def recognised(source: str) -> Published | None:
 
 def suggestion(name: str) -> str:
     """How to go on after an unknown name, for the end of a message: the nearest name, or where all are."""
-    near = difflib.get_close_matches(name.lower(), [entry.name for entry in WEIGHTS], n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name.lower()[:100], [entry.name for entry in WEIGHTS], n=1, cutoff=0.6)
     return f" (did you mean '{near[0]}'?)" if near else " (`misfm info published` lists them)"
 
 
