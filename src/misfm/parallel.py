@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -66,8 +67,8 @@ class Pool:
         from distributed import wait
 
         if self._client is not None:
-            self._client.run(request, self._name, wait=False)
-            with suppress(TimeoutError):
+            with suppress(OSError, TimeoutError):  # of workers that are gone
+                self._client.run(request, self._name, on_error="ignore")
                 wait([future for _, future in self._flying], timeout=PATIENCE)
 
 
@@ -95,7 +96,9 @@ def pool(workers: int = 0, scheduler: str | None = None) -> Iterator[Pool]:
     # Half a second to import, and needed here only.
     from distributed import Client, LocalCluster
 
+    others = {*multiprocessing.active_children()}
     with ExitStack() as stack:
+        cluster = None
         if scheduler is not None:
             client = stack.enter_context(Client(scheduler, timeout=30))
         else:
@@ -104,7 +107,7 @@ def pool(workers: int = 0, scheduler: str | None = None) -> Iterator[Pool]:
                     n_workers=workers,
                     threads_per_worker=1,
                     dashboard_address=None,
-                    silence_logs=logging.ERROR,
+                    silence_logs=logging.CRITICAL,
                 )
                 stack.enter_context(cluster)
             client = stack.enter_context(Client(cluster))
@@ -113,4 +116,8 @@ def pool(workers: int = 0, scheduler: str | None = None) -> Iterator[Pool]:
             yield workplace
         except Interrupted:
             workplace.stop()
+            for nanny in cluster.workers.values() if cluster else ():
+                nanny.auto_restart = False
+            for worker in {*multiprocessing.active_children()} - others:
+                worker.kill()  # it has saved, and takes four seconds to end by itself
             raise

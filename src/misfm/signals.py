@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
+from multiprocessing.resource_tracker import ensure_running
 from types import FrameType
 
 ASKING = tuple(
@@ -226,6 +227,8 @@ def withheld() -> Iterator[None]:
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     try:
+        ensure_running()  # a process of Python's own; started later, it would let the signals in again
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
