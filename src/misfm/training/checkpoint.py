@@ -90,10 +90,10 @@ def is_sound(path: Path) -> bool:
     """Whether a checkpoint is as it was written, as far as can be said: earlier ones have no checksum."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - LENGTH))
-        found = COMMENT.fullmatch(file.read())
-        if found is None:
-            return True
+        file.seek(max(0, size - LENGTH - 2))
+        announced, comment = file.read(2) == LENGTH.to_bytes(2, "little"), file.read()
+        if (found := COMMENT.fullmatch(comment)) is None:
+            return not announced
         file.seek(0)
         left, total = size - LENGTH, 0
         while left and (chunk := file.read(min(CHUNK, left))):

@@ -206,6 +206,7 @@ def train(
     began, first = time.perf_counter(), state.step
     if state.unjudged is not None and validation is not None:
         judge(session, state.unjudged, validation, run, log)
+        save(session, run, log)
     check_patience(session, validation)
     while state.step < (end := session.end):
         log.steps = end
