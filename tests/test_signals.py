@@ -16,75 +16,90 @@ def ask(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
 
 
+def stopped(work, within):
+    """Whether a stop ended ``work``; what it did before that is the rest of what it returns."""
+    done = []
+    with pytest.raises(Interrupted), within():
+        work(done)
+    return done
+
+
 @pytest.mark.parametrize("number", ASKING)
 def test_outside_of_training_a_signal_stops_where_the_program_is(number):
-    before = signal.getsignal(number)
-    with pytest.raises(Interrupted), handled():
+    def work(done):
+        done.append("before")
         ask(number)
-        pytest.fail("went on")
+        done.append("after")
+
+    before = signal.getsignal(number)
+    assert stopped(work, handled) == ["before"]
     assert signal.getsignal(number) is before
     assert not requested()
 
 
 def test_failures_that_are_dealt_with_do_not_swallow_a_stop():
-    def deal_with(work):
+    def work(done):
         try:
-            work()
+            ask()
         except Exception:
-            return "went on"
+            done.append("went on")
 
-    with pytest.raises(Interrupted), handled():
-        deal_with(ask)
+    assert stopped(work, handled) == []
 
 
 def test_training_is_asked_and_stops_at_its_end():
-    steps = []
-    with pytest.raises(Interrupted), handled():
+    def work(done):
         with deferred():
             ask()
-            steps.append(requested())
-        pytest.fail("went on")
-    assert steps == [True]
+            done.append(requested())
+        done.append("went on")
+
+    assert stopped(work, handled) == [True]
 
 
 def test_a_stop_in_the_last_moment_is_not_forgotten():
-    with pytest.raises(Interrupted), deferred():
-        ask()
+    assert stopped(lambda done: ask(), deferred) == []
 
 
 def test_what_can_be_interrupted_is():
-    reached = []
-    with pytest.raises(Interrupted), deferred(), uninterrupted():
-        with interruptible():
-            reached.append(1)
-        ask()
-        reached.append(2)
-        with interruptible():
-            reached.append(3)
-    assert reached == [1, 2]
+    def work(done):
+        with uninterrupted():
+            with interruptible():
+                done.append("before")
+            ask()
+            done.append("saved")
+            with interruptible():
+                done.append("went on")
+
+    assert stopped(work, deferred) == ["before", "saved"]
 
 
 def test_what_takes_too_long_is_interrupted_unless_it_saves(monkeypatch):
-    monkeypatch.setattr(signals, "PATIENCE", 0.05)
-    with pytest.raises(Interrupted), deferred():
+    def step(done):
         ask()
         time.sleep(60)
-    saved = []
-    with pytest.raises(Interrupted), deferred():
+        done.append("went on")
+
+    def save(done):
         ask()
         with uninterrupted():
             end = time.monotonic() + 0.2
             while time.monotonic() < end:
                 time.sleep(0.01)
-            saved.append(True)
-    assert saved
+            done.append("saved")
+
+    monkeypatch.setattr(signals, "PATIENCE", 0.05)
+    assert stopped(step, deferred) == []
+    assert stopped(save, deferred) == ["saved"]
 
 
-def test_two_signals_at_once_are_one():
-    with pytest.raises(Interrupted), deferred():
-        ask(signal.SIGTERM)
-        ask(signal.SIGTERM)
-        ask(signal.SIGINT)
+def test_signals_that_come_together_are_one():
+    def work(done):
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            ask(number)
+        done.append("saved")
+
+    assert stopped(work, deferred) == ["saved"]
 
 
 SLEEPER = """

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
-from misfm.signals import Interrupted, handled
+from misfm.signals import Interrupted, handled, requested
 from misfm.terminal import farewell
 
 
@@ -15,7 +16,12 @@ def main() -> NoReturn:
         with handled(farewell(sys.argv)):
             from misfm import cli
 
-            cli.main()
+            try:
+                cli.main()
+            finally:
+                if requested():  # all is said, and what the interpreter tidies up takes seconds
+                    sys.stdout.flush()
+                    os._exit(1)
     except Interrupted:
         print(farewell(sys.argv), file=sys.stderr, flush=True)
         sys.exit(1)

@@ -23,9 +23,9 @@ from types import FrameType
 ASKING = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
 )
-PATIENCE = 4.0
+PATIENCE = 3.0
 """Seconds that a training step has to end before it is interrupted."""
-LIMIT = 8.0
+LIMIT = 6.0
 """Seconds after which the process ends, whatever it is doing."""
 REPEATED = 1.0
 """Seconds within which another signal is the same request: some senders reach a process twice."""

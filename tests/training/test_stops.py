@@ -75,7 +75,9 @@ def train(run, settings=None, *, before=lambda index: None, model=None, judge=No
     run.path.mkdir(exist_ok=True)
     validation = Validation(judge or judged, key="score")
     model = model or Toy()
-    return fit(model, Regression(), Batches(before), settings or training(), run, seed=5, validation=validation)
+    return fit(
+        model, Regression(), Batches(before), settings or training(), run, seed=5, validation=validation
+    )
 
 
 def judged(model, step):
@@ -110,7 +112,11 @@ def assert_undisturbed(model, run, undisturbed):
     assert rows_of(run) == rows_of(whole)
     for found, wanted in ((run.last, whole.last), (run.best, whole.best)):
         ours, theirs = load_checkpoint(found), load_checkpoint(wanted)
-        assert (ours.step, ours.best_score, ours.best_step) == (theirs.step, theirs.best_score, theirs.best_step)
+        assert (ours.step, ours.best_score, ours.best_step) == (
+            theirs.step,
+            theirs.best_score,
+            theirs.best_step,
+        )
         assert all(torch.equal(ours.model[name], value) for name, value in theirs.model.items())
 
 
@@ -238,7 +244,12 @@ def test_checkpoints_without_a_checksum_are_read(run, undisturbed):
 
 @pytest.mark.parametrize(
     ("model", "optimizer", "ema"),
-    [(Toy(width=9), "adamw", 0.5), (nn.Linear(4, 1), "adamw", 0.5), (Toy(), "sgd", 0.5), (Toy(), "adam", 0.9)],
+    [
+        (Toy(width=9), "adamw", 0.5),
+        (nn.Linear(4, 1), "adamw", 0.5),
+        (Toy(), "sgd", 0.5),
+        (Toy(), "adam", 0.9),
+    ],
 )
 def test_the_checkpoint_of_another_run_is_a_sentence(run, model, optimizer, ema):
     with pytest.raises(Killed):
@@ -302,7 +313,9 @@ def test_a_killed_worker_is_a_sentence(run, step):
         if index == step and os.getpid() != main:
             ask(signal.SIGKILL)
 
-    with pytest.raises(MisfmError, match="A process that read batches was killed, most likely for want of mem"):
+    with pytest.raises(
+        MisfmError, match="A process that read batches was killed, most likely for want of mem"
+    ):
         train(run, training(num_workers=1), before=die)
 
 
