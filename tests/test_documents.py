@@ -20,7 +20,6 @@ from misfm.documents import (
     read_whole,
     read_yaml,
 )
-from misfm.errors import DataError
 
 JSON = {"labels": {"background": 0, "Leber ä": 1}, "spacing": [0.5, -1e-3], "none": None, "yes": True}
 
