@@ -79,7 +79,7 @@ def test_a_comparison_in_processes_saves_what_they_train(
     out = tmp_path / "comparison"
     what = ("--store", store, "--dataset", dataset, "--recipes", "patch-swapping", "--out", out)
     settings = compared(tiny_pretraining, tiny_finetuning, *ENDLESS[1::2])
-    process = spawn("compare", *what, *settings, "--workers", "2")
+    process = spawn("compare", *what, *settings, "--cases", "1", "--workers", "2")
     run = out / "unet-patch-swapping"
     wait_for(run / "checkpoints" / "last.pt", process)
     said = stop(process, signal.SIGTERM)
