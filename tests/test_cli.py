@@ -90,7 +90,7 @@ def test_wrong_settings_are_status_2_and_leave_nothing(
         (
             KeyboardInterrupt(),
             1,
-            "Stopped: what was finished is kept; run the command again, a training with --resume.",
+            "Stopped: what was finished is kept; run the same command again to go on.",
         ),
         (typer.Exit(3), 3, ""),
     ],

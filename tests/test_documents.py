@@ -17,11 +17,9 @@ from misfm.documents import (
     parse_json,
     parse_yaml,
     read_json,
-    read_own_json,
     read_whole,
     read_yaml,
 )
-from misfm.errors import DataError
 
 JSON = {"labels": {"background": 0, "Leber ä": 1}, "spacing": [0.5, -1e-3], "none": None, "yes": True}
 
@@ -164,13 +162,6 @@ def test_a_named_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(Malformed, match="pipe"):
         read_yaml(tmp_path / "pipe")
-
-
-def test_our_own_files_are_one_sentence_when_damaged(tmp_path):
-    (tmp_path / "scores.json").write_bytes(b"\x00")
-    for path in (tmp_path / "scores.json", tmp_path / "gone.json"):
-        with pytest.raises(DataError, match=rf"{path.name} is damaged .*; delete it"):
-            read_own_json(path)
 
 
 def test_yaml_in_another_encoding_is_refused(tmp_path):

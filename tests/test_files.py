@@ -7,7 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from misfm.errors import DataError
-from misfm.files import atomic_write, write_bytes, write_json, write_text
+from misfm.files import (
+    CHECKSUMS,
+    atomic_write,
+    forget_checksum,
+    read_checked,
+    read_checked_json,
+    write_bytes,
+    write_checked,
+    write_checked_json,
+    write_json,
+    write_text,
+)
 
 
 def test_content_replaces_what_was_there_and_folders_are_made(tmp_path):
@@ -84,3 +95,50 @@ def test_processes_that_write_one_file_do_not_disturb_each_other(tmp_path):
     assert len(set(path.read_text())) == 1
     assert len(path.read_text()) == 10_000
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_a_file_with_a_checksum_is_read_as_it_was_written_or_not_at_all(tmp_path):
+    path = tmp_path / "split.json"
+    write_checked_json(path, {"train": ["a"], "val": ["b"]})
+    assert read_checked_json(path) == {"train": ["a"], "val": ["b"]}
+    for place in range(path.stat().st_size):
+        damaged = bytearray(path.read_bytes())
+        damaged[place] ^= 1
+        (tmp_path / "copy").write_bytes(path.read_bytes())
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(
+            DataError, match=r"split\.json is not as misfm wrote it.* delete .*checksums\.json"
+        ):
+            read_checked(path)
+        (tmp_path / "copy").replace(path)
+    forget_checksum(path)
+    path.write_text("[")
+    with pytest.raises(DataError, match="is damaged"):
+        read_checked_json(path)
+
+
+@pytest.mark.parametrize("kept", [CHECKSUMS, "notes.txt"])
+def test_a_kill_between_a_file_and_its_checksum_leaves_both_readable(tmp_path, monkeypatch, kept):
+    path, replace = tmp_path / "notes.txt", os.replace
+    write_checked(path, b"old")
+
+    def killed(source, target):
+        if target.name == kept:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_checked(path, b"new")
+    assert read_checked(path) == b"old"
+    write_checked(path, b"new")
+    assert read_checked(path) == b"new"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}', '{"a": ["b"]}', "[" * 100_000, "\xff"])
+def test_damaged_checksums_are_a_sentence(tmp_path, content):
+    (tmp_path / CHECKSUMS).write_bytes(content.encode("latin-1"))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"checksums\.json is damaged; delete it"):
+        read_checked(tmp_path / "notes.txt")

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = [
     *("text", "errors", "registry", "volume", "settings", "seeding", "locks", "documents", "files"),
-    *("terminal", "parallel", "memory", "batches"),
+    *("terminal", "signals", "parallel", "memory", "batches"),
 ]
 METHODS = ["models", "losses", "pretext"]
 LAYERS = [
@@ -34,6 +34,7 @@ LAYERS = [
     "cli_options",
     "cli_output",
     "cli",
+    "__main__",
 ]
 """The parts of the package; each may import those before it, with the exception that follows."""
 

@@ -61,3 +61,12 @@ def test_where_no_file_can_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(DataError, match="Cannot write"), hold(tmp_path / "file" / "lock", "taken"):
         pass
+
+
+def test_a_lock_that_is_removed_at_the_end_locks_nobody_out(tmp_path):
+    path = tmp_path / "run.lock"
+    with hold(path, "taken", remove=True):
+        late = path.open("ab")  # as one who comes while it is held
+    assert not path.exists()
+    with late, hold(path, "taken", remove=True), pytest.raises(Taken), hold(path, "taken"):
+        pass

@@ -34,7 +34,8 @@ from misfm.cli_options import (
 )
 from misfm.cli_output import finish, say, say_dice
 from misfm.errors import ConfigError, MisfmError
-from misfm.terminal import Progress, show_log
+from misfm.signals import Interrupted, handled
+from misfm.terminal import Progress, farewell, how_to_go_on, show_log
 from misfm.text import printable
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ app = typer.Typer(
 DEFAULT_RECIPE = "small"
 ALL_FOLDS = "all"
 INTERRUPTED = 130
-"""Status with which typer answers Ctrl-C."""
+"""Status with which typer answers a KeyboardInterrupt."""
 
 
 @app.command()
@@ -363,23 +364,27 @@ def info(
 
 
 def main() -> NoReturn:
-    """Run the command line; the exit status is 0 done, 1 failed, 2 wrong usage or settings."""
+    """Run the command line; the exit status is 0 done, 1 failed or stopped, 2 wrong usage or settings."""
     logger = logging.getLogger("misfm")
-    with show_log(logger):
-        try:
+    try:
+        with show_log(logger), handled(farewell(sys.argv)):
             app()
-        except ConfigError as error:
-            say(f"Error: {error}")
-            sys.exit(2)
-        except MisfmError as error:
-            say(f"Error: {error}")
+    except ConfigError as error:
+        say(f"Error: {error}")
+        sys.exit(2)
+    except MisfmError as error:
+        say(f"Error: {error}")
+        sys.exit(1)
+    except OSError as error:
+        say(f"Error: {error.filename or 'The system'}: {error.strerror or error}.")
+        sys.exit(1)
+    except Interrupted as stopped:
+        saved = str(stopped)
+        say(f"Error: {saved}: {how_to_go_on(sys.argv)}." if saved else farewell(sys.argv))
+        sys.exit(1)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            say(farewell(sys.argv))
             sys.exit(1)
-        except OSError as error:
-            say(f"Error: {error.filename or 'The system'}: {error.strerror or error}.")
-            sys.exit(1)
-        except SystemExit as stop:
-            if stop.code == INTERRUPTED:
-                say("Stopped: what was finished is kept; run the command again, a training with --resume.")
-                sys.exit(1)
-            raise
+        raise
     sys.exit(0)

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from misfm.errors import DataError
-
 if TYPE_CHECKING:
     from yaml.nodes import MappingNode, Node, ScalarNode
 
@@ -68,18 +66,6 @@ def read_json(path: Path, *, paths: bool = False, nan: bool = False) -> Any:
         Malformed: see :func:`parse_json`.
     """
     return parse_json(read_whole(path), paths=paths, nan=nan)
-
-
-def read_own_json(path: Path) -> Any:
-    """Read JSON that misfm wrote into the folder of a run.
-
-    Raises:
-        DataError: it is gone or damaged.
-    """
-    try:
-        return read_json(path)
-    except (OSError, Malformed) as error:
-        raise DataError(f"{path} is damaged ({error}); delete it and give the command again.") from error
 
 
 def parse_json(content: bytes | str, *, paths: bool = False, nan: bool = False) -> Any:

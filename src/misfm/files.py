@@ -6,14 +6,20 @@ import glob
 import json
 import os
 import secrets
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from misfm.documents import parse_json, read_whole
 from misfm.errors import DataError
 from misfm.locks import try_lock
 from misfm.text import printable
+
+CHECKSUMS = "checksums.json"
+"""In a folder: CRC-32 of those of its files that are read back, each with the one before, for a kill may come
+between the two files."""
 
 
 @contextmanager
@@ -63,7 +69,7 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
     """
     pattern = name if name == "*" else glob.escape(name)
     for leftover in folder.glob(f".{pattern}.*.tmp"):
-        with suppress(OSError), leftover.open("ab") as file:
+        with suppress(OSError), leftover.open("r+b") as file:  # not "ab", which makes a file
             if try_lock(file):  # nobody writes into it any more
                 leftover.unlink()
 
@@ -105,3 +111,82 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; see :func:`atomic_write`."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def checksum(content: bytes, start: int = 0) -> int:
+    """CRC-32 of content, or of what was before and the content behind it: against accidents, not malice."""
+    return zlib.crc32(content, start)
+
+
+def write_checked(path: Path, content: bytes) -> None:
+    """Write a file atomically, and its checksum beside it, by which :func:`read_checked` knows it.
+
+    A file that holds that content already is left as it is.
+    """
+    sums = read_checksums(path.parent)
+    before, now = sums.get(path.name, []), checksum(content)
+    if before[-1:] != [now]:
+        write_json(path.parent / CHECKSUMS, {**sums, path.name: [*before[-1:], now]})
+    elif path.is_file() and path.read_bytes() == content:
+        return
+    write_bytes(path, content)
+
+
+def write_checked_json(path: Path, content: Any) -> None:
+    """Write JSON as :func:`write_checked` does."""
+    write_checked(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def forget_checksum(path: Path) -> None:
+    """Let a file change that was written with a checksum."""
+    sums = read_checksums(path.parent)
+    if sums.pop(path.name, None) is not None:
+        write_json(path.parent / CHECKSUMS, sums)
+
+
+def read_checked(path: Path) -> bytes:
+    """Read a file that :func:`write_checked` wrote, or one that was written without a checksum.
+
+    Raises:
+        OSError: it cannot be read.
+        Malformed: it is no file, or too large.
+        DataError: it is not as it was written.
+    """
+    content = read_whole(path)
+    known = read_checksums(path.parent).get(path.name)
+    if known is not None and checksum(content) not in known:
+        raise DataError(
+            f"{path} is not as misfm wrote it: it is damaged or was edited. Put it back as it was, or, to go "
+            f"on with it as it is, delete {path.parent / CHECKSUMS}."
+        )
+    return content
+
+
+def read_checked_json(path: Path, *, paths: bool = False) -> Any:
+    """Read JSON as :func:`read_checked` does; ``paths``: whether it may hold file names that are no UTF-8.
+
+    Raises:
+        DataError: it is gone, or not as it was written.
+    """
+    try:
+        return parse_json(read_checked(path), paths=paths)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it and give the command again.") from error
+
+
+def read_checksums(folder: Path) -> dict[str, list[int]]:
+    """Return the checksums of the files in a folder; empty where there are none.
+
+    Raises:
+        DataError: their file is damaged.
+    """
+    path = folder / CHECKSUMS
+    try:
+        found = parse_json(read_whole(path))
+        return {str(name): [int(one) for one in sums] for name, sums in found.items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged; delete it, and check the files beside it, which are read unchecked then."
+        ) from error

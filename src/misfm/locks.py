@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -23,32 +24,52 @@ class Taken(MisfmError):
 
 
 @contextmanager
-def hold(path: Path, taken: str, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock file ``path`` while the context lasts; the file stays, empty.
+def hold(
+    path: Path, taken: str, *, waiting: Callable[[], None] | None = None, remove: bool = False
+) -> Iterator[None]:
+    """Hold the lock file ``path``, which is empty, while the context lasts.
 
     Args:
         path: made where missing, with its folder.
         taken: the sentence raised where another process holds it.
         waiting: called once if another process holds it, which is then waited for.
+        remove: remove the file at the end instead of leaving it for the next.
 
     Raises:
         Taken: another process holds it, and ``waiting`` is None.
         DataError: the file cannot be made.
     """
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab")
+        except OSError as error:
+            raise DataError(
+                f"Cannot write {path}: {error.strerror}. Free space or choose another folder."
+            ) from error
+        with file:
+            if not try_lock(file):
+                if waiting is None:
+                    raise Taken(taken)
+                waiting()
+                _wait_for(file)
+            if not _is_at(file, path):  # its holder removed it
+                continue
+            try:
+                yield
+            finally:
+                if remove:
+                    with suppress(OSError):
+                        path.unlink()
+            return
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is the one of that name now."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    except OSError as error:
-        raise DataError(
-            f"Cannot write {path}: {error.strerror}. Free space or choose another folder."
-        ) from error
-    with file:
-        if not try_lock(file):
-            if waiting is None:
-                raise Taken(taken)
-            waiting()
-            _wait_for(file)
-        yield
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def try_lock(file: IO[bytes]) -> bool:

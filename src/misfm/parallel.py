@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from misfm.errors import ConfigError
+from misfm.signals import PATIENCE, Interrupted, request, stop_if_requested, withheld, working_for
 
 MOST_PER_PROCESSOR = 8
 
@@ -26,6 +30,8 @@ class Pool:
 
     def __init__(self, client: Any = None) -> None:
         self._client = client
+        self._name = secrets.token_hex(8)
+        self._flying: deque[tuple[Any, Any]] = deque()
 
     def map(
         self,
@@ -50,13 +56,34 @@ class Pool:
                 return item, lost(item)
 
         ahead = 2 * max(1, sum(self._client.ncores().values()))
-        flying: deque[tuple[Item, Any]] = deque()
+        work, flying = partial(_work, self._name, function), self._flying
         for item in items:
-            flying.append((item, self._client.submit(function, item, pure=False)))
+            flying.append((item, self._client.submit(work, item, pure=False)))
             if len(flying) > ahead:
-                yield collect(*flying.popleft())
+                yield collect(*flying[0])
+                flying.popleft()
         while flying:
-            yield collect(*flying.popleft())
+            yield collect(*flying[0])
+            flying.popleft()
+
+    def stop(self) -> None:
+        """Ask what is worked on to save and stop, begin nothing more, and wait for that, but not for long."""
+        from distributed import wait
+
+        if self._client is not None:
+            with suppress(OSError, TimeoutError):  # of workers that are gone
+                self._client.run(request, self._name, on_error="ignore")
+                wait([future for _, future in self._flying], timeout=PATIENCE)
+
+
+def _work(name: str, function: Callable[[Item], Result], item: Item) -> Result | None:
+    """Do one item in a worker; nobody waits for the result of what was stopped."""
+    with working_for(name):
+        try:
+            stop_if_requested()
+            return function(item)
+        except Interrupted:
+            return None
 
 
 def check_workers(count: int, option: str) -> None:
@@ -89,14 +116,28 @@ def pool(workers: int = 0, scheduler: str | None = None) -> Iterator[Pool]:
     # Half a second to import, and needed here only.
     from distributed import Client, LocalCluster
 
-    if scheduler is not None:
-        with Client(scheduler, timeout=30) as client:
-            yield Pool(client)
-        return
-    with (
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.ERROR
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield Pool(client)
+    others = {*multiprocessing.active_children()}
+    with ExitStack() as stack:
+        cluster = None
+        if scheduler is not None:
+            client = stack.enter_context(Client(scheduler, timeout=30))
+        else:
+            with withheld():
+                cluster = LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    dashboard_address=None,
+                    silence_logs=logging.CRITICAL,
+                )
+                stack.enter_context(cluster)
+            client = stack.enter_context(Client(cluster))
+        workplace = Pool(client)
+        try:
+            yield workplace
+        except Interrupted:
+            workplace.stop()
+            for nanny in cluster.workers.values() if cluster else ():
+                nanny.auto_restart = False
+            for worker in {*multiprocessing.active_children()} - others:
+                worker.kill()  # it has saved, and takes four seconds to end by itself
+            raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -129,3 +129,18 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def how_to_go_on(arguments: Sequence[str]) -> str:
+    """Say what to do after a command was stopped, with the option that it has for that, if any.
+
+    Args:
+        arguments: the command line, the program first.
+    """
+    resumes = [*arguments[1:2]] in (["pretrain"], ["finetune"])
+    return f"run the same command {'with --resume' if resumes else 'again'} to go on"
+
+
+def farewell(arguments: Sequence[str]) -> str:
+    """What a command says that was stopped, where nothing more is known of what it has saved."""
+    return f"Stopped: what was finished is kept; {how_to_go_on(arguments)}."

@@ -12,7 +12,7 @@ from misfm.data.dataset import Dataset
 from misfm.data.demo_scans import DATASET, UNLABELLED, copy_demo_scans
 from misfm.errors import ConfigError
 from misfm.evaluation.arms import Arm, compare_arms
-from misfm.training.loop import Interrupted
+from misfm.signals import Interrupted
 
 NUM_KEPT = {"imagesTr": 2, "labelsTr": 2, "imagesTs": 2, "labelsTs": 2, UNLABELLED: 3}
 """Files kept of each folder: the demo of the tests has few scans, and few steps."""
@@ -142,10 +142,13 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_what_to_do_after_a_stop_is_what_the_demo_takes(tmp_path, monkeypatch):
+def test_what_to_do_after_a_stop_is_what_the_demo_takes(run_command, tmp_path, monkeypatch):
     def stopped(*_, **__):
-        raise Interrupted("run the same command with --resume")
+        raise Interrupted("Stopped after step 3; the state is saved")
 
     monkeypatch.setattr(demo, "pretrain", stopped)
-    with pytest.raises(Interrupted, match="run the same command again to go on"):
-        demo.run_demo(tmp_path / "demo", seed=0)
+    done = run_command("demo", "--out", tmp_path / "demo")
+    assert done.status == 1
+    assert done.error == (
+        "Error: Stopped after step 3; the state is saved: run the same command again to go on."
+    )

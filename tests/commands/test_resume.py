@@ -147,11 +147,22 @@ def test_a_run_resumes_with_its_own_settings_only(run_command, pretrained, store
     assert "started with other settings (seed was 0, now 9)" in done.error
 
 
-def test_a_damaged_checkpoint_is_a_sentence(run_command, store, tmp_path, tiny_pretraining):
-    command = ["pretrain", "--store", store, "--out", tmp_path / "run", *tiny_pretraining]
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before_and_both_are_a_sentence(
+    run_command, store, tmp_path, tiny_pretraining
+):
+    run = tmp_path / "run"
+    command = ["pretrain", "--store", store, "--out", run, *tiny_pretraining]
     assert run_command(*command).status == 0
-    checkpoint = tmp_path / "run" / "checkpoints" / "last.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    rows, weights = metrics(run), (run / "weights.safetensors").read_bytes()
+    last, previous = (run / "checkpoints" / f"{name}.pt" for name in ("last", "previous"))
+    last.write_bytes(last.read_bytes()[:1000])
+    done = run_command(*command, "--resume")
+    assert done.status == 0
+    assert "last.pt is damaged: going on from the checkpoint before it." in done.err
+    assert metrics(run) == rows
+    assert (run / "weights.safetensors").read_bytes() == weights
+    for checkpoint in (last, previous):
+        checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     done = run_command(*command, "--resume")
     assert done.status == 1
     assert "is not a readable checkpoint" in done.error
@@ -164,4 +175,5 @@ def test_runs_from_before_there_was_patience_go_on(run_command, dataset, tmp_pat
     assert "  patience: 10\n" in config.read_text()
     assert run_command(*command, "--resume", "--set", "training.patience=3").status == 2
     config.write_text(config.read_text().replace("  patience: 10\n", ""))
+    (tmp_path / "run" / "checksums.json").unlink()  # of which there were none, either
     assert run_command(*command, "--resume").status == 0

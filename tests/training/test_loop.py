@@ -13,8 +13,9 @@ from torch.utils.data import Dataset
 from misfm.batches import Batch
 from misfm.errors import MisfmError
 from misfm.seeding import generator_for
+from misfm.signals import ASKING, Interrupted
 from misfm.training.checkpoint import load_checkpoint
-from misfm.training.loop import Interrupted, Validation, fit
+from misfm.training.loop import Validation, fit
 from misfm.training.optim import OptimizerSettings
 from misfm.training.run import RunFolder
 from misfm.training.schedules import ScheduleSettings
@@ -237,7 +238,7 @@ def test_a_frozen_encoder_stays_bit_for_bit_what_it_was(run):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ASKING)
 def test_a_request_to_stop_saves_and_says_how_to_go_on(run, other_run, number):
     settings = training(checkpoint_every=1000)
     whole = train(run, settings)
@@ -247,10 +248,10 @@ def test_a_request_to_stop_saves_and_says_how_to_go_on(run, other_run, number):
         if index == 4:
             os.kill(os.getpid(), number)
 
-    with pytest.raises(Interrupted, match=r"Stopped after step [56]; .*--resume"):
+    with pytest.raises(Interrupted, match=r"Stopped after step 5; the state is saved in"):
         train(other_run, settings, before=ask)
     assert signal.getsignal(number) is handler
-    assert load_checkpoint(other_run.last).step in (5, 6)
+    assert load_checkpoint(other_run.last).step == 5
     assert same(whole, train(other_run, settings, model=toy(seed=1)))
     assert logged(run) == logged(other_run)
 

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from misfm.errors import ConfigError, DataError
+from misfm.files import forget_checksum
 from misfm.settings import Settings
 from misfm.terminal import format_duration
 from misfm.training.logging import MetricsLog
@@ -67,6 +68,7 @@ def test_a_run_goes_on_after_misfm_got_more_settings(run):
     older = run.read_settings()
     del older["training"]["optimizer"]["clip_norm"], older["seed"]
     run.config.write_text(yaml.safe_dump(older))
+    forget_checksum(run.config)
     run.begin(SETTINGS, resume=True)
     with pytest.raises(ConfigError, match="seed was 0, now 1"):
         run.begin(RunOf(seed=1), resume=True)
@@ -75,6 +77,7 @@ def test_a_run_goes_on_after_misfm_got_more_settings(run):
 def test_a_setting_that_is_gone_is_named(run):
     run.begin(SETTINGS, resume=False)
     run.config.write_text(yaml.safe_dump({**run.read_settings(), "epochs": 7}))
+    forget_checksum(run.config)
     with pytest.raises(ConfigError, match="epochs was 7, now None"):
         run.begin(SETTINGS, resume=True)
 

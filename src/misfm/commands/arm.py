@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from misfm.commands.evaluate import evaluate
 from misfm.commands.finetune import Shared, finetune
 from misfm.commands.predict import predict_files
 from misfm.config import FinetuneSettings
-from misfm.documents import read_own_json
 from misfm.evaluation.arms import Arm, dice_by_case, learning_curve
-from misfm.files import write_json
+from misfm.evaluation.evaluate import evaluate_folders
+from misfm.files import read_checked_json, write_checked_json
 
 SCORES = "test.json"
 """In the folder of an arm: its scores."""
@@ -35,7 +34,7 @@ def train_arm(settings: FinetuneSettings, out: Path, *, shared: Shared | None = 
     scores = finetune(settings, out, resume=True, shared=shared)
     if (Path(settings.dataset) / "labelsTs").is_dir():
         return score_test_cases(settings, out)
-    write_json(out / SCORES, scores)
+    write_checked_json(out / SCORES, scores)
     return scores
 
 
@@ -43,10 +42,12 @@ def score_test_cases(settings: FinetuneSettings, out: Path) -> dict[str, Any]:
     """Predict and score the labelled test cases with a finished run; returns what ``test.json`` holds."""
     dataset = Path(settings.dataset)
     predict_files(str(out), [dataset / "imagesTs"], out / "predictions", overlap=settings.overlap)
-    return evaluate(out / "predictions", dataset / "labelsTs", out / SCORES)
+    scores = evaluate_folders(out / "predictions", dataset / "labelsTs")
+    write_checked_json(out / SCORES, scores)
+    return scores
 
 
 def read_arm(name: str, out: Path, seed: int, file: str = SCORES) -> Arm:
     """Return the learning curve and the scores of a finished arm; ``file`` holds the scores."""
-    scores = read_own_json(out / file)
+    scores = read_checked_json(out / file)
     return Arm(name, learning_curve(out), dice_by_case(scores), seed)

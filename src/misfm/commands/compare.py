@@ -41,7 +41,7 @@ from misfm.registry import closest
 from misfm.report.comparison import as_markdown, compare_budgets, compare_report, savings
 from misfm.report.html import render_report
 from misfm.terminal import logger
-from misfm.training.loop import Interrupted
+from misfm.training.exclusive import as_begun, exclusive
 from misfm.training.run import RunFolder
 
 CASES = "cases"
@@ -75,8 +75,18 @@ def compare(
     Raises:
         ConfigError: an unknown recipe or network, or settings that do not fit.
         DataError: a store or dataset that cannot be used.
+        Taken: another process works in the folder.
         Interrupted: stopped by the user; what is done is kept.
     """
+    first = next(pretrainings(settings)).folder(out)
+    with exclusive(out), as_begun(RunFolder(first)):
+        return compare_here(settings, out, workers=workers, scheduler=scheduler)
+
+
+def compare_here(
+    settings: CompareSettings, out: Path, *, workers: int, scheduler: str | None
+) -> dict[str, Any]:
+    """Do what :func:`compare` does, in a folder that is ours."""
     images = DatasetFingerprint.open(Dataset.open(settings.dataset), out)
     check(settings, images)
     settings = share_grid(settings, images)
@@ -178,11 +188,9 @@ def split_for(fine: FinetuneSettings, dataset: Dataset, out: Path) -> Split:
 
 
 def attempt(run: Callable[[Trial], None], trial: Trial) -> Outcome:
-    """Do one run; whatever stops it, other than the user, is its outcome."""
+    """Do one run; whatever fails in it is its outcome."""
     try:
         run(trial)
-    except Interrupted:
-        raise
     except Exception as error:  # one arm that cannot be trained must not take the others with it
         return Outcome(f"{type(error).__name__}: {error}")
     return Outcome()

@@ -26,8 +26,8 @@ from misfm.files import write_json
 from misfm.report.html import render_report
 from misfm.resolve import resolve
 from misfm.terminal import format_duration, logger
-from misfm.training.loop import Interrupted
-from misfm.training.run import RunFolder
+from misfm.training.exclusive import as_begun, exclusive
+from misfm.training.run import LOCK, RunFolder
 from misfm.weights import describe
 
 PRETRAINING_STEPS, FINETUNING_STEPS = 300, 100
@@ -61,6 +61,12 @@ def run_demo(out: Path, *, seed: int) -> dict[str, Any]:
     Returns:
         What ``results.json`` holds.
     """
+    with exclusive(out), as_begun(RunFolder(out / "pretrain")):
+        return run_demo_here(out, seed=seed)
+
+
+def run_demo_here(out: Path, *, seed: int) -> dict[str, Any]:
+    """Do what :func:`run_demo` does, in a folder that is ours."""
     began = time.perf_counter()
     earlier = RunFolder(out / "pretrain")
     if earlier.config.exists() and earlier.read_settings()["seed"] != seed:
@@ -70,11 +76,8 @@ def run_demo(out: Path, *, seed: int) -> dict[str, Any]:
     ingest([out / "scans" / UNLABELLED], out / "store", IngestSettings(spacing=SPACING, intensity=INTENSITY))
     logger.info("Pretraining: Volume Fusion from %s, %d steps", BUILTIN, PRETRAINING_STEPS)
     settings = pretraining_settings(out / "store", seed)
-    try:
-        pretext = pretrain(settings, out / "pretrain", resume=True)
-        arms = [finetune_arm(name, out, seed) for name in ARMS]
-    except Interrupted as stopped:
-        raise Interrupted("Stopped; the state is saved: run the same command again to go on.") from stopped
+    pretext = pretrain(settings, out / "pretrain", resume=True)
+    arms = [finetune_arm(name, out, seed) for name in ARMS]
     seconds = time.perf_counter() - began
     result = summarise(arms, pretext, seed, seconds)
     write_json(out / "results.json", result)
@@ -92,7 +95,7 @@ def refuse_others(out: Path) -> None:
     Raises:
         ConfigError: such a folder.
     """
-    known = {"scans", "store", "pretrain", *ARMS.values(), "results.json", "report.html"}
+    known = {"scans", "store", "pretrain", *ARMS.values(), "results.json", "report.html", LOCK}
     others = sorted({path.name for path in out.iterdir()} - known) if out.is_dir() else []
     if others:
         raise ConfigError(f"{out} holds something else, such as {others[0]}: choose another --out.")

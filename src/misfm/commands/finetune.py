@@ -31,7 +31,7 @@ from misfm.evaluation.arms import learning_curve
 from misfm.evaluation.choice import choose, labels_in_one_piece
 from misfm.evaluation.outlook import outlook
 from misfm.evaluation.validation import SCORE, DiceValidation
-from misfm.files import write_json, write_text
+from misfm.files import write_checked_json, write_text
 from misfm.inference.predictor import MAX_CLASSES
 from misfm.models import SegmentationModel, create
 from misfm.planning.fill_defaults import fill_defaults, intensity_rule, recall
@@ -40,9 +40,10 @@ from misfm.planning.room import check_room
 from misfm.planning.splits import SPLIT, choose_cases, find_cases, split_of, split_of_run
 from misfm.seeding import derive_seed
 from misfm.terminal import logger
+from misfm.training.exclusive import in_run
 from misfm.training.loop import Validation, fit
 from misfm.training.objectives import SegmentationObjective
-from misfm.training.run import RunFolder
+from misfm.training.run import PLAN, RunFolder
 from misfm.weights import (
     DataInfo,
     NetworkInfo,
@@ -94,17 +95,26 @@ def finetune(
 
     Raises:
         ConfigError: unknown cases, a split or settings that do not fit, or a leak (:mod:`.leakage`).
+        Taken: another process works in the folder.
         DataError: a dataset or case that cannot be used.
         WeightsError: weights that cannot be read or are of another network.
         Interrupted: stopped by the user; the state is saved.
     """
-    shared = shared or Shared()
+    with in_run(RunFolder(out)):
+        return finetune_here(settings, out, resume=resume, reasons=reasons, shared=shared or Shared())
+
+
+def finetune_here(
+    settings: FinetuneSettings, out: Path, *, resume: bool, reasons: Sequence[str], shared: Shared
+) -> dict[str, Any]:
+    """Do what :func:`finetune` does, in a folder that is ours."""
     run, ready = RunFolder(out), prepare(settings, out, resume, shared)
     complete, images = ready.settings, ready.images
+    run.check(complete, resume=resume)
+    keep_reasons(out, [*reasons, *ready.reasons])  # first: once there are settings, nothing is planned again
     run.begin(complete, resume=resume)
-    keep_reasons(out, [*reasons, *ready.reasons])
     tell_transfer(out, ready.transferred)
-    write_json(out / SPLIT, split_of(ready.training, ready.held_out))
+    write_checked_json(out / SPLIT, split_of(ready.training, ready.held_out))
     images.save(out)
     store, records = stored_cases(
         complete, images, [*ready.training, *ready.held_out], shared.store_dir or out / "cases"
@@ -120,6 +130,7 @@ def finetune(
         eligible=() if reason else labels_in_one_piece(store, [*records, *judged], images.dataset),
         overlap=complete.overlap,
     )
+    run.check_present()
     keep(choice, info, run, reason)
     tell_outlook(out)
     return choice.scores
@@ -174,7 +185,7 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
     complete, reasons = fill_defaults(start.settings, images, len(training), weights)
     model = build_model(complete, dataset)
     transferred = (
-        None if run.last.exists() else start_from(model, complete.weights, weights, complete.transfer)
+        None if run.has_checkpoint else start_from(model, complete.weights, weights, complete.transfer)
     )
     unlabelled = unlabelled_patches(complete, dataset)
     return Ready(
@@ -226,9 +237,9 @@ def train(
 
 
 def keep_reasons(out: Path, reasons: Sequence[str]) -> None:
-    """Keep why what was planned is as it is in ``plan.txt``; a run that goes on plans nothing again."""
+    """Keep why what was planned is as it is in ``plan.txt``."""
     if reasons:
-        write_text(out / "plan.txt", "\n".join([*reasons, ""]))
+        write_text(out / PLAN, "\n".join([*reasons, ""]))
 
 
 def build_model(settings: CompleteSettings, dataset: Dataset) -> SegmentationModel:

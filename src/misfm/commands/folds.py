@@ -18,17 +18,17 @@ from misfm.config import CompleteSettings, FinetuneSettings
 from misfm.data.dataset import Case, Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.splits import Split, read_split
-from misfm.documents import read_own_json
 from misfm.errors import ConfigError
 from misfm.evaluation.arms import ALL
 from misfm.evaluation.case import LabelScores
 from misfm.evaluation.summary import as_result
-from misfm.files import write_json
+from misfm.files import read_checked_json, write_checked_json
 from misfm.inference.members import FOLDS
 from misfm.planning.fill_defaults import fill_defaults, recall
 from misfm.planning.leakage import check_leaks
 from misfm.planning.splits import choose_cases, find_cases, folds_of, split_of
 from misfm.terminal import logger
+from misfm.training.exclusive import as_begun, exclusive
 from misfm.training.run import RunFolder
 from misfm.weights import Opened
 
@@ -58,6 +58,12 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
             fold that leaks (:mod:`.leakage`).
         MisfmError: as :func:`misfm.commands.finetune.finetune`.
     """
+    with exclusive(out), as_begun(RunFolder(out / "fold_0")):
+        return cross_validate_here(settings, out, resume=resume)
+
+
+def cross_validate_here(settings: FinetuneSettings, out: Path, *, resume: bool) -> dict[str, Any]:
+    """Do what :func:`cross_validate` does, in a folder that is ours."""
     if isinstance(settings.cases, tuple):
         raise ConfigError("--fold all draws the cases of each fold: give --cases a number, not names.")
     if RunFolder(out).config.exists():
@@ -80,7 +86,7 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
         check_parts(complete, images, parts, weights)
     for number in range(len(folds)):
         RunFolder(out / f"fold_{number}").check(complete.model_copy(update={"fold": number}), resume=True)
-    write_json(out / FOLDS, folds)
+    write_checked_json(out / FOLDS, folds)
     if every_case:
         if not begun:  # what a killed start left may have been prepared otherwise
             shutil.rmtree(out / "cases", ignore_errors=True)
@@ -93,7 +99,7 @@ def cross_validate(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
         shared = Shared(split, images, weights, out / "cases")
         results.append(train_fold(fold, out / f"fold_{number}", reasons, shared, resume=resume))
     pooled = pool(dataset, results)
-    write_json(out / "cross_validation.json", pooled)
+    write_checked_json(out / "cross_validation.json", pooled)
     return pooled
 
 
@@ -145,7 +151,7 @@ def train_fold(
     if not (resume and scores.exists()):
         return finetune(settings, out, resume=resume, reasons=reasons, shared=shared)
     RunFolder(out).begin(settings, resume=True)
-    return dict(read_own_json(scores))
+    return dict(read_checked_json(scores))
 
 
 def pool(dataset: Dataset, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from misfm.config import CompleteSettings
 from misfm.data.record import Record
 from misfm.evaluation.choice import Candidate, Choice, is_better
 from misfm.evaluation.validation import SCORE
-from misfm.files import write_json
+from misfm.files import write_checked_json
 from misfm.models import SegmentationModel
 from misfm.terminal import logger
 from misfm.training.checkpoint import load_checkpoint
@@ -64,6 +64,6 @@ def keep(choice: Choice, info: WeightsInfo, run: RunFolder, reason: str) -> None
     kept = choice.candidate
     chosen = {} if reason else {"kept": kept.kept, "largest_part": choice.largest_part}
     save(run.weights, choice.model, info.model_copy(update={"steps": kept.step, **chosen}))
-    write_json(run.path / CHOSEN, {"reason": reason, **choice.account} if reason else choice.account)
-    write_json(run.path / "validation.json", choice.scores)
+    write_checked_json(run.path / CHOSEN, {"reason": reason, **choice.account} if reason else choice.account)
+    write_checked_json(run.path / "validation.json", choice.scores)
     logger.info("%s", f"kept the last weights as they are: {reason}" if reason else choice.sentence)

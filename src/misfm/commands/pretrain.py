@@ -29,7 +29,7 @@ from misfm.data.record import Record, fingerprint_of
 from misfm.data.splits import Split
 from misfm.data.store import Store
 from misfm.errors import ConfigError
-from misfm.files import write_json
+from misfm.files import write_checked_json
 from misfm.models import Backbone, SegmentationModel, create
 from misfm.planning.fill_defaults import fill_network
 from misfm.planning.room import check_room
@@ -38,6 +38,7 @@ from misfm.pretext.base import PretextTask
 from misfm.seeding import derive_seed, generator_for
 from misfm.terminal import logger
 from misfm.training.checkpoint import load_checkpoint
+from misfm.training.exclusive import in_run
 from misfm.training.loop import Validation, fit
 from misfm.training.objectives import PretextObjective
 from misfm.training.run import RunFolder, steps_taken
@@ -71,9 +72,18 @@ def pretrain(
 
     Raises:
         DataError: no store, or too few volumes in it.
+        Taken: another process works in the folder.
         ConfigError: the folder holds another run, or one started with volumes that the store has no more.
         Interrupted: stopped by the user; the state is saved.
     """
+    with in_run(RunFolder(out)):
+        return pretrain_here(settings, out, resume=resume, volumes=volumes)
+
+
+def pretrain_here(
+    settings: PretrainSettings, out: Path, *, resume: bool, volumes: Split | None
+) -> dict[str, float]:
+    """Do what :func:`pretrain` does, in a folder that is ours."""
     task = settings.pretext.build()
     run = RunFolder(out)
     weights = open_weights(settings.weights)
@@ -86,7 +96,7 @@ def pretrain(
         task = task.model_copy(update={"table": read_table(open_store(settings.store, out).path)})
     # Before anything is generated: what cannot be built or judged leaves nothing behind.
     model = task.build_model(fresh_backbone(settings, split[0][0].channels if split else 1))
-    transferred = None if run.last.exists() else start_from(model, settings.weights, weights, "backbone")
+    transferred = None if run.has_checkpoint else start_from(model, settings.weights, weights, "backbone")
     probe = plan_probe(settings, run, {*scans_seen(weights), *(scans_of(split[0]) if split else ())})
     store = scans or open_store(settings.store, out)
     training, held_out = split or kept_split(store, settings, out, volumes)
@@ -102,9 +112,10 @@ def pretrain(
         validation = probe.around(validation, info)
     run.begin(settings, resume=resume)
     tell_transfer(out, transferred)
-    write_json(out / VOLUMES, ids_of(training, held_out))
+    write_checked_json(out / VOLUMES, ids_of(training, held_out))
     batches = source.batches(training, settings.seed)
     fit(model, objective, batches, settings.training, run, seed=settings.seed, validation=validation)
+    run.check_present()
     info = take_best(model, run, info) if probe else info.model_copy(update={"steps": steps_taken(run)})
     save(run.weights, model, info)
     return last_numbers(run, settings.weights)

@@ -16,6 +16,7 @@ from misfm.planning.machine import present_machine
 from misfm.settings import NO_WEIGHTS
 from misfm.terminal import logger
 from misfm.weights import Opened, TransferReport, describe, load, open_source
+from misfm.weights.hub import SCHEME
 from misfm.weights.published import BUILTIN, notices
 
 Transferred = tuple[TransferReport, list[str]]
@@ -92,10 +93,15 @@ def tell_transfer(out: Path, transferred: tuple[TransferReport, list[str]] | Non
 
 
 def inherited_licence(source: str | None, weights: Opened | None) -> str:
-    """What the licence of the weights at the start, if any, asks to be passed on."""
-    if weights is None:
+    """What the licence of the weights at the start, if any, asks to be passed on.
+
+    Weights that are published are named; where others lie is nobody's business.
+    """
+    if source is None or weights is None:
         return "unknown"
-    return f"starts from {source}: {weights.info.licence if weights.info else 'unknown'}"
+    licence = weights.info.licence if weights.info else "unknown"
+    is_named = source == BUILTIN or source.startswith(SCHEME) or not Path(source).exists()
+    return f"starts from {source if is_named else 'other weights'}: {licence}"
 
 
 def scans_seen(weights: Opened | None) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from misfm.planning.splits import SPLIT
 from misfm.report.html import render_report
 from misfm.report.twins import twin_report
 from misfm.settings import NO_WEIGHTS
+from misfm.training.exclusive import in_run
 from misfm.training.run import RunFolder, steps_taken
 
 TWIN_FOLDER = "twin"
@@ -49,6 +50,12 @@ def finetune_twins(settings: FinetuneSettings, out: Path, *, resume: bool = Fals
         ConfigError: no weights to compare with scratch.
         MisfmError: as :func:`misfm.commands.finetune.finetune`.
     """
+    with in_run(RunFolder(out)):
+        return finetune_twins_here(settings, out, resume=resume)
+
+
+def finetune_twins_here(settings: FinetuneSettings, out: Path, *, resume: bool) -> dict[str, Any]:
+    """Do what :func:`finetune_twins` does, in a folder that is ours."""
     dataset = Dataset.open(settings.dataset)
     start = choose_start(recall(settings, RunFolder(out)) if resume else settings, dataset)
     if start.weights is None:

@@ -18,9 +18,8 @@ from misfm.data.fingerprint import SCHEME, fingerprint, short_fingerprint
 from misfm.data.preprocess import canonical, content_box
 from misfm.data.readers import read_volume
 from misfm.data.scan import ScanSource
-from misfm.documents import read_json
 from misfm.errors import DataError
-from misfm.files import write_json
+from misfm.files import read_checked_json, write_checked_json
 from misfm.settings import PositiveShape, Settings, Spacing
 from misfm.terminal import logger
 from misfm.volume import Shape, Volume
@@ -68,16 +67,18 @@ class DatasetFingerprint:
     def open(cls, dataset: Dataset, folder: Path) -> DatasetFingerprint:
         """Take over what a folder tells; nothing where it tells nothing, or nothing that can be used."""
         try:
-            content = read_json(folder / FILE, paths=True)
+            content = read_checked_json(folder / FILE, paths=True)
             images = {str(path): ImageFingerprint.model_validate(one) for path, one in content.items()}
-        except (OSError, ValueError, AttributeError, ValidationError):
+        except (OSError, ValueError, AttributeError, ValidationError, DataError):
             images = {}
         known = {path: one for path, one in images.items() if one.scan == "" or one.scan.startswith(SCHEME)}
         return cls(dataset, known)
 
     def save(self, folder: Path) -> None:
         """Keep what is known in a folder."""
-        write_json(folder / FILE, {path: one.model_dump(mode="json") for path, one in self.images.items()})
+        write_checked_json(
+            folder / FILE, {path: one.model_dump(mode="json") for path, one in self.images.items()}
+        )
 
     def keep(self, cases: Iterable[Case]) -> None:
         """Keep the voxels of these cases' images once they are read: they are to be ingested."""

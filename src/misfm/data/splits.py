@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from misfm.documents import read_json
+from misfm.documents import parse_json
 from misfm.errors import ConfigError
+from misfm.files import read_checked
 
 Split = dict[str, list[str]]
 """Names of the cases to train on (``train``) and to validate on (``val``)."""
@@ -18,7 +19,7 @@ def read_split(path: Path) -> list[Split]:
         ConfigError: no such file, or another form.
     """
     try:
-        splits = read_json(path)
+        splits = parse_json(read_checked(path))
         folds = [splits] if isinstance(splits, dict) else list(splits)
         parsed = [{part: [str(name) for name in fold[part]] for part in ("train", "val")} for fold in folds]
     except (OSError, ValueError, TypeError, KeyError) as error:

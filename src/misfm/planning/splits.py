@@ -11,7 +11,7 @@ from misfm.config import FinetuneSettings
 from misfm.data.dataset import Case, Dataset
 from misfm.data.splits import Split, read_split
 from misfm.errors import ConfigError, DataError, MisfmError
-from misfm.files import write_json
+from misfm.files import write_checked_json
 from misfm.registry import closest
 from misfm.seeding import generator_for
 from misfm.terminal import logger
@@ -89,7 +89,7 @@ def split_of_run(dataset: Dataset, settings: FinetuneSettings, out: Path) -> Spl
 def shared_split(path: Path, choose: Callable[[], Split]) -> Split:
     """Return the split that several runs share: chosen for the first of them, and kept in a file."""
     if not path.exists():
-        write_json(path, [choose()])
+        write_checked_json(path, [choose()])
     return read_split(path)[0]
 
 

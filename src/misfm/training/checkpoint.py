@@ -1,8 +1,15 @@
-"""Checkpoints: everything needed to resume a run, written so that a kill never leaves half a file."""
+"""Checkpoints: everything needed to resume a run, written so that a kill never leaves half a file.
+
+A checkpoint is a file of torch, a zip archive, in whose comment is the checksum of all that comes before it:
+torch does not verify those of the archive.
+"""
 
 from __future__ import annotations
 
 import errno
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +17,13 @@ from typing import Any
 import torch
 
 from misfm.errors import WeightsError
-from misfm.files import atomic_write
+from misfm.files import atomic_write, checksum
+from misfm.terminal import logger
+from misfm.training.ema import WeightAverage
+
+COMMENT = re.compile(rb"misfm crc32 ([0-9a-f]{8})")
+LENGTH = len(b"misfm crc32 ") + 8
+CHUNK = 1 << 24
 
 
 @dataclass
@@ -30,10 +43,19 @@ class Checkpoint:
     is."""
     cooldown_from: int | None = None
     """Steps after which patience had run out, and the rate began to fall to zero; None if it has not."""
+    unjudged: dict[str, float] | None = None
+    """What is to be logged of ``step``, whose validation was interrupted and is to be done; else None."""
+    metrics: int | None = None
+    """Checksum of what had been logged; None where that was not recorded."""
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
     """Write a checkpoint atomically.
+
+    Args:
+        path: the file.
+        checkpoint: what it holds.
+        previous: where the checkpoint that it replaces is kept, if that is.
 
     Raises:
         DataError: the disk is full or the folder cannot be written.
@@ -43,6 +65,41 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             torch.save(vars(checkpoint), temporary)
         except RuntimeError as error:  # what torch makes of a write that fails
             raise OSError(errno.EIO, "writing failed, most likely the disk is full") from error
+        seal(temporary)
+        if previous is not None and path.exists():
+            previous.unlink(missing_ok=True)
+            try:
+                os.link(path, previous)  # so that there is a last checkpoint at every moment
+            except OSError:  # a file system without links
+                os.replace(path, previous)
+
+
+def seal(path: Path) -> None:
+    """Append the checksum of a zip archive to it, as its comment."""
+    with path.open("r+b") as file:
+        file.seek(-2, os.SEEK_END)  # the length of the comment ends an archive that has none
+        file.write(LENGTH.to_bytes(2, "little"))
+        file.seek(0)
+        total = 0
+        while chunk := file.read(CHUNK):
+            total = checksum(chunk, total)
+        file.write(b"misfm crc32 %08x" % total)
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a checkpoint is as it was written, as far as can be said: earlier ones have no checksum."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LENGTH - 2))
+        announced, comment = file.read(2) == LENGTH.to_bytes(2, "little"), file.read()
+        if (found := COMMENT.fullmatch(comment)) is None:
+            return not announced
+        file.seek(0)
+        left, total = size - LENGTH, 0
+        while left and (chunk := file.read(min(CHUNK, left))):
+            total = checksum(chunk, total)
+            left -= len(chunk)
+    return total == int(found[1], 16)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -52,8 +109,79 @@ def load_checkpoint(path: Path) -> Checkpoint:
         WeightsError: the file is damaged or is no checkpoint.
     """
     try:
+        if not is_sound(path):
+            raise ValueError("its checksum does not fit")
         return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
+        reason = error if isinstance(error, ValueError) else type(error).__name__
         raise WeightsError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start the run again."
+            f"{path} is not a readable checkpoint ({reason}); delete it to start the run again."
         ) from error
+
+
+def load_latest(last: Path, previous: Path) -> tuple[Checkpoint, Path] | None:
+    """Read the last checkpoint, or the one before it where that is damaged or gone; None without any.
+
+    Returns:
+        The checkpoint, and the file it was in.
+
+    Raises:
+        WeightsError: none of those that are there can be read.
+    """
+    damaged: WeightsError | None = None
+    for path in (last, previous):
+        if not path.exists():
+            continue
+        try:
+            found = load_checkpoint(path)
+        except WeightsError as error:
+            damaged = damaged or error
+            continue
+        if damaged is not None:
+            logger.warning("%s is damaged: going on from the checkpoint before it.", last)
+        return found, path
+    if damaged is not None:
+        raise damaged
+    return None
+
+
+def restore(
+    checkpoint: Checkpoint,
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+) -> None:
+    """Put the state of a checkpoint, read from ``path``, into a network, its optimiser and its average.
+
+    Raises:
+        WeightsError: it is of another network or optimiser.
+    """
+    try:
+        model.load_state_dict(checkpoint.model)
+        if checkpoint.step:
+            check_optimizer(optimizer, checkpoint.optimizer)
+            optimizer.load_state_dict(checkpoint.optimizer)
+            if average is not None:
+                average.restore(checkpoint.average)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise WeightsError(
+            f"{path} is the checkpoint of another network or optimiser than this run's: put back its own, or "
+            f"delete {path.parent} to start the run again."
+        ) from error
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Check that a state is of such an optimiser, which torch finds out in the next step.
+
+    Raises:
+        ValueError: it is not.
+    """
+    kinds = {"betas", "momentum"}
+    for group, theirs in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        if kinds & group.keys() != kinds & theirs.keys():
+            raise ValueError("another optimiser")
+        for parameter, number in zip(group["params"], theirs["params"], strict=True):
+            for value in saved["state"].get(number, {}).values():
+                if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise ValueError("another shape")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
 
-from misfm.files import write_text
+from misfm.errors import DataError
+from misfm.files import checksum, forget_checksum, write_text
 from misfm.terminal import format_duration, logger
-from misfm.training.run import RunFolder
+from misfm.training.run import RunFolder, damaged_metrics
 
 
 class MetricsLog:
@@ -22,13 +24,26 @@ class MetricsLog:
         steps: length of the run, kept as ``steps``: one that is stopped earlier changes it.
         start: first step of this session; rows logged at or after it by a killed session are dropped, since
             those steps are repeated.
+        known: checksum of the rows before it; None where that is not known.
+
+    Attributes:
+        checksum: of all rows.
+
+    Raises:
+        DataError: the rows before ``start`` are damaged.
     """
 
-    def __init__(self, run: RunFolder, steps: int, start: int) -> None:
+    def __init__(self, run: RunFolder, steps: int, start: int, known: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # one second to import: only when training starts
 
         rows = [row for row in run.read_metrics() if row["step"] <= start]
-        write_text(run.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        self.checksum = checksum(text.encode())
+        if known not in (None, self.checksum) and run.metrics.exists():
+            raise damaged_metrics(run.metrics, f"it is not what was logged until step {start}")
+        forget_checksum(run.metrics)
+        write_text(run.metrics, text)
+        self._run = run
         self._file = open(run.metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=start or None)
         self._handler = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
@@ -49,6 +64,8 @@ class MetricsLog:
     ) -> None:
         self._file.close()
         self._board.close()
+        if error is None:
+            self._run.seal_metrics()
         logger.removeHandler(self._handler)
         logger.setLevel(self._level)
         self._handler.close()
@@ -58,13 +75,32 @@ class MetricsLog:
         row = {
             name: (float(f"{value:.6g}") if math.isfinite(value) else None) for name, value in values.items()
         }
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self.check()
+        line = json.dumps({"step": step, **row}) + "\n"
+        self._file.write(line)
         self._file.flush()
+        self.checksum = checksum(line.encode(), self.checksum)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if value is not None)
         message = f"step {step}/{self.steps}  {numbers}  {self._time_left(step)}".rstrip()
         logger.info(message, extra={"step": step, "steps": self.steps})
+
+    def check(self) -> None:
+        """Check that the log is still the file of that name.
+
+        Raises:
+            DataError: the folder was removed or moved; what is written would go nowhere, or into another one.
+        """
+        try:
+            same = os.path.samestat(os.fstat(self._file.fileno()), self._run.metrics.stat())
+        except OSError:
+            same = False
+        if not same:
+            raise DataError(
+                f"{self._run.path} was removed or moved while the run went on: put it back and resume, or "
+                "start the run again."
+            )
 
     def _time_left(self, step: int) -> str:
         done = step - self._start

@@ -9,24 +9,24 @@ what its falling rate gains; since when is in the checkpoint, so that this, too,
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from misfm.batches import Batch
 from misfm.errors import MisfmError
 from misfm.seeding import derive_seed, generator_for
+from misfm.signals import Interrupted, deferred, interruptible, requested, uninterrupted
 from misfm.terminal import logger
-from misfm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from misfm.training.batch_stream import batch_stream
+from misfm.training.checkpoint import Checkpoint, load_latest, restore, save_checkpoint
 from misfm.training.ema import WeightAverage
 from misfm.training.logging import MetricsLog
 from misfm.training.memory import keep_freed_memory
@@ -58,10 +58,6 @@ class Objective(Protocol):
     def after_step(self, model: nn.Module) -> None:
         """Do what follows an optimiser step."""
         ...
-
-
-class Interrupted(MisfmError):
-    """The user or the system asked to stop; the state is saved."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +93,8 @@ class Session:
         state: the checkpoint as of now, without tensors that are looked up when it is saved.
         average: of the weights, or None where the last ones are kept.
         cooldown: steps that are still taken once patience has run out.
+        loss: of the last step; reading it waits for the device.
+        norm: reads the norm of its gradient.
     """
 
     fabric: Fabric
@@ -108,6 +106,8 @@ class Session:
     state: Checkpoint
     average: WeightAverage | None = None
     cooldown: int = 0
+    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+    norm: Callable[[], float] = lambda: 0.0
 
     @property
     def end(self) -> int:
@@ -122,6 +122,19 @@ class Session:
             return learning_rate_scale(step, self.settings.steps, schedule)
         reached = learning_rate_scale(began, self.settings.steps, schedule)
         return cooled(reached, step - began, self.cooldown)
+
+    def check_finite(self, step: int) -> None:
+        """Look at loss and gradient of the last step, ``step``.
+
+        Raises:
+            MisfmError: they are not finite.
+        """
+        loss, norm = self.loss.item(), self.norm()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise MisfmError(
+                f"Loss {loss:g} with gradient {norm:g} at step {step}: start again with a lower "
+                "training.optimizer.lr, or with training.precision float32."
+            )
 
 
 def fit(
@@ -149,45 +162,105 @@ def fit(
         The trained model on the CPU, in eval mode, with averaged weights if ``settings.ema`` is on.
 
     Raises:
-        Interrupted: on SIGINT or SIGTERM, after saving; says how to resume.
+        Interrupted: a stop was requested (:mod:`misfm.signals`); says what is saved.
         MisfmError: the loss is not finite.
     """
     session = begin_session(model, objective, settings, run, seed)
-    state, session.cooldown = (
-        session.state,
-        round(settings.steps * (validation.cooldown if validation else 0)),
-    )
-    with MetricsLog(run, settings.steps, state.step) as log, stop_requests() as stop:
-        stream = batch_stream(batches, state.step * settings.accumulate, settings)
-        began, first = time.perf_counter(), state.step
-        check_patience(session, validation)
-        while state.step < (end := session.end):
-            log.steps, stopping = end, stop.requested
-            validated = validation is not None and is_due(state.step + 1, settings.validate_every, end)
-            saved = stopping or validated or is_due(state.step + 1, settings.checkpoint_every, end)
-            logged = validated or is_due(state.step + 1, settings.log_every, end)
-            report = train_step(session, stream, read=logged or saved)
-            state.step += 1
-            if logged:
-                samples = report.pop("batch_size") * settings.accumulate * (state.step - first)
-                report["samples_per_s"] = samples / (time.perf_counter() - began)
-                if validation is not None and validated:
-                    report.update(validate(session, validation, run))
-                log.write(state.step, report)
-                check_patience(session, validation)
-                began, first = time.perf_counter(), state.step
-            if saved:
-                save_checkpoint(run.last, checkpoint_of(session))
-            if stopping and state.step < session.end:
-                raise Interrupted(
-                    f"Stopped after step {state.step}; the state is saved in {run.path}: run the same "
-                    "command with --resume to go on."
-                )
+    state = session.state
+    session.cooldown = round(settings.steps * (validation.cooldown if validation else 0))
+    with (
+        MetricsLog(run, settings.steps, state.step, state.metrics) as log,
+        deferred(),
+        batch_stream(batches, state.step * settings.accumulate, settings) as stream,
+    ):
+        try:
+            train(session, stream, run, log, validation)
+        except Interrupted as stopped:
+            if str(stopped):
+                raise
+            raise Interrupted(
+                f"Stopped in step {state.step + 1}, which takes long; the last checkpoint is in {run.path}"
+            ) from None
+        if requested():
+            raise stopped_after(session, run)
     if validation is not None and state.best_step is not None:
         logger.info("best %s %.4g after step %d", validation.key, state.best_score, state.best_step)
     if session.average is not None:
         session.average.swap()
     return model.cpu().eval()
+
+
+def train(
+    session: Session,
+    stream: Iterator[Any],
+    run: RunFolder,
+    log: MetricsLog,
+    validation: Validation | None,
+) -> None:
+    """Take all steps that are left; arguments as in :func:`fit`.
+
+    Raises:
+        Interrupted: a stop was requested; what is saved is said, but for a step that was interrupted.
+    """
+    state, settings = session.state, session.settings
+    began, first = time.perf_counter(), state.step
+    if state.unjudged is not None and validation is not None:
+        judge(session, state.unjudged, validation, run, log)
+        save(session, run, log)
+    check_patience(session, validation)
+    while state.step < (end := session.end):
+        log.steps = end
+        validated = validation is not None and is_due(state.step + 1, settings.validate_every, end)
+        due = validated or is_due(state.step + 1, settings.checkpoint_every, end)
+        logged = validated or is_due(state.step + 1, settings.log_every, end)
+        report = train_step(session, stream, read=logged or due)
+        state.step += 1
+        if logged:
+            samples = report.pop("batch_size") * settings.accumulate * (state.step - first)
+            report["samples_per_s"] = samples / (time.perf_counter() - began)
+            if validation is not None and validated:
+                judge(session, report, validation, run, log)
+            else:
+                log.write(state.step, report)
+            check_patience(session, validation)
+            began, first = time.perf_counter(), state.step
+        if (stopping := requested()) or due:
+            session.check_finite(state.step)
+            save(session, run, log)
+        if stopping:
+            raise stopped_after(session, run)
+
+
+def stopped_after(session: Session, run: RunFolder) -> Interrupted:
+    """Say where a run was stopped that has saved its state."""
+    return Interrupted(f"Stopped after step {session.state.step}; the state is saved in {run.path}")
+
+
+def save(session: Session, run: RunFolder, log: MetricsLog) -> None:
+    """Save the state to resume from."""
+    with uninterrupted():
+        log.check()
+        session.state.metrics = log.checksum
+        save_checkpoint(run.last, checkpoint_of(session), run.previous)
+
+
+def judge(
+    session: Session, report: dict[str, float], validation: Validation, run: RunFolder, log: MetricsLog
+) -> None:
+    """Validate, and log the numbers with those of the step.
+
+    Raises:
+        Interrupted: a stop was requested; the state is saved as one whose validation is to be done.
+    """
+    with uninterrupted():
+        try:
+            numbers = validate(session, validation, run)
+        except Interrupted:
+            session.state.unjudged = report
+            save(session, run, log)
+            raise stopped_after(session, run) from None
+        session.state.unjudged = None
+        log.write(session.state.step, {**report, **numbers})
 
 
 def begin_session(
@@ -198,16 +271,12 @@ def begin_session(
     fabric = Fabric(accelerator="auto", devices=1, precision=fabric_precision(settings.precision))
     optimizer = build_optimizer(model, settings.optimizer)
     state = Checkpoint(step=0, model={}, optimizer={}, best_score=None, best_step=None)
-    if run.last.exists():
-        state = load_checkpoint(run.last)
-        model.load_state_dict(state.model)
-        logger.info("resuming after step %d", state.step)
     wrapped, optimizer = fabric.setup(model.train(), optimizer)
-    if state.step:
-        optimizer.load_state_dict(state.optimizer)
     average = WeightAverage(model, settings.ema) if settings.ema else None
-    if average is not None and state.step:
-        average.restore(state.average)
+    if (found := load_latest(run.last, run.previous)) is not None:
+        state, path = found
+        restore(state, path, model, optimizer, average)
+        logger.info("resuming after step %d", state.step)
     return Session(fabric, wrapped, optimizer, objective, settings, seed, state, average)
 
 
@@ -238,14 +307,10 @@ def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[s
         if read and part == settings.accumulate - 1:
             report = {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
             report.update(session.objective.score(outputs, batch), batch_size=len(batch.inputs))
-    norm = clip_gradients(session)
+    session.loss, session.norm = loss, clip_gradients(session)
     if read:
-        report.update(lr=settings.optimizer.lr * scale.decoder, gradient_norm=norm())
-        if not (math.isfinite(report["loss"]) and math.isfinite(report["gradient_norm"])):
-            raise MisfmError(
-                f"Loss {report['loss']:g} with gradient {report['gradient_norm']:g} at step {step + 1}: "
-                "start again with a lower training.optimizer.lr, or with training.precision float32."
-            )
+        session.check_finite(step + 1)
+        report.update(lr=settings.optimizer.lr * scale.decoder, gradient_norm=session.norm())
     session.optimizer.step()
     session.optimizer.zero_grad()
     session.objective.after_step(session.model)
@@ -267,7 +332,7 @@ def validate(session: Session, validation: Validation, run: RunFolder) -> Mappin
     """Judge the model, with averaged weights if there are any, and keep it if it is the best so far."""
     session.model.eval()
     with session.average.applied() if session.average is not None else nullcontext():
-        with torch.inference_mode(), exact_convolutions(session.fabric.device):
+        with torch.inference_mode(), exact_convolutions(session.fabric.device), interruptible():
             numbers = validation.run(session.model, session.state.step)
         score, best = numbers[validation.key], session.state.best_score
         is_better = best is None or (score < best if validation.lower_is_better else score > best)
@@ -304,28 +369,6 @@ def checkpoint_of(session: Session) -> Checkpoint:
     )
 
 
-def batch_stream(batches: Dataset[Any], first: int, settings: TrainingSettings) -> Iterator[Any]:
-    """Yield raw batches from index ``first`` to the end of the run, read ahead by worker processes."""
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(first, settings.steps * settings.accumulate),
-        num_workers=settings.num_workers,
-        pin_memory=torch.cuda.is_available(),
-    )
-    return in_one_sentence(iter(loader))
-
-
-def in_one_sentence(batches: Iterator[Any]) -> Iterator[Any]:
-    """Yield batches; what workers raise comes without the traceback that torch puts into its message."""
-    try:
-        yield from batches
-    except MisfmError as error:
-        if not str(error).startswith("Caught "):
-            raise
-        raise type(error)(str(error).strip().rpartition("\n")[2].partition(": ")[2]) from error
-
-
 def is_due(step: int, every: int, steps: int) -> bool:
     """Whether something done every ``every`` steps and at the end is done after ``step`` steps."""
     return step % every == 0 or step == steps
@@ -334,29 +377,3 @@ def is_due(step: int, every: int, steps: int) -> bool:
 def best_device() -> torch.device:
     """Return the device that training would choose."""
     return Fabric(accelerator="auto", devices=1).device
-
-
-@dataclass
-class StopRequest:
-    """Set by a signal, looked at between steps."""
-
-    requested: bool = False
-
-
-@contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request to stop after the present step; a second one kills."""
-    stop = StopRequest()
-
-    def ask(number: int, _: Any) -> None:
-        stop.requested = True
-        signal.signal(number, previous[signal.Signals(number)])
-
-    previous = {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

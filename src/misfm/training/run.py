@@ -11,16 +11,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pydantic import ValidationError
 
-from misfm.documents import parse_json, read_yaml
+from misfm.documents import Malformed, parse_json, parse_yaml
 from misfm.errors import ConfigError, DataError
-from misfm.files import write_json, write_text
+from misfm.files import CHECKSUMS, read_checked, write_checked, write_checked_json
 from misfm.settings import NO_WEIGHTS, Settings
 
 PLANNED = ("patch_size", "batch_size", "network", "spacing", "intensity", "steps")
 """Settings that are filled in where they are null; null says something of all others."""
+PLACES = ("store", "dataset", "split", "weights")
+"""Settings that may be paths."""
+CONDITIONS = ("threads", "device")
+"""What is kept of how a run began: sums depend on it in their last digits."""
+LOCK = "run.lock"
+"""In a folder while a process works in it."""
+PLAN = "plan.txt"
+"""In the folder of a fine-tuning: why what was planned is as it is."""
 VERSIONED = ("misfm", "torch", "numpy", "lightning-fabric", "blosc2", "nibabel", "SimpleITK")
 
 
@@ -40,6 +49,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def environment(self) -> Path:
+        """Versions and machine, and what else a run that goes on needs to be the same."""
+        return self.path / "environment.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a logged step."""
         return self.path / "metrics.jsonl"
@@ -48,6 +62,16 @@ class RunFolder:
     def last(self) -> Path:
         """The checkpoint to resume from."""
         return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last one, for when that is damaged."""
+        return self.path / "checkpoints" / "previous.pt"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return self.last.exists() or self.previous.exists()
 
     @property
     def best(self) -> Path:
@@ -68,8 +92,23 @@ class RunFolder:
         """
         self.check(settings, resume=resume)
         if not self.config.exists():
-            write_text(self.config, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-        write_json(self.path / "environment.json", environment())
+            text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+            write_checked(self.config, text.encode())
+        write_checked_json(self.environment, {**environment(), **self.conditions()})
+
+    def conditions(self) -> dict[str, Any]:
+        """Return what the numbers of the run depend on beside its settings, as it began; nothing before that.
+
+        Raises:
+            DataError: the file that says so is damaged.
+        """
+        if not (self.config.exists() and self.environment.exists()):
+            return {}
+        try:
+            found = parse_json(read_checked(self.environment))
+            return {name: found[name] for name in CONDITIONS if name in found}
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(f"{self.environment} is damaged; delete it to go on with the run.") from error
 
     def check(self, settings: Settings, *, resume: bool) -> None:
         """Check that a run can begin here, or that a resumed one has the same settings.
@@ -102,7 +141,7 @@ class RunFolder:
             raise ConfigError(
                 f"{self.path} already holds a run: add --resume to go on with it, or choose another --out."
             )
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and any(not is_leftover(file.name) for file in self.path.iterdir()):
             raise ConfigError(f"{self.path} is not empty and holds no run: choose another --out.")
 
     def read_settings(self) -> dict[str, Any]:
@@ -112,7 +151,7 @@ class RunFolder:
             DataError: the file cannot be read or holds no settings.
         """
         try:
-            settings = dict(read_yaml(self.config))
+            settings = dict(parse_yaml(read_checked(self.config).decode()))
             if "dataset" in settings:  # a fine-tuning; in those of earlier versions null says that, too
                 settings["weights"] = settings.get("weights") or NO_WEIGHTS
             return settings
@@ -144,15 +183,62 @@ class RunFolder:
         """All logged steps, oldest first; a last line cut short by a kill is left out.
 
         Raises:
-            DataError: a line is no JSON.
+            DataError: a line is damaged.
         """
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
         try:
-            return [parse_json(line) for line in lines if line.endswith("\n")]
-        except ValueError as error:
-            raise DataError(f"{self.metrics} is damaged ({error}); correct or delete it.") from error
+            *lines, _ = read_checked(self.metrics).split(b"\n")
+        except FileNotFoundError:
+            return []
+        except Malformed as error:
+            raise damaged_metrics(self.metrics, str(error)) from error
+        rows = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(parse_row(line))
+            except ValueError as error:
+                raise damaged_metrics(self.metrics, f"line {number} is no logged step") from error
+        return rows
+
+    def seal_metrics(self) -> None:
+        """Keep the checksum of a log that is complete."""
+        write_checked(self.metrics, self.metrics.read_bytes())
+
+    def check_present(self) -> None:
+        """Check that the folder is still there, before results are written to it.
+
+        Raises:
+            DataError: it was removed or moved meanwhile.
+        """
+        if not self.config.exists():
+            raise DataError(
+                f"{self.path} was removed or moved while the run went on: put it back and resume, or start "
+                "the run again."
+            )
+
+
+def parse_row(line: bytes) -> dict[str, Any]:
+    """Read a logged step.
+
+    Raises:
+        ValueError: it is none.
+    """
+    row = parse_json(line)
+    if not (isinstance(row, dict) and type(row.get("step")) is int):
+        raise ValueError("no step")
+    return row
+
+
+def damaged_metrics(path: Path, what: str) -> DataError:
+    """Return an error that says what is wrong with a log."""
+    return DataError(
+        f"{path} is damaged ({what}): put it back as it was, or delete it to go on without what was logged "
+        "before."
+    )
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file may be of a start that was killed before there was a run."""
+    return name in (LOCK, PLAN, CHECKSUMS) or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def steps_taken(run: RunFolder) -> int:
@@ -169,7 +255,16 @@ def first_difference(saved: Any, given: Any, key: str = "") -> str:
             if found:
                 return found
         return ""
-    return "" if saved == given else f"{key} was {saved}, now {given}"
+    if saved == given or is_same_place(saved, given, key.rpartition(".")[2]):
+        return ""
+    return f"{key} was {saved}, now {given}"
+
+
+def is_same_place(saved: Any, given: Any, name: str) -> bool:
+    """Whether two values of a setting are paths to one file or folder, written differently."""
+    if name not in PLACES or not (isinstance(saved, str) and isinstance(given, str)):
+        return False
+    return os.path.exists(given) and os.path.realpath(saved) == os.path.realpath(given)
 
 
 def without_open(settings: Any) -> Any:
@@ -203,9 +298,18 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": present_device(),
         "command": sys.argv,
         "git": git_state(Path(__file__).parent),
     }
+
+
+def present_device() -> str:
+    """Name the device that training would choose."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def git_state(folder: Path) -> str | None:

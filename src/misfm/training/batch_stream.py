@@ -1,0 +1,87 @@
+"""Batches read ahead by worker processes: what goes wrong in one of them is told as if it went wrong here."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from misfm.errors import MisfmError
+from misfm.signals import ignore
+from misfm.training.settings import TrainingSettings
+
+
+class _Told(Dataset[Any]):
+    """Batches of which a failure that says what to do is one, for torch would add its worker's traceback."""
+
+    def __init__(self, batches: Dataset[Any]) -> None:
+        self.batches = batches
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.batches[index]
+        except MisfmError as error:
+            return error
+
+
+@contextmanager
+def batch_stream(batches: Dataset[Any], first: int, settings: TrainingSettings) -> Iterator[Iterator[Any]]:
+    """Give raw batches from index ``first`` to the end of the run, read ahead by worker processes.
+
+    These leave signals to this process, and end with the context, or soon after this process has died.
+
+    Raises:
+        MisfmError: a batch that cannot be read, or a worker that was killed.
+    """
+    loader = DataLoader(
+        _Told(batches),
+        batch_size=None,
+        sampler=range(first, settings.steps * settings.accumulate),
+        num_workers=settings.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore,
+    )
+    others = {*multiprocessing.active_children()}
+    try:
+        with _same_answer_to_dead_children():
+            stream = iter(loader)  # here, for it draws from the generator that dropout draws from
+        yield map(_told, stream)
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise MisfmError(
+            "A process that read batches was killed, most likely for want of memory: go on with a smaller "
+            "training.num_workers."
+        ) from error
+    finally:
+        for worker in {*multiprocessing.active_children()} - others:
+            worker.kill()
+
+
+def _told(batch: Any) -> Any:
+    if isinstance(batch, MisfmError):
+        raise batch
+    return batch
+
+
+@contextmanager
+def _same_answer_to_dead_children() -> Iterator[None]:
+    """Keep torch from raising wherever the program happens to be when a worker dies, such as in a checkpoint.
+
+    It finds out all the same when it waits for the next batch.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)

@@ -1,0 +1,80 @@
+"""A folder for one process at a time, and a run that goes on under the conditions it began under."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from misfm.locks import hold
+from misfm.terminal import logger
+from misfm.training.run import LOCK, RunFolder, present_device
+
+_held: set[str] = set()
+"""Folders that this process holds: what it does within what it does need not hold them again."""
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder while the context lasts; one that stays empty is not left behind.
+
+    Raises:
+        Taken: another process works in it.
+        DataError: it cannot be made or written to.
+    """
+    name = os.path.realpath(folder)
+    if name in _held:
+        yield
+        return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    taken = f"Another misfm works in {folder}: wait until it ends, or choose another --out."
+    try:
+        with hold(folder / LOCK, taken, remove=True):
+            _held.add(name)
+            try:
+                yield
+            finally:
+                _held.discard(name)
+    finally:
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
+
+@contextmanager
+def as_begun(run: RunFolder) -> Iterator[None]:
+    """Compute on as many threads as a run began with, if there is one.
+
+    Sums depend on how they are shared out among threads: with others it would silently be another run.
+
+    Raises:
+        DataError: the file that says how it began is damaged.
+    """
+    before, begun = torch.get_num_threads(), run.conditions()
+    threads, device = begun.get("threads"), begun.get("device")
+    if isinstance(threads, int) and 0 < threads != before:
+        logger.info("going on with %d threads, as the run began, instead of %d", threads, before)
+        torch.set_num_threads(threads)
+    if device is not None and device != present_device():
+        logger.warning(
+            "the run began on %s and goes on on %s: its numbers will differ in their last digits.",
+            *(device, present_device()),
+        )
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def in_run(run: RunFolder) -> Iterator[None]:
+    """Work in a run folder: alone, and where the run goes on, as it began.
+
+    Raises:
+        Taken, DataError: as :func:`exclusive` and :func:`as_begun`.
+    """
+    with exclusive(run.path), as_begun(run):
+        yield
