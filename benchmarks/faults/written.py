@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from material import FINETUNING, INTENSITY, PRETRAINING, SPACING, make_dataset, make_label_maps, make_scans
+from material import FINETUNING, INTENSITY, PRETRAINING, SPACING, make_dataset, make_label_maps, make_scans, make_weights
 
 from misfm.commands.arm import read_arm
 from misfm.commands.export import export
@@ -134,15 +134,14 @@ class Made:
             folds = self.settings[0].model_copy(update={"cases": None, "folds": 2})
             cross_validate(folds, home / "folds")
             predict_files(home / "run-0", [self.dataset / "imagesTs"], home / "predictions")
-            resenc = self._fine(0, 'network={name: resenc, options: {channels: [4, 8], blocks: [1, 1], strides: [2]}}')
-            finetune(resenc, home / "run-resenc")
-            export(str(home / "run-resenc"), "nnunet", home / "exported" / "nnunet")
+            resenc = make_weights(home / "resenc.safetensors", "resenc", 3, (16, 32, 32))
+            export(resenc, "nnunet", home / "exported" / "nnunet")
             export(str(home / "run-0"), "safetensors", home / "exported" / "plain.safetensors")
 
-    def _fine(self, seed: int, *more: str) -> FinetuneSettings:
+    def _fine(self, seed: int) -> FinetuneSettings:
         options = {"dataset": str(self.dataset), "weights": "none", "seed": seed}
         return resolve(
-            FinetuneSettings, recipe="small", options=options, assignments=[*FINETUNING, *more]
+            FinetuneSettings, recipe="small", options=options, assignments=FINETUNING
         )
 
     def ingest(self) -> None:
@@ -171,8 +170,8 @@ class Made:
     def images(self, run: Path) -> str:
         """What is known of a dataset's images."""
         images = DatasetFingerprint.open(Dataset.open(self.dataset), run)
-        images.add(images.dataset.cases())
-        return digest({path: images.images[path].model_dump(mode="json") for path in sorted(images.images)})
+        paths = [path for case in images.dataset.cases() for path in case.image_paths]
+        return digest({str(path): images.image(path).model_dump(mode="json") for path in paths})
 
 
 class _Nothing:
