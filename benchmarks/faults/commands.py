@@ -86,12 +86,12 @@ def all_commands(home: Path) -> list[Command]:
         command("finetune --twin", *finetune, "--twin", "--weights", pretrained, resumes=True),
         command("finetune --fold all", *finetune, "--weights", "none", "--fold", "all", "--set", "folds=2", resumes=True),
         command("finetune --unlabelled", *finetune, *grid, "--weights", "none", "--unlabelled", store, resumes=True),
-        command("compare", *compare, *sets),
+        command("compare", *compare, *sets, weight=2),
         command("predict", "predict", "--run", run, "--input", scans, to="--output"),
         command("evaluate", "evaluate", "--predictions", str(home / "masks"), "--references", f"{dataset}/labelsTs", out="scores.json"),
         command("export nnunet", "export", str(home / "resenc.safetensors"), "--to", "nnunet"),
         command("export safetensors", "export", run, "--to", "safetensors", out="w.safetensors"),
-        command("demo", "demo", weight=2),
+        command("demo", "demo", weight=1),
         Command("info", ("info", store, "--json"), home / "killed" / "info", weight=1),
     ]
 

@@ -12,6 +12,8 @@ and ``seconds``; of an index its rows count, not its pages.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import re
 import shutil
 import signal
@@ -34,7 +36,13 @@ from commands import (
 )
 from common import RESULTS, ROOT, Campaign, Outcome, arguments_of, generator, scratch
 from material import make_dataset, make_scans, make_weights
+from PIL import Image
 from processes import PATIENCE, Ended, Kill, run_forked, run_real
+
+from misfm.data.readers import READERS
+from misfm.models.base import NETWORKS
+from misfm.pretext.base import PRETEXTS
+from misfm.weights.exports import EXPORTS
 
 MOST = 8
 """Kills before a command is left to finish."""
@@ -208,15 +216,16 @@ def draw_kill(draw: Random, usual: Undisturbed, real: bool) -> Kill:
 
 def load_everything() -> None:
     """Import what commands import, so that those forked from this process need not."""
-    import importlib
-
     torch.set_num_threads(1)
-    for name in ("cli", "commands.compare", "commands.demo", "commands.twins", "commands.folds", "commands.predict"):
-        importlib.import_module(f"misfm.{name}")
-    for name in ("commands.info", "commands.catalogue", "commands.evaluate", "commands.export", "commands.probe"):
-        importlib.import_module(f"misfm.{name}")
-    for name in ("torch.utils.tensorboard", "lightning_fabric", "matplotlib.figure", "torch._dynamo"):
+    verbs = ("compare", "demo", "twins", "folds", "predict", "info", "catalogue", "evaluate", "export", "probe")
+    others = ("torch.utils.tensorboard", "lightning_fabric", "torch._dynamo", "matplotlib.figure", "contourpy")
+    for name in ("misfm.cli", *(f"misfm.commands.{verb}" for verb in verbs), *others, "matplotlib.backends.backend_agg"):
         importlib.import_module(name)
+    for registry in (PRETEXTS, NETWORKS, READERS, EXPORTS):
+        registry.names()  # which imports what is registered
+    Image.init()
+    gc.collect()
+    gc.freeze()  # a fork need not copy what lives as long as this process
 
 
 def prepare(folder: Path, seed: int, kinds: list[str] | None = None) -> Kills:

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,8 @@ def run_forked(arguments: Sequence[str], log: Path, kill: Kill | None) -> tuple[
     process = os.fork()
     if not process:
         _be_misfm(arguments, log, Events(kill, report))
+    with suppress(ProcessLookupError, PermissionError):
+        os.setpgid(process, process)  # as the child does: whoever comes first
     timed = kill is not None and not kill.event
     ended = _wait(process, log, kill if timed else None)
     size = report.stat().st_size
@@ -205,10 +208,8 @@ def _wait(process: int, log: Path, kill: Kill | None) -> Ended:
             _, status = os.waitpid(process, 0)
             break
         time.sleep(0.002)
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     errors = log.read_text(errors="replace") if log.exists() else ""
     since = began if sent is None else sent
     return Ended(os.waitstatus_to_exitcode(status), sent is not None, time.monotonic() - since, errors)
