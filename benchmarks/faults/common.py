@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import faulthandler
 import gc
 import json
 import os
@@ -167,6 +168,18 @@ def generator(seed: int, *what: object) -> random.Random:
     return random.Random(repr((seed, *what)))
 
 
+def plain_signals() -> None:
+    """Let signals do what they do in a program started from a terminal, whatever has started this one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def stop_tidily() -> None:
+    """Let SIGTERM end a campaign as Ctrl-C does: what it made is removed, and its state is kept."""
+    plain_signals()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def scratch(name: str) -> Path:
     """A new folder for what faults are done to, in memory where the system has such a folder."""
     memory = Path("/dev/shm")
@@ -285,6 +298,8 @@ def _start(attempt: Callable[[int], Outcome], numbers: Sequence[int], limits: Li
         return process, reading
     status = 1
     try:
+        faulthandler.disable()  # a test runner's would tell of what is tried here as if it had died itself
+        plain_signals()
         os.close(reading)
         loud = os.dup(2)
         nowhere = os.open(os.devnull, os.O_RDWR)

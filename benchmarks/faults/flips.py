@@ -27,6 +27,7 @@ from common import (
     judge_error,
     run_campaign,
     scratch,
+    stop_tidily,
 )
 from written import Group, all_groups
 
@@ -171,6 +172,7 @@ def faults(flips: Flips) -> Callable[[Sequence[int]], Iterator[tuple[int, Outcom
 
 def main() -> None:
     """Run the campaign."""
+    stop_tidily()
     arguments = arguments_of(__doc__ or "", 10_000)
     kinds = [kind for kind in arguments.kinds.split(";") if kind]
     home = arguments.folder or ROOT / "runs" / "faults"

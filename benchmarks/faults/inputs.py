@@ -31,6 +31,7 @@ from common import (
     judge_error,
     run_campaign,
     scratch,
+    stop_tidily,
 )
 from mutations import Edit, edited, spoil
 from targets import Target, all_targets
@@ -178,6 +179,7 @@ def faults(inputs: Inputs) -> Callable[[Sequence[int]], Iterator[tuple[int, Outc
 
 def main() -> None:
     """Run the campaign."""
+    stop_tidily()
     arguments = arguments_of(__doc__ or "", 100_000)
     kinds = [kind for kind in arguments.kinds.split(";") if kind]
     home = arguments.folder or ROOT / "runs" / "faults"

@@ -34,7 +34,7 @@ from commands import (
     same_tensors,
     torn_files,
 )
-from common import RESULTS, ROOT, Campaign, Outcome, arguments_of, generator, scratch
+from common import RESULTS, ROOT, Campaign, Outcome, arguments_of, generator, scratch, stop_tidily
 from material import make_dataset, make_scans, make_weights
 from PIL import Image
 from processes import PATIENCE, Ended, Kill, run_forked, run_real
@@ -117,15 +117,13 @@ class Kills:
             real = command.processes or (command.name != "demo" and draw.random() < REAL)
             kill = draw_kill(draw, usual, real)
             ended, _ = self.run(command, kill, again=attempt > 0, real=real)
-            if ended.status == 0 and not ended.hit:
+            if ended.status == 0:
                 break
             if not ended.hit:
                 yield self.failed(command, ended), last
                 return
             last = f"{signal.Signals(kill.number).name}{', group' if kill.group else ''}{', started' if real else ''}"
             yield self.left(command, kill, ended), last
-            if ended.status == 0:
-                break
         else:
             ended, _ = self.run(command, None, again=True, real=command.processes)
             if ended.status:
@@ -244,6 +242,7 @@ def prepare(folder: Path, seed: int, kinds: list[str] | None = None) -> Kills:
 
 def main() -> None:
     """Run the campaign."""
+    stop_tidily()
     arguments = arguments_of(__doc__ or "", 1000)
     kinds = [kind for kind in arguments.kinds.split(";") if kind]
     home = arguments.folder or ROOT / "runs" / "faults"

@@ -7,6 +7,7 @@ start them, so that imports are hit, too.
 from __future__ import annotations
 
 import builtins
+import faulthandler
 import io
 import os
 import shutil
@@ -19,12 +20,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from commands import shorten_demo
-from common import ROOT
+from common import ROOT, plain_signals
 
 PATIENCE = 10.0
 """Seconds within which a command that was asked to stop has ended."""
@@ -66,7 +67,7 @@ class Ended:
 
     Attributes:
         status: exit status, negative for a signal.
-        hit: whether it was sent its signal before it ended.
+        hit: whether its signal came before it had done all it had to.
         seconds: from the signal, or the start, to the end.
         errors: what it wrote to standard error.
     """
@@ -142,7 +143,7 @@ def run_forked(arguments: Sequence[str], log: Path, kill: Kill | None) -> tuple[
     timed = kill is not None and not kill.event
     ended = _wait(process, log, kill if timed else None)
     size = report.stat().st_size
-    hit = ended.hit if timed else bool(kill and size)
+    hit = ended.status != 0 and (ended.hit if timed else bool(kill and size))
     return Ended(ended.status, hit, ended.seconds, ended.errors), size
 
 
@@ -151,6 +152,8 @@ def _be_misfm(arguments: Sequence[str], log: Path, events: Events) -> None:
     status = 1
     try:
         os.setpgid(0, 0)
+        faulthandler.disable()
+        plain_signals()
         stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for descriptor in (1, 2):
             os.dup2(stream, descriptor)
@@ -187,7 +190,7 @@ def run_real(arguments: Sequence[str], log: Path, kill: Kill | None) -> Ended:
         )
     ended = _wait(process.pid, log, kill)
     process.returncode = ended.status  # it has been waited for
-    return ended
+    return replace(ended, hit=ended.hit and ended.status != 0)
 
 
 def _wait(process: int, log: Path, kill: Kill | None) -> Ended:
