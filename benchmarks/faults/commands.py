@@ -1,10 +1,11 @@
-"""The commands that are killed, with tiny data; what must be alike afterwards; how whole files are recognised."""
+"""The commands that are killed, with tiny data; which files are whole, and what must be alike in the end."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -55,7 +56,15 @@ def material_commands(home: Path) -> list[list[str]]:
         ["ingest", scans, *store, "--spacing", SPACING, "--intensity", INTENSITY],
         ["pretrain", *store, "--out", str(home / "pretrained"), *as_options(PRETRAINING)],
         [*fine, "--out", str(home / "run")],
-        ["predict", "--run", str(home / "run"), "--input", f"{dataset}/imagesTs", "--output", str(home / "masks")],
+        [
+            "predict",
+            "--run",
+            str(home / "run"),
+            "--input",
+            f"{dataset}/imagesTs",
+            "--output",
+            str(home / "masks"),
+        ],
     ]
 
 
@@ -84,11 +93,38 @@ def all_commands(home: Path) -> list[Command]:
         command("finetune", *finetune, "--weights", "none", resumes=True, weight=8),
         command("finetune builtin", *finetune, "--weights", pretrained, resumes=True),
         command("finetune --twin", *finetune, "--twin", "--weights", pretrained, resumes=True),
-        command("finetune --fold all", *finetune, "--weights", "none", "--fold", "all", "--set", "folds=2", resumes=True),
-        command("finetune --unlabelled", *finetune, *grid, "--weights", "none", "--unlabelled", store, resumes=True),
+        command(
+            "finetune --fold all",
+            *finetune,
+            "--weights",
+            "none",
+            "--fold",
+            "all",
+            "--set",
+            "folds=2",
+            resumes=True,
+        ),
+        command(
+            "finetune --unlabelled",
+            *finetune,
+            *grid,
+            "--weights",
+            "none",
+            "--unlabelled",
+            store,
+            resumes=True,
+        ),
         command("compare", *compare, *sets, weight=2),
         command("predict", "predict", "--run", run, "--input", scans, to="--output"),
-        command("evaluate", "evaluate", "--predictions", str(home / "masks"), "--references", f"{dataset}/labelsTs", out="scores.json"),
+        command(
+            "evaluate",
+            "evaluate",
+            "--predictions",
+            str(home / "masks"),
+            "--references",
+            f"{dataset}/labelsTs",
+            out="scores.json",
+        ),
         command("export nnunet", "export", str(home / "resenc.safetensors"), "--to", "nnunet"),
         command("export safetensors", "export", run, "--to", "safetensors", out="w.safetensors"),
         command("demo", "demo", weight=1),
@@ -118,6 +154,9 @@ def shorten_demo() -> None:
 
 
 # What is left after a kill
+
+
+ENDS = {".html": b"</html>", ".png": b"IEND"}
 
 
 def torn_files(folder: Path) -> list[str]:
@@ -153,9 +192,7 @@ def check_whole(path: Path) -> None:
     }
     if path.suffix in readers:
         readers[path.suffix](path)
-    elif path.suffix == ".html" and not path.read_text().rstrip().endswith("</html>"):
-        raise ValueError("no end")
-    elif path.suffix == ".png" and b"IEND" not in path.read_bytes()[-12:]:
+    elif path.suffix in ENDS and ENDS[path.suffix] not in path.read_bytes()[-12:]:
         raise ValueError("no end")
 
 
@@ -175,7 +212,9 @@ def _whole_store(path: Path) -> None:
 
 UNLIKE = ("environment.json", "log.txt")
 """Files of times, machines and command lines, which differ between any two runs."""
-TIMES = ("samples_per_s", "seconds", "stamp")
+FILE_TIME = re.compile(r"\d+ ns")
+"""When a scan was last changed, in what is kept of its state: the demo copies its scans anew."""
+TIMES = ("samples_per_s", "seconds")
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -191,7 +230,9 @@ def normalised(path: Path) -> bytes:
     """The bytes of a file, times left out; of an index its rows, since pages remember how they came about."""
     if path.suffix == ".sqlite":
         with closing(sqlite3.connect(path)) as database:
-            return "\n".join(sorted(database.iterdump())).encode()
+            return FILE_TIME.sub("", "\n".join(sorted(database.iterdump()))).encode()
+    if path.name == "dataset_fingerprint.json":
+        return FILE_TIME.sub("", path.read_text()).encode()
     if path.suffix == ".jsonl":
         return repr([_timeless(json.loads(line)) for line in path.read_text().splitlines()]).encode()
     if path.name in ("compare.json", "results.json"):

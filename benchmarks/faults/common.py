@@ -1,7 +1,7 @@
 """What the fault campaigns share: a state that survives being stopped, forked workers with limits, results.
 
-Fault ``i`` of a campaign follows from its seed and ``i`` alone: a campaign that was stopped goes on with the next
-one, and any single fault can be tried again with ``--only I``.
+Fault ``i`` of a campaign follows from its seed and ``i`` alone: a campaign that was stopped goes on with the
+next one, and any single fault can be tried again with ``--only I``.
 """
 
 from __future__ import annotations

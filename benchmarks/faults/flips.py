@@ -2,9 +2,10 @@
 
     python benchmarks/faults/flips.py --count 10000 --seed 0
 
-Whatever reads the file afterwards must refuse it in a sentence, or give exactly what it gave before (the damage hit
-nothing, or what was lost was found again: harmless), or what an earlier checkpoint says (healed). A volume that was
-refused must be mended by ingesting again. Files that only people read, such as reports and logs, are left out.
+Whatever reads the file afterwards must refuse it in a sentence, or give exactly what it gave before (the
+damage hit nothing, or what was lost was found again: harmless), or what an earlier checkpoint says
+(healed). A volume that was refused must be mended by ingesting again. Files that only people read, such as
+reports, are left out.
 """
 
 from __future__ import annotations

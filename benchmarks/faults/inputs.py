@@ -2,9 +2,10 @@
 
     python benchmarks/faults/inputs.py --count 100000 --seed 0
 
-A try is well if it ends in a value or in one of misfm's own sentences, within five seconds, with at most four times
-the memory that the file honestly needs (and 64 MiB), without running out of memory on the way, and with nothing
-written outside of its folder. Anything else is a finding; the file is kept, with the edits that are needed for it.
+A try is well if it ends in a value or in one of misfm's own sentences, within five seconds, with at most
+four times the memory that the file honestly needs (and 64 MiB), without running out of memory on the way,
+and with nothing written outside of its folder. Anything else is a finding; the file is kept, with the edits
+that it needs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from common import (
     stop_tidily,
 )
 from mutations import Edit, edited, spoil
-from targets import Target, all_targets
+from samples import all_targets
+from targets import Target
 
 SECONDS = 5.0
 SLACK = 64 << 20

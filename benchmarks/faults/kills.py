@@ -2,12 +2,13 @@
 
     python benchmarks/faults/kills.py --count 1000 --seed 0
 
-A command is killed, started again (with ``--resume`` where it has that) and killed again, up to eight times, and then
-left to finish. Most kills are ``SIGKILL``, some ``SIGTERM``, ``SIGINT`` or ``SIGUSR1``, to the process or its group;
-half at a random moment, half at the n-th time that something is written, renamed, synced or committed. After each,
-every file under a final name must be whole and every store readable; in the end all files must be those of a run that
-nobody disturbed. Left out of the comparison: ``environment.json``, ``log.txt``, TensorBoard's files, ``samples_per_s``
-and ``seconds``; of an index its rows count, not its pages.
+A command is killed, started again (with ``--resume`` where it has that) and killed again, up to eight
+times, and then left to finish. Most kills are ``SIGKILL``, some ``SIGTERM``, ``SIGINT`` or ``SIGUSR1``, to
+the process or its group; half at a random moment, half at the n-th time that something is written, renamed,
+synced or committed. After each, every file under a final name must be whole and every store readable; in
+the end all files must be those of a run that nobody disturbed. Left out of the comparison:
+``environment.json``, ``log.txt``, TensorBoard's files, ``samples_per_s``, ``seconds``, and when scans were
+last changed; of an index its rows count, not its pages.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from random import Random
 
@@ -122,7 +124,7 @@ class Kills:
             if not ended.hit:
                 yield self.failed(command, ended), last
                 return
-            last = f"{signal.Signals(kill.number).name}{', group' if kill.group else ''}{', started' if real else ''}"
+            last = kill.name + (", started" if real else "")
             yield self.left(command, kill, ended), last
         else:
             ended, _ = self.run(command, None, again=True, real=command.processes)
@@ -136,7 +138,9 @@ class Kills:
         """A command that was killed before could not be done again."""
         lines = ended.errors.strip().splitlines() or [""]
         result = "traceback" if "Traceback" in ended.errors else "not resumed"
-        return Outcome(command.name, result, f"status {ended.status}: {lines[-1]}"[:600], _place(ended.errors))
+        return Outcome(
+            command.name, result, f"status {ended.status}: {lines[-1]}"[:600], _place(ended.errors)
+        )
 
     def left(self, command: Command, kill: Kill, ended: Ended) -> Outcome:
         """What a kill has left behind, and how a command that was asked to stop has ended."""
@@ -146,21 +150,29 @@ class Kills:
                 return Outcome(command.name, "slow to stop", f"{name}: {ended.seconds:.1f} s", name)
             if "Traceback" in ended.errors and "cli.py" in ended.errors:
                 last = ended.errors.strip().splitlines()[-1]
-                return Outcome(command.name, "traceback", f"{name}: {last}"[:600], f"{name} {_place(ended.errors)}")
+                return Outcome(
+                    command.name, "traceback", f"{name}: {last}"[:600], f"{name} {_place(ended.errors)}"
+                )
             if ended.status not in (0, 1) and "Error: " not in ended.errors and kill.number != signal.SIGKILL:
                 said = (ended.errors.strip().splitlines() or ["nothing"])[-1]
                 if not _early(ended, kill):
-                    return Outcome(command.name, "not saved", f"{name}: status {ended.status}, said {said}"[:600], name)
+                    return Outcome(
+                        command.name, "not saved", f"{name}: status {ended.status}, said {said}"[:600], name
+                    )
             wrong = [option for option in options_named(ended.errors) if not takes(command, option)]
             if wrong:
-                return Outcome(command.name, "wrong advice", f"{name}: {ended.errors.strip()[-300:]}", wrong[0])
+                return Outcome(
+                    command.name, "wrong advice", f"{name}: {ended.errors.strip()[-300:]}", wrong[0]
+                )
         copy = self.home / "copy"
         shutil.rmtree(copy, ignore_errors=True)
         if command.out.exists():
             shutil.copytree(command.out, copy)
         torn = torn_files(copy) if copy.exists() else []
         if torn:
-            return Outcome(command.name, "torn", f"{name} at {kill}: {torn[0]}"[:600], Path(torn[0].split(":")[0]).name)
+            return Outcome(
+                command.name, "torn", f"{name} at {kill}: {torn[0]}"[:600], Path(torn[0].split(":")[0]).name
+            )
         return Outcome(command.name, "survived")
 
     def compared(self, command: Command, usual: Undisturbed) -> Outcome | None:
@@ -169,9 +181,20 @@ class Kills:
         if not names:
             return None
         pairs = [(command.out / name, self.kept(command) / name) for name in names]
-        alike = all(path.suffix == ".pt" and path.exists() and same_tensors(path, kept) for path, kept in pairs)
-        detail = ", ".join(names[:5])
+        alike = all(
+            path.suffix == ".pt" and path.exists() and same_tensors(path, kept) for path, kept in pairs
+        )
+        detail = "; ".join([", ".join(names[:5]), *(first_difference(*pair) for pair in pairs[:1])])
         return Outcome(command.name, "same tensors, other bytes" if alike else "differs", detail, names[0])
+
+
+def first_difference(path: Path, kept: Path) -> str:
+    """The first line of a text that is another than it should be."""
+    texts = [one.read_bytes() if one.exists() else b"(missing)" for one in (path, kept)]
+    if any(b"\0" in text[:1000] for text in texts):
+        return ""
+    pairs = zip_longest(*(text.decode(errors="replace").splitlines() for text in texts), fillvalue="(end)")
+    return next((f"{found!r} instead of {usual!r}" for found, usual in pairs if found != usual), "")[:300]
 
 
 def _early(ended: Ended, kill: Kill) -> bool:
@@ -215,9 +238,31 @@ def draw_kill(draw: Random, usual: Undisturbed, real: bool) -> Kill:
 def load_everything() -> None:
     """Import what commands import, so that those forked from this process need not."""
     torch.set_num_threads(1)
-    verbs = ("compare", "demo", "twins", "folds", "predict", "info", "catalogue", "evaluate", "export", "probe")
-    others = ("torch.utils.tensorboard", "lightning_fabric", "torch._dynamo", "matplotlib.figure", "contourpy")
-    for name in ("misfm.cli", *(f"misfm.commands.{verb}" for verb in verbs), *others, "matplotlib.backends.backend_agg"):
+    verbs = (
+        "compare",
+        "demo",
+        "twins",
+        "folds",
+        "predict",
+        "info",
+        "catalogue",
+        "evaluate",
+        "export",
+        "probe",
+    )
+    others = (
+        "torch.utils.tensorboard",
+        "lightning_fabric",
+        "torch._dynamo",
+        "matplotlib.figure",
+        "contourpy",
+    )
+    for name in (
+        "misfm.cli",
+        *(f"misfm.commands.{verb}" for verb in verbs),
+        *others,
+        "matplotlib.backends.backend_agg",
+    ):
         importlib.import_module(name)
     for registry in (PRETEXTS, NETWORKS, READERS, EXPORTS):
         registry.names()  # which imports what is registered
@@ -257,7 +302,10 @@ def main() -> None:
             for outcome, end in kills.chain(campaign.done):
                 campaign.numbers[end] = campaign.numbers.get(end, 0) + 1
                 if campaign.note(campaign.done, outcome):
-                    print(f"FINDING {campaign.done} {outcome.kind}: {outcome.result}: {outcome.detail}", flush=True)
+                    print(
+                        f"FINDING {campaign.done} {outcome.kind}: {outcome.result}: {outcome.detail}",
+                        flush=True,
+                    )
             campaign.done += 1
             campaign.save()
             print(f"kills {tried}/{arguments.count} in {campaign.done} chains", flush=True)

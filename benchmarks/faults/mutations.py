@@ -20,15 +20,34 @@ import pydicom
 
 INTEGERS = [0, 1, -1, 2, 3, 7, 127, 255, 256, 32767, -32768, 65535, 10**5, 2**31 - 1, -(2**31), 2**32, 2**63]
 FLOATS = [0.0, -1.0, 1e-30, 1e-3, 1e3, 1e4, 1e6, 1e30, 3.4e38, -3.4e38, float("nan"), float("inf"), 0.001]
+_WORDS = (
+    "null|~|true|no|[]|{}|[|}|²|١|-1|0|1e9|1e400|-1e400|nan|.nan|.inf|NaN|Infinity|"
+    "2020-13-45|2020-01-01|1:30:00|0x1F|0o17|=|<<|<<: 1|? a|%YAML 9|---|&a [*a]|*a|&a a|"
+    "!!python/object:os.system|!!binary x|!!timestamp x|!!int x|!!set {a}|!!omap [a]|"
+    "../../ESC|/ESC|x/../../ESC|..|.|CON|${HOME}|hf://a/..|builtin|name|phantom:-1|labels:/"
+)
 WORDS = [
-    *("", " ", "null", "~", "true", "no", "[]", "{}", "[", "}", '"', "'", "\\", "\0", "\t", "\x1b[31m", "\ufeff"),
-    *("²", "١", "-1", "0", "1e9", "1e400", "-1e400", "nan", ".nan", ".inf", "NaN", "Infinity", "9" * 5000),
-    *("2020-13-45", "2020-01-01", "1:30:00", "0x1F", "0o17", "=", "<<", "<<: 1", "? a", "!!python/object:os.system"),
-    *("!!binary x", "!!timestamp x", "!!int x", "!!set {a}", "!!omap [a]", "&a [*a]", "*a", "&a a", "%YAML 9", "---"),
-    *("../../ESC", "/ESC", "x/../../ESC", "\\ud800", "\ud800", "a" * 300, "..", ".", "CON", "a\nb", "${HOME}", "~"),
-    *("[" * 3000, "{a: " * 500, "- " * 3000, '{"a":' * 3000, "hf://a/..", "builtin", "name", "phantom:-1", "labels:/"),
-    "&a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(f"k{i}: &b{i} [*a, *a, *a, *a, *a, *a]" for i in range(3)),
-    "[&a [x,x,x,x,x,x,x,x,x]," + ",".join(f"&{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]" for i in range(9)) + "]",
+    *_WORDS.split("|"),
+    *[
+        "",
+        " ",
+        "\0",
+        "\t",
+        "\x1b[31m",
+        "\ufeff",
+        "\ud800",
+        "a\nb",
+        "9" * 5000,
+        "a" * 300,
+        "\\ud800",
+        "\\",
+        '"',
+        "'",
+    ],
+    *["[" * 3000, "{a: " * 500, "- " * 3000, '{"a":' * 3000],
+    "[&a [x,x,x,x,x,x,x,x,x],"
+    + ",".join(f"&{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]" for i in range(9))
+    + "]",
 ]
 """Fragments that have made readers of YAML, JSON and headers fail."""
 
@@ -54,7 +73,10 @@ def any_bytes(content: bytes, draw: Random) -> Edit:
     other = draw.randrange(size)
     bit = 1 << draw.randrange(8)
     choices: list[tuple[str, Callable[[bytes], bytes]]] = [
-        ("flip a bit", lambda b: b[:start] + bytes([b[start] ^ bit]) + b[start + 1 :] if start < len(b) else b),
+        (
+            "flip a bit",
+            lambda b: b[:start] + bytes([b[start] ^ bit]) + b[start + 1 :] if start < len(b) else b,
+        ),
         ("overwrite", lambda b: b[:start] + new + b[start + length :]),
         ("random bytes", lambda b: b[:start] + draw_bytes + b[start + length :]),
         ("cut the end off", lambda b: b[:start]),
@@ -72,7 +94,7 @@ def any_bytes(content: bytes, draw: Random) -> Edit:
 def any_text(content: bytes, draw: Random) -> Edit:
     """Put a fragment in the place of a word, a number or a line, or between two."""
     text = content.decode("latin-1")
-    words = [match for match in _tokens(text)]
+    words = _tokens(text)
     start, end = draw.choice(words) if words else (0, 0)
     word = draw.choice([draw.choice(WORDS), str(draw.choice(INTEGERS)), repr(draw.choice(FLOATS))])
     new = word.encode("utf-8", "surrogatepass")
@@ -107,7 +129,9 @@ def _value(draw: Random) -> Any:
         draw.choice(INTEGERS),
         draw.choice(FLOATS),
         draw.choice(WORDS),
-        draw.choice([None, True, False, [], {}, "", [[]], [None], {"": None}, {"name": 1}, [1, 2, 3], ["CT", "MR"]]),
+        draw.choice(
+            [None, True, False, [], {}, "", [[]], [None], {"": None}, {"name": 1}, [1, 2, 3], ["CT", "MR"]]
+        ),
         nested,
         [draw.choice(FLOATS) for _ in range(3)],
         draw.choice(["../../ESC", "/tmp/ESC", "x/../../ESC", "\ud800", "\x1b]0;x\x07", "a\0b"]),
@@ -216,10 +240,15 @@ def _edited(tree: Any, path: Sequence[Any], action: str, key: str, value: Any) -
 
 
 NIFTI = {
-    **{("i", 0): INTEGERS, ("h", 70): [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1536, 1792, 2304]},
+    **{
+        ("i", 0): INTEGERS,
+        ("h", 70): [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 768, 1024, 1536, 1792, 2304],
+    },
     **{("h", 40 + 2 * axis): [0, 1, 2, 3, 4, 7, 20, 255, 1000, 32767, -1, -32768] for axis in range(8)},
     **{("f", 76 + 4 * axis): FLOATS for axis in range(8)},
-    **{("f", offset): FLOATS for offset in (108, 112, 116, 256, 260, 264, 268, 272, 276, *range(280, 328, 4))},
+    **{
+        ("f", offset): FLOATS for offset in (108, 112, 116, 256, 260, 264, 268, 272, 276, *range(280, 328, 4))
+    },
     **{("h", offset): [0, 1, 2, 3, 5, -1, 32767] for offset in (72, 252, 254)},
     **{("b", offset): [0, 1, 2, 3, 8, 10, 127, -128] for offset in (39, 123, 344, 345, 346)},
 }
@@ -279,7 +308,9 @@ def dicom_element(content: bytes, draw: Random) -> Edit:
         return any_bytes(content, draw)
     keyword = draw.choice(keywords)
     number = str(draw.choice([*INTEGERS, *FLOATS]))[:16]
-    value = draw.choice([number, [number] * 2, [number] * 3, [number] * 6, "", "x", "\x1b[31m", "²", "A" * 64, None])
+    value = draw.choice(
+        [number, [number] * 2, [number] * 3, [number] * 6, "", "x", "\x1b[31m", "²", "A" * 64, None]
+    )
 
     def apply(content: bytes) -> bytes:
         try:

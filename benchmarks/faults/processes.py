@@ -1,7 +1,7 @@
 """Starting misfm's command line in a process that is about to be killed.
 
-Most are forked from a process that has imported everything, which saves seconds each; the rest are started as users
-start them, so that imports are hit, too.
+Most are forked from a process that has imported everything, which saves seconds each; the rest are started as
+users start them, so that imports are hit, too.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ class Kill:
     after: bool = False
     delay: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """The signal, and whether a group gets it."""
+        return signal.Signals(self.number).name + (", group" if self.group else "")
+
     def send(self, process: int) -> None:
         """End a process, or its group."""
         if self.group:
@@ -86,7 +91,13 @@ class Events:
 
     def install(self) -> None:
         """Watch this process from now on."""
-        for module, name in ((os, "replace"), (os, "fsync"), (os, "unlink"), (os, "mkdir"), (shutil, "rmtree")):
+        for module, name in (
+            (os, "replace"),
+            (os, "fsync"),
+            (os, "unlink"),
+            (os, "mkdir"),
+            (shutil, "rmtree"),
+        ):
             setattr(module, name, self._watched(getattr(module, name)))
         plain = builtins.open
 
@@ -197,22 +208,22 @@ def _wait(process: int, log: Path, kill: Kill | None) -> Ended:
     """Wait for a process, sending its signal when it is time; what it started does not outlive it."""
     began = time.monotonic()
     sent: float | None = None
-    limit = LONGEST
-    while True:
-        done, status = os.waitpid(process, os.WNOHANG)
-        now = time.monotonic()
-        if done:
-            break
-        if kill is not None and sent is None and now - began >= kill.seconds:
-            kill.send(process)
-            sent, limit = now, now - began + PATIENCE + 5
-        if now - began > limit:
+    ended, limit = None, LONGEST
+    try:
+        while ended is None and time.monotonic() - began < limit:
+            done, status = os.waitpid(process, os.WNOHANG)
+            now = time.monotonic()
+            if done:
+                ended = os.waitstatus_to_exitcode(status)
+            elif kill is not None and sent is None and now - began >= kill.seconds:
+                kill.send(process)
+                sent, limit = now, now - began + PATIENCE + 5
+            else:
+                time.sleep(0.002)
+    finally:
+        with suppress(ProcessLookupError):
             os.killpg(process, signal.SIGKILL)
-            _, status = os.waitpid(process, 0)
-            break
-        time.sleep(0.002)
-    with suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)
+        if ended is None:
+            ended = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     errors = log.read_text(errors="replace") if log.exists() else ""
-    since = began if sent is None else sent
-    return Ended(os.waitstatus_to_exitcode(status), sent is not None, time.monotonic() - since, errors)
+    return Ended(ended, sent is not None, time.monotonic() - (began if sent is None else sent), errors)

@@ -18,7 +18,11 @@ from misfm.report.markdown import markdown_table
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guarantees.md"
 RESULTS = ROOT / "benchmarks" / "results"
-CAMPAIGNS = {"kills": "kills of commands", "flips": "damaged files of misfm", "inputs": "spoilt files of users"}
+CAMPAIGNS = {
+    "kills": "kills of commands",
+    "flips": "damaged files of misfm",
+    "inputs": "spoilt files of users",
+}
 SECTION = re.compile(r"(<!-- (\w+): made by benchmarks/faults/table.py -->\n).*?(<!-- end -->)", re.S)
 
 

@@ -1,14 +1,12 @@
 """What misfm reads of users, each with good files to spoil and the functions that read them.
 
-A reader gets the folder of one try, which holds nothing but what it puts there, and returns the bytes that what
-it has read honestly takes.
+A reader gets the folder of one try, which holds nothing but what it puts there, and returns the bytes
+that what it has read honestly takes.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,25 +15,10 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import pydicom
-import SimpleITK as sitk
 import torch
-import yaml
 from common import ROOT
 from material import FINETUNING, make_dataset, make_label_maps, make_scans, make_weights
-from mutations import (
-    Editor,
-    any_bytes,
-    any_json,
-    any_json_line,
-    any_text,
-    dicom_element,
-    header_text,
-    nifti_field,
-    one_of,
-    safetensors_header,
-    within_gzip,
-)
+from mutations import Editor
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
@@ -46,7 +29,7 @@ from misfm.commands.info import describe_path
 from misfm.commands.predict import predict_files
 from misfm.config import CompleteSettings, FinetuneSettings, PretrainSettings
 from misfm.data.dataset import Dataset
-from misfm.data.dataset_fingerprint import FILE, DatasetFingerprint
+from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.ingest import ingest
 from misfm.data.intensity import parse_intensity
 from misfm.data.label_maps import ingest_label_maps, read_table
@@ -61,7 +44,7 @@ from misfm.evaluation.outlook import outlook
 from misfm.planning.fill_defaults import recall
 from misfm.planning.splits import split_of_run
 from misfm.resolve import resolve
-from misfm.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from misfm.training.checkpoint import load_checkpoint
 from misfm.training.logging import MetricsLog
 from misfm.training.run import RunFolder, steps_taken
 from misfm.weights import describe, from_pretrained, hub, open_source
@@ -123,7 +106,9 @@ class Readers:
         if report.quarantined and not report.added:
             raise DataError(report.quarantined[0][1])
         store = Store.open(folder / "store")
-        return sum(store.read(record).data.nbytes * 4 + len(store.anchors(record)) for record in store.records())
+        return sum(
+            store.read(record).data.nbytes * 4 + len(store.anchors(record)) for record in store.records()
+        )
 
     def prediction(self, folder: Path, content: bytes) -> int:
         """Label one scan."""
@@ -348,15 +333,6 @@ def dicom_slice(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def itk_bytes(folder: Path, ending: str) -> bytes:
-    """A small scan in a format that SimpleITK writes; of a detached header the header alone."""
-    draw = np.random.default_rng(0)
-    image = sitk.GetImageFromArray(draw.integers(-1000, 1000, (16, 18, 20)).astype(np.int16))
-    image.SetSpacing((18.0, 19.0, 20.0))
-    sitk.WriteImage(image, str(folder / f"scan{ending}"), useCompression=False)
-    return (folder / f"scan{ending}").read_bytes()
-
-
 def torch_bytes(content: Any, *, legacy: bool = False) -> bytes:
     """What torch writes, as a zip archive or as the bare pickle of earlier versions."""
     buffer = io.BytesIO()
@@ -366,125 +342,3 @@ def torch_bytes(content: Any, *, legacy: bool = False) -> bytes:
 
 def _voxels(path: Path) -> int:
     return int(np.prod(nib.load(path).shape))
-
-
-SETTINGS_TEXTS = (
-    "network={name: unet, options: {channels: [4, 8]}}",
-    "training.optimizer.lr=0.001",
-    "augmentation.p_noise=0.5",
-    "patch_size=[16, 16, 16]",
-    "pretext={name: mae, options: {mask_ratio: 0.6}}",
-    "training.schedule={name: sawtooth}",
-    "batch_size=2",
-    "training.num_workers=2",
-    "licence=CC0",
-    "unlabelled={store: s}",
-)
-PLANS = {
-    "dataset_name": "Dataset007_X",
-    "plans_name": "nnUNetPlans",
-    "original_median_spacing_after_transp": [3.0, 1.0, 1.0],
-    "original_median_shape_after_transp": [20, 32, 32],
-    "transpose_forward": [0, 1, 2],
-    "transpose_backward": [0, 1, 2],
-    "image_reader_writer": "SimpleITKIO",
-    "experiment_planner_used": "ExperimentPlanner",
-    "label_manager": "LabelManager",
-    "foreground_intensity_properties_per_channel": {"0": {"mean": 1.0, "std": 1.0, "min": 0.0, "max": 2.0}},
-    "configurations": {
-        "3d_fullres": {
-            "patch_size": [16, 32, 32],
-            "spacing": [3.0, 1.0, 1.0],
-            "batch_size": 2,
-            "normalization_schemes": ["CTNormalization"],
-        }
-    },
-}
-"""What nnU-Net plans for a dataset, as far as an export reads it."""
-ADAPTATION = {
-    "trainer_name": "BaseEvaMAETrainer",
-    "pretrain_plan": {"configurations": {"onemmiso": {"patch_size": [32, 32, 32], "spacing": [1, 1, 1]}}},
-    "architecture_plans": {"arch_class_name": "PrimusM", "arch_kwargs": {"embed_dim": 48}},
-    "pretrain_num_input_channels": 1,
-    "pretrain_patch_size": [32, 32, 32],
-}
-
-
-def all_targets(folder: Path) -> list[Target]:
-    """Every kind of file that misfm reads of users, with good files in ``folder``."""
-    made = Readers(folder)
-    packed = (made.scans / "scan_0000.nii.gz").read_bytes()
-    plain = gzip.decompress(packed)
-    lists = {
-        "collection_name": "Collection",
-        "datasets": {
-            "Dataset001": {
-                "subjects": {
-                    "sub-1": {
-                        "sessions": {
-                            "ses-1": {"images": [{"name": "a.nii.gz", "modality": "CT", "image_path": "scan.nii.gz"}]}
-                        }
-                    }
-                }
-            }
-        },
-    }
-    noted = json.loads((made.dataset / "dataset.json").read_text())
-    noted["subjects"] = {"phantom_tr_000": "A", "phantom_tr_001": "B"}
-    noted["annotated_labels"] = {"phantom_ts_000": list(noted["labels"])}
-    images = DatasetFingerprint(Dataset.open(made.dataset))
-    images.add(images.dataset.cases())
-    images.save(folder)
-    save_checkpoint(folder / "last.pt", Checkpoint(4, made.model.state_dict(), {}, None, None))
-    scores = evaluate_folders(made.dataset / "labelsTs", made.dataset / "labelsTs")
-    rows = [{"step": step, "loss": 1 / step, "validation_dice": 0.1 * step} for step in range(1, 8)]
-    checkpoints = (FOREIGN.read_bytes(), torch_bytes(unpickle(FOREIGN), legacy=True))
-    settings = made.settings.model_dump(mode="json")
-    nifti, text = one_of(nifti_field, nifti_field, any_bytes), [line.encode() for line in SETTINGS_TEXTS]
-    label = next((made.dataset / "labelsTs").iterdir()).read_bytes()
-
-    def json_of(*contents: Any) -> tuple[bytes, ...]:
-        return tuple(json.dumps(content, indent=1).encode() for content in contents)
-
-    def scan(name: str) -> Callable[[Path, bytes], int]:
-        return lambda path, content: made.scan(path, name, content)
-
-    return [
-        Target("NIfTI", (plain,), nifti, scan("scan.nii"), 6),
-        Target("NIfTI, gzip", (packed,), within_gzip(nifti), scan("scan.nii.gz"), 6),
-        Target("NIfTI, predict", (plain,), nifti, made.prediction, 3),
-        Target("NRRD", (itk_bytes(folder, ".nrrd"),), one_of(header_text, any_bytes), scan("scan.nrrd"), 6),
-        Target("MetaImage", (itk_bytes(folder, ".mha"),), one_of(header_text, any_bytes), scan("scan.mha"), 6),
-        Target("MetaImage, detached", (itk_bytes(folder, ".mhd"),), any_text, made.meta_header, 4),
-        Target("DICOM", (dicom_slice(2),), one_of(dicom_element, any_bytes), made.series, 6),
-        Target("pretrain_data.json", json_of(lists), any_json, made.list_of_scans, 5),
-        Target("dataset.json", json_of(noted, lists), any_json, made.dataset_json, 5),
-        Target("splits", ((made.dataset / "splits_final.json").read_bytes(),), any_json, made.splits, 5),
-        Target("labels.json", ((made.maps / "labels.json").read_bytes(),), any_json, made.names, 4),
-        Target("label maps", ((made.maps / "head_0.nii.gz").read_bytes(),), within_gzip(nifti), made.label_map, 4),
-        Target("predictions", (label,), within_gzip(nifti), made.evaluated, 4),
-        Target("settings, YAML", tuple(settings_files(settings)), any_text, made.config, 8),
-        Target("settings, --set", tuple(text), any_text, made.assignment, 8),
-        Target("options", (b"1,2,3", b"ct:-200,600", b"owner/repo@main/file.pt"), any_text, made.options, 6),
-        Target("config.yaml", (settings_file(settings),), any_text, made.run_settings, 5),
-        Target("metrics.jsonl", (b"".join(json.dumps(row).encode() + b"\n" for row in rows),), any_json_line, made.metrics, 5),
-        Target("scores", json_of(scores), any_json, made.scores, 4),
-        Target("dataset_fingerprint.json", ((folder / FILE).read_bytes(),), any_json, made.fingerprint, 4),
-        Target("last.pt", ((folder / "last.pt").read_bytes(),), any_bytes, made.checkpoint, 6),
-        Target("weights", (made.weights.read_bytes(),), one_of(any_bytes, safetensors_header), made.own_weights, 8),
-        Target("checkpoints, torch", checkpoints, any_bytes, made.torch_weights, 5),
-        Target("adaptation_plan.json", json_of(ADAPTATION), any_json, made.adaptation_plan, 4),
-        Target("nnUNetPlans.json", json_of(PLANS), any_json, made.plans, 4),
-    ]
-
-
-def settings_file(settings: Any) -> bytes:
-    """Settings as ``config.yaml`` has them."""
-    return yaml.safe_dump(settings, sort_keys=False).encode()
-
-
-def settings_files(settings: Any) -> list[bytes]:
-    """Files of settings: all of a run's, and a few."""
-    few = {"extends": "small", "batch_size": 2, "training": {"steps": 4, "optimizer": {"lr": 1e-3}}}
-    task = {"pretext": {"name": "mae", "options": {"mask_ratio": 0.6}}, "licence": "CC0", "generated": 2}
-    return [settings_file(content) for content in (settings, few, task)]

@@ -17,7 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from material import FINETUNING, INTENSITY, PRETRAINING, SPACING, make_dataset, make_label_maps, make_scans, make_weights
+from material import (
+    FINETUNING,
+    INTENSITY,
+    PRETRAINING,
+    SPACING,
+    make_dataset,
+    make_label_maps,
+    make_scans,
+    make_weights,
+)
 
 from misfm.commands.arm import read_arm
 from misfm.commands.export import export
@@ -140,9 +149,7 @@ class Made:
 
     def _fine(self, seed: int) -> FinetuneSettings:
         options = {"dataset": str(self.dataset), "weights": "none", "seed": seed}
-        return resolve(
-            FinetuneSettings, recipe="small", options=options, assignments=FINETUNING
-        )
+        return resolve(FinetuneSettings, recipe="small", options=options, assignments=FINETUNING)
 
     def ingest(self) -> None:
         """Bring the scans into the store, or mend it."""
@@ -153,14 +160,18 @@ class Made:
         settings = self.settings[seed]
         model = self.model(run)
         session = begin_session(model, _Nothing(), settings.training, run, seed)
-        return digest(session.state.step, model.state_dict(), session.state.best_step, session.state.best_score)
+        return digest(
+            session.state.step, model.state_dict(), session.state.best_step, session.state.best_score
+        )
 
     def model(self, run: RunFolder) -> torch.nn.Module:
         """The network of a run."""
         saved = self.settings[0]
         assert saved.network is not None
         options = saved.network.options
-        return create(saved.network.name, num_classes=6, patch_size=(16, 16, 16), deep_supervision=True, **options)
+        return create(
+            saved.network.name, num_classes=6, patch_size=(16, 16, 16), deep_supervision=True, **options
+        )
 
     def run_settings(self, run: RunFolder) -> str:
         """What a resumed run takes from its settings, where options leave it open."""
@@ -204,7 +215,9 @@ def all_groups(home: Path) -> list[Group]:
     made = Made(home)
     groups: list[Group] = []
 
-    def add(name: str, files: Iterable[Path], folders: Iterable[Path], read: Callable[[], str], **more: Any) -> None:
+    def add(
+        name: str, files: Iterable[Path], folders: Iterable[Path], read: Callable[[], str], **more: Any
+    ) -> None:
         found = tuple(files)
         assert found, name
         groups.append(Group(name, found, tuple(folders), read, read(), **more))
@@ -227,21 +240,38 @@ def all_groups(home: Path) -> list[Group]:
     add("weights.safetensors", [run.weights], [run.path], lambda: read_weights(run.path), weight=10)
     for file in ("plain.safetensors", "nnunet/checkpoint_final.pth"):
         path = home / "exported" / file
-        add(f"exported {path.name}", [path], [home / "exported"], lambda path=path: read_weights(path), weight=5)
+        add(
+            f"exported {path.name}",
+            [path],
+            [home / "exported"],
+            lambda path=path: read_weights(path),
+            weight=5,
+        )
     add("config.yaml", [run.config], [run.path], lambda: made.run_settings(run), weight=4)
     add("metrics.jsonl", [run.metrics], [run.path], lambda: digest(run.read_metrics()), weight=4)
     splits = [run.path / "split.json", home / "folds" / "folds.json"]
-    add("splits", splits, [run.path, home / "folds"], lambda: digest([read_split(path) for path in splits]), weight=3)
+    add(
+        "splits",
+        splits,
+        [run.path, home / "folds"],
+        lambda: digest([read_split(path) for path in splits]),
+        weight=3,
+    )
     pretrained = home / "pretrained"
     kept = lambda: digest(  # noqa: E731
-        [[one.id for one in part] for part in kept_split(Store.open(store), made.pretraining, pretrained, None)]
+        [
+            [one.id for one in part]
+            for part in kept_split(Store.open(store), made.pretraining, pretrained, None)
+        ]
     )
     add("volumes.json", [pretrained / "volumes.json"], [pretrained], kept)
     scores = lambda: digest(  # noqa: E731
         json.loads((home / "folds" / "fold_0" / "validation.json").read_text()),
         dict(read_arm("arm", home / "folds" / "fold_0", 0, "validation.json").cases),
     )
-    add("validation.json", [home / "folds" / "fold_0" / "validation.json"], [home / "folds"], scores, weight=3)
+    add(
+        "validation.json", [home / "folds" / "fold_0" / "validation.json"], [home / "folds"], scores, weight=3
+    )
     add(FILE, [run.path / FILE], [run.path], lambda: made.images(run.path), weight=3)
     predictions = home / "predictions"
     scored = lambda: digest(evaluate_folders(predictions, made.dataset / "labelsTs"))  # noqa: E731

@@ -105,13 +105,11 @@ def test_a_worker_that_hangs_dies_or_fails_is_an_outcome_and_the_next_goes_on():
 
 
 def test_memory_that_ran_out_is_a_finding_whatever_the_sentence():
-    try:
-        try:
-            raise MemoryError
-        except MemoryError as error:
-            raise DataError("cannot be read; copy it again") from error
-    except DataError as error:
-        assert common.judge_error("kind", error).result == "memory"
+    error = DataError("cannot be read; copy it again")
+    error.__cause__ = MemoryError()
+    assert common.judge_error("kind", error).result == "memory"
+    assert common.judge_error("kind", DataError("x (Unable to allocate 3 TiB)")).result == "memory"
+    assert common.judge_error("kind", DataError("x promises 3 TiB and holds 2 kB")).result == "refused"
 
 
 def test_a_campaign_goes_on_where_it_was_stopped(tmp_path):
