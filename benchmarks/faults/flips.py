@@ -48,7 +48,7 @@ class Damage:
     other: Path | None = None
 
 
-def draw_damage(content: bytes, others: Sequence[Path], draw: Random) -> Damage:
+def draw_damage(content: bytes, others: Sequence[Path], losses: bool, draw: Random) -> Damage:
     """Draw what happens to a file; two of three times one bit flips."""
     size = max(1, len(content))
     place, bit = draw.randrange(size), 1 << draw.randrange(8)
@@ -57,9 +57,9 @@ def draw_damage(content: bytes, others: Sequence[Path], draw: Random) -> Damage:
     if kind == "swap" and others:
         other = draw.choice(others)
         return Damage(f"swapped with {other.name}", lambda old: other.read_bytes(), other)
-    if kind == "lost":
+    if kind == "lost" and losses:
         return Damage("lost", None)
-    if kind == "empty":
+    if kind in ("empty", "lost"):
         return Damage("emptied", lambda old: b"")
     if kind == "cut":
         return Damage(f"cut at {place}", lambda old: old[:place])
@@ -107,7 +107,7 @@ class Flips:
         path = draw.choice(files)
         same = [*group.partners] or [other for other in files if other.suffixes == path.suffixes]
         others = [other for other in same if other != path] if group.swaps else []
-        return path, draw_damage(self.copy_of(path).read_bytes(), others, draw)
+        return path, draw_damage(self.copy_of(path).read_bytes(), others, group.losses, draw)
 
     def copy_of(self, path: Path) -> Path:
         """Where the undamaged file is kept."""
@@ -185,7 +185,7 @@ def main() -> None:
             print(flips.attempt(arguments.only))
             sys.exit()
         campaign = Campaign.open("flips" + "".join(kinds), arguments.seed, home)
-        run_campaign(campaign, faults(flips), arguments.count, batch=500)
+        run_campaign(campaign, faults(flips), arguments.count, batch=200)
         campaign.publish(arguments.out or (None if kinds else RESULTS / "faults_flips.json"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -195,7 +195,7 @@ def main() -> None:
             print(target.read(folder / "box" / "in", edited(good, edits)))
             sys.exit()
         campaign = Campaign.open("inputs" + "".join(kinds), arguments.seed, home)
-        run_campaign(campaign, faults(inputs), arguments.count, batch=500)
+        run_campaign(campaign, faults(inputs), arguments.count, batch=200)
         default = None if kinds else RESULTS / "faults_inputs.json"
         campaign.publish(arguments.out or default)
     finally:

@@ -59,6 +59,13 @@ class Edit:
     what: str
     apply: Callable[[bytes], bytes]
 
+    def of(self, content: bytes) -> bytes:
+        """The bytes after the change; the same where an earlier edit has left nothing that it applies to."""
+        try:
+            return self.apply(content)
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return content
+
 
 Editor = Callable[[bytes, Random], Edit]
 """Draws an edit that makes sense for the bytes it is given."""
@@ -340,7 +347,7 @@ def spoil(content: bytes, editor: Editor, draw: Random) -> list[Edit]:
     edits = []
     for _ in range(draw.choice([1, 1, 1, 2, 2, 3, 4])):
         edit = editor(content, draw)
-        content = edit.apply(content)
+        content = edit.of(content)
         edits.append(edit)
     return edits
 
@@ -348,5 +355,5 @@ def spoil(content: bytes, editor: Editor, draw: Random) -> list[Edit]:
 def edited(content: bytes, edits: Sequence[Edit]) -> bytes:
     """The file after all edits."""
     for edit in edits:
-        content = edit.apply(content)
+        content = edit.of(content)
     return content

@@ -6,11 +6,11 @@ Each reader returns a hash of all that it takes from the files, so that any diff
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class Group:
         expected: what that gives without damage.
         earlier: what else is right: the states of earlier checkpoints.
         mend: what mends files that were refused; None where nothing does.
+        losses: whether a file that is gone must be noticed; what is not there yet is no damage.
         swaps: whether files that change places must be noticed.
         partners: files of other runs to change places with.
         weight: how often it is hit, compared with others.
@@ -77,8 +78,9 @@ class Group:
     expected: str
     earlier: frozenset[str] = frozenset()
     mend: Callable[[], object] | None = None
+    losses: bool = True
     swaps: bool = False
-    partners: tuple[Path, ...] = field(default=())
+    partners: tuple[Path, ...] = ()
     weight: int = 1
 
 
@@ -178,6 +180,11 @@ class Made:
         given = resolve(FinetuneSettings, recipe="small", options={"dataset": str(self.dataset)})
         return digest(run.read_settings(), recall(given, run).model_dump(mode="json"))
 
+    def volumes(self, run: Path) -> str:
+        """Which volumes a resumed pretraining learns from."""
+        parts = kept_split(Store.open(self.home / "store"), self.pretraining, run, None)
+        return digest([[record.id for record in part] for part in parts])
+
     def images(self, run: Path) -> str:
         """What is known of a dataset's images."""
         images = DatasetFingerprint.open(Dataset.open(self.dataset), run)
@@ -213,67 +220,81 @@ def all_groups(home: Path) -> list[Group]:
     """Make everything, and say what reads it."""
     home.mkdir(parents=True, exist_ok=True)
     made = Made(home)
-    groups: list[Group] = []
+    return [*store_groups(made), *run_groups(made), *choice_groups(made), *other_groups(made)]
 
-    def add(
-        name: str, files: Iterable[Path], folders: Iterable[Path], read: Callable[[], str], **more: Any
-    ) -> None:
-        found = tuple(files)
-        assert found, name
-        groups.append(Group(name, found, tuple(folders), read, read(), **more))
 
-    store, cases, run = home / "store", home / "run-0" / "cases", RunFolder(home / "run-0")
-    for name, path, mend in (("", store, made.ingest), (", labelled", cases, None)):
-        volumes = sorted((path / "volumes").iterdir())
-        read = lambda path=path: read_store(path)  # noqa: E731
-        add(f"volumes{name}", volumes, [path], read, weight=10, swaps=True, mend=mend)
-        add(f"index.sqlite{name}", [path / "index.sqlite"], [path], read, weight=10)
-        add(f"store.json{name}", [path / "store.json"], [path], read, weight=2)
-    table = lambda: digest(read_table(made.label_maps.path).model_dump(mode="json"))  # noqa: E731
-    add("label_table.json", [home / "maps-store" / "label_table.json"], [home / "maps-store"], table)
-    earlier = earlier_states(made, run)
-    resumed = lambda: made.session(run, 0)  # noqa: E731
-    other = (RunFolder(home / "run-1").last,)
-    add("last.pt", [run.last], [run.path], resumed, weight=10, swaps=True, partners=other, earlier=earlier)
-    best = lambda: digest(vars(load_checkpoint(run.best)))  # noqa: E731
-    add("best.pt", [run.best], [run.path], best, weight=8)
-    add("weights.safetensors", [run.weights], [run.path], lambda: read_weights(run.path), weight=10)
-    for file in ("plain.safetensors", "nnunet/checkpoint_final.pth"):
-        path = home / "exported" / file
-        add(
-            f"exported {path.name}",
-            [path],
-            [home / "exported"],
-            lambda path=path: read_weights(path),
-            weight=5,
-        )
-    add("config.yaml", [run.config], [run.path], lambda: made.run_settings(run), weight=4)
-    add("metrics.jsonl", [run.metrics], [run.path], lambda: digest(run.read_metrics()), weight=4)
-    splits = [run.path / "split.json", home / "folds" / "folds.json"]
-    add(
-        "splits",
-        splits,
-        [run.path, home / "folds"],
-        lambda: digest([read_split(path) for path in splits]),
-        weight=3,
-    )
-    pretrained = home / "pretrained"
-    kept = lambda: digest(  # noqa: E731
-        [
-            [one.id for one in part]
-            for part in kept_split(Store.open(store), made.pretraining, pretrained, None)
+def group(name: str, files: Sequence[Path], folder: Path, read: Callable[[], str], **more: Any) -> Group:
+    """Files that are read together, and what reading them gives without damage."""
+    assert files, name
+    return Group(name, tuple(files), (folder,), read, read(), **more)
+
+
+def store_groups(made: Made) -> list[Group]:
+    """Stores: of scans, of labelled cases, of label maps."""
+    groups = []
+    stores = (("", made.home / "store", made.ingest), (", labelled", made.home / "run-0" / "cases", None))
+    for name, path, mend in stores:
+        volumes, read = sorted((path / "volumes").iterdir()), partial(read_store, path)
+        groups += [
+            group(f"volumes{name}", volumes, path, read, weight=10, swaps=True, mend=mend),
+            group(f"index.sqlite{name}", [path / "index.sqlite"], path, read, weight=10),
+            group(f"store.json{name}", [path / "store.json"], path, read, weight=2),
         ]
-    )
-    add("volumes.json", [pretrained / "volumes.json"], [pretrained], kept)
-    scores = lambda: digest(  # noqa: E731
-        json.loads((home / "folds" / "fold_0" / "validation.json").read_text()),
-        dict(read_arm("arm", home / "folds" / "fold_0", 0, "validation.json").cases),
-    )
-    add(
-        "validation.json", [home / "folds" / "fold_0" / "validation.json"], [home / "folds"], scores, weight=3
-    )
-    add(FILE, [run.path / FILE], [run.path], lambda: made.images(run.path), weight=3)
-    predictions = home / "predictions"
+    maps = made.label_maps.path
+    return [*groups, group("label_table.json", [maps / "label_table.json"], maps, partial(table_of, maps))]
+
+
+def run_groups(made: Made) -> list[Group]:
+    """What a run goes on from, and what comes of it."""
+    run, other = (RunFolder(made.home / f"run-{seed}") for seed in (0, 1))
+    resumed, earlier = partial(made.session, run, 0), earlier_states(made, run)
+    more: dict[str, Any] = {"swaps": True, "partners": (other.last,), "earlier": earlier}
+    return [
+        group("last.pt", [run.last], run.path, resumed, weight=10, **more),
+        group("best.pt", [run.best], run.path, lambda: digest(vars(load_checkpoint(run.best))), weight=8),
+        group("weights.safetensors", [run.weights], run.path, partial(read_weights, run.weights), weight=10),
+        group("config.yaml", [run.config], run.path, partial(made.run_settings, run), weight=4),
+        group(
+            *("metrics.jsonl", [run.metrics], run.path, lambda: digest(run.read_metrics())),
+            weight=4,
+            losses=False,
+        ),
+        group(FILE, [run.path / FILE], run.path, partial(made.images, run.path), weight=3),
+    ]
+
+
+def choice_groups(made: Made) -> list[Group]:
+    """What was chosen or found out for a run, and is not to be chosen again."""
+    home, fold, pretrained = made.home, made.home / "folds" / "fold_0", made.home / "pretrained"
+    scores = partial(scores_of, fold)
+    split, folds = home / "run-0" / "split.json", home / "folds" / "folds.json"
+    volumes = partial(made.volumes, pretrained)
+    return [
+        group("split.json", [split], split.parent, lambda: digest(read_split(split)), weight=2),
+        group("folds.json", [folds], folds.parent, lambda: digest(read_split(folds)), weight=2),
+        group("volumes.json", [pretrained / "volumes.json"], pretrained, volumes, weight=2),
+        group("validation.json", [fold / "validation.json"], fold, scores, weight=3, losses=False),
+    ]
+
+
+def other_groups(made: Made) -> list[Group]:
+    """What is handed over, and taken back."""
+    exported, predictions = made.home / "exported", made.home / "predictions"
+    plain, nnunet = exported / "plain.safetensors", exported / "nnunet" / "checkpoint_final.pth"
+    masks = sorted(predictions.glob("*.nii.gz"))
     scored = lambda: digest(evaluate_folders(predictions, made.dataset / "labelsTs"))  # noqa: E731
-    add("predictions", sorted(predictions.glob("*.nii.gz")), [predictions], scored, weight=3)
-    return groups
+    return [
+        group("export, safetensors", [plain], exported, partial(read_weights, plain), weight=5),
+        group("export, nnunet", [nnunet], exported, partial(read_weights, nnunet), weight=5),
+        group("predictions", masks, predictions, scored, weight=3),
+    ]
+
+
+def table_of(store: Path) -> str:
+    """What values in a store of label maps mean."""
+    return digest(read_table(store).model_dump(mode="json"))
+
+
+def scores_of(run: Path) -> str:
+    """The scores of a finished fold or arm, as its reader takes them."""
+    return digest(dict(read_arm("arm", run, 0, "validation.json").cases))
