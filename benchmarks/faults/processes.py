@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from commands import shorten_demo
-from common import ROOT, plain_signals
+from common import plain_signals
+
+import misfm
 
 PATIENCE = 10.0
 """Seconds within which a command that was asked to stop has ended."""
@@ -189,7 +191,7 @@ def _be_misfm(arguments: Sequence[str], log: Path, events: Events) -> None:
 def run_real(arguments: Sequence[str], log: Path, kill: Kill | None) -> Ended:
     """Run a command as users do, imports included."""
     script = "import sys; sys.argv[0] = 'misfm'; from misfm.cli import main; main()"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(misfm.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-c", script, *arguments],
