@@ -6,11 +6,13 @@ An edit takes the bytes of a file and returns others; which ones is drawn when t
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import io
 import json
 import re
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -246,6 +248,8 @@ def _edited(tree: Any, path: Sequence[Any], action: str, key: str, value: Any) -
     return tree
 
 
+MOST = 32 << 20
+"""Bytes of a packed file that are edited."""
 NIFTI = {
     **{
         ("i", 0): INTEGERS,
@@ -281,8 +285,8 @@ def within_gzip(editor: Editor) -> Editor:
         if draw.random() < 0.15:
             return any_bytes(content, draw)
         if draw.random() < 0.05:  # a bomb: much that packs into little
-            many = draw.choice([1 << 20, 1 << 24, 1 << 28])
-            return Edit(f"{many} zeros more", lambda b: _packed(_unpacked(b) + bytes(many)))
+            many = draw.choice([1 << 20, 1 << 24, 1 << 27])
+            return Edit(f"{many} zeros more", lambda b: b + _zeros(many))
         inner = editor(_unpacked(content), draw)
         return Edit(f"inside: {inner.what}", lambda b: _packed(inner.apply(_unpacked(b))))
 
@@ -293,9 +297,18 @@ def _packed(content: bytes) -> bytes:
     return gzip.compress(content, compresslevel=1, mtime=0)
 
 
+@functools.lru_cache
+def _zeros(many: int) -> bytes:
+    return _packed(bytes(many))
+
+
 def _unpacked(content: bytes) -> bytes:
-    with contextlib.suppress(OSError, EOFError, ValueError, Exception):
-        return gzip.decompress(content)
+    """What a gzip file holds; the file itself where it is none any more, or a bomb."""
+    with contextlib.suppress(zlib.error):
+        stream = zlib.decompressobj(wbits=31)
+        unpacked = stream.decompress(content, MOST)
+        if stream.eof and not stream.unused_data:
+            return unpacked
     return content
 
 

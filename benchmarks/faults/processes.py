@@ -171,6 +171,8 @@ def _be_misfm(arguments: Sequence[str], log: Path, events: Events) -> None:
         for descriptor in (1, 2):
             os.dup2(stream, descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        # A test runner has put others in their place.
+        sys.stdout, sys.stderr = (open(descriptor, "w", closefd=False) for descriptor in (1, 2))  # noqa: SIM115
         shorten_demo()
         if events.kill is None or events.kill.event:
             events.install()
