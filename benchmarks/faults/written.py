@@ -180,6 +180,11 @@ class Made:
         given = resolve(FinetuneSettings, recipe="small", options={"dataset": str(self.dataset)})
         return digest(run.read_settings(), recall(given, run).model_dump(mode="json"))
 
+    def guarded(self, run: RunFolder) -> str:
+        """What a run's list of checksums guards."""
+        split, metrics = read_split(run.path / "split.json"), run.read_metrics()
+        return digest(self.run_settings(run), split, metrics, self.images(run.path))
+
     def volumes(self, run: Path) -> str:
         """Which volumes a resumed pretraining learns from."""
         parts = kept_split(Store.open(self.home / "store"), self.pretraining, run, None)
@@ -249,7 +254,10 @@ def run_groups(made: Made) -> list[Group]:
     run, other = (RunFolder(made.home / f"run-{seed}") for seed in (0, 1))
     resumed, earlier = partial(made.session, run, 0), earlier_states(made, run)
     more: dict[str, Any] = {"swaps": True, "partners": (other.last,), "earlier": earlier}
+    sums = [path for path in (run.path / "checksums.json",) if path.exists()]
+    guarded = partial(made.guarded, run)
     return [
+        *(group("checksums.json", [path], run.path, guarded, weight=3, losses=False) for path in sums),
         group("last.pt", [run.last], run.path, resumed, weight=10, **more),
         group("best.pt", [run.best], run.path, lambda: digest(vars(load_checkpoint(run.best))), weight=8),
         group("weights.safetensors", [run.weights], run.path, partial(read_weights, run.weights), weight=10),

@@ -47,8 +47,10 @@ def folder(tmp_path):
     shutil.rmtree(made)
 
 
-def findings(campaign):
-    return [f"{key}: {found['detail']}" for key, found in campaign.findings.items()]
+def check(campaign):
+    """Nothing but outcomes that keep the promise; else all that was found, one a line."""
+    found = [f"{key}: {one['detail']} (fault {one['number']})" for key, one in campaign.findings.items()]
+    assert not found, "\n".join(["", *found])
 
 
 def tried(name, folder, faults, count):
@@ -60,13 +62,13 @@ def tried(name, folder, faults, count):
 def test_spoilt_input_is_a_value_or_a_sentence(folder):
     made = inputs.prepare(folder, 7, folder / "findings")
     campaign = tried("inputs", folder, inputs.faults(made), 400)
-    assert not findings(campaign)
+    check(campaign)
     assert {"refused", "value"} <= {result for row in campaign.counts.values() for result in row}
 
 
 def test_damage_to_our_own_files_is_noticed(folder):
     campaign = tried("flips", folder, flips.faults(flips.prepare(folder, 7)), 400)
-    assert not findings(campaign)
+    check(campaign)
     assert sum(row.get("refused", 0) for row in campaign.counts.values()) > 100
 
 
@@ -76,7 +78,7 @@ def test_killed_commands_end_with_the_same_bytes(folder):
     for number in range(8):
         for outcome, _ in made.chain(number):
             campaign.note(number, outcome)
-    assert not findings(campaign)
+    check(campaign)
     assert sum(row["survived"] for row in campaign.counts.values()) > 20
 
 
