@@ -82,7 +82,7 @@ def all_commands(home: Path) -> list[Command]:
     sets = (*as_options(mae, "--set-pretrain"), *as_options(FINETUNING, "--set-finetune"), "--seeds", "0")
 
     def command(name: str, *words: str, to: str = "--out", out: str = "out", **more: Any) -> Command:
-        folder = home / "killed" / name.replace(" ", "-")
+        folder = home / "killed" / re.sub(r"\W+", "-", name)  # "--" would look like an option in messages
         return Command(name, (*words, to, str(folder / out)), folder, **more)
 
     return [
@@ -214,6 +214,8 @@ UNLIKE = ("environment.json", "log.txt")
 """Files of times, machines and command lines, which differ between any two runs."""
 FILE_TIME = re.compile(r"\d+ ns")
 """When a scan was last changed, in what is kept of its state: the demo copies its scans anew."""
+TIMED = ("environment.json", "metrics.jsonl")
+"""Files whose own checksums are those of times."""
 TIMES = ("samples_per_s", "seconds")
 
 
@@ -235,6 +237,9 @@ def normalised(path: Path) -> bytes:
         return FILE_TIME.sub("", path.read_text()).encode()
     if path.suffix == ".jsonl":
         return repr([_timeless(json.loads(line)) for line in path.read_text().splitlines()]).encode()
+    if path.name == "checksums.json":  # of each file as it is now, and of the one before
+        sums = json.loads(path.read_bytes())
+        return repr({name: kept[-1:] for name, kept in sums.items() if name not in TIMED}).encode()
     if path.name in ("compare.json", "results.json"):
         return repr(_timeless(json.loads(path.read_bytes()))).encode()
     return path.read_bytes()
@@ -248,7 +253,9 @@ def _timeless(tree: Any) -> Any:
 
 def same_tensors(first: Path, second: Path) -> bool:
     """Whether two checkpoints hold the same, though their bytes differ."""
-    one, other = (torch.load(path, weights_only=True) for path in (first, second))
+    one, other = (dict(torch.load(path, weights_only=True)) for path in (first, second))
+    for content in (one, other):
+        content.pop("metrics", None)  # a checksum of what was logged, times included
     return repr(_listed(one)) == repr(_listed(other))
 
 

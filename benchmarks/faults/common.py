@@ -130,7 +130,7 @@ class Campaign:
         if path is not None:
             result = {
                 "seed": self.seed,
-                "faults": self.done,
+                "faults": sum(sum(row.values()) for row in self.counts.values()),
                 "date": datetime.date.today().isoformat(),
                 "commit": commit(),
                 **({"numbers": self.numbers} if self.numbers else {}),

@@ -181,13 +181,13 @@ class Kills:
         if not names:
             return None
         pairs = [(command.out / name, self.kept(command) / name) for name in names]
-        # A list of checksums follows the files it is of.
         alike = all(
-            name.endswith("checksums.json")
-            or (path.suffix == ".pt" and path.exists() and same_tensors(path, kept))
-            for name, (path, kept) in zip(names, pairs, strict=True)
+            path.suffix in (".pt", ".pth") and path.exists() and same_tensors(path, kept)
+            for path, kept in pairs
         )
-        detail = "; ".join([", ".join(names[:5]), *(first_difference(*pair) for pair in pairs[:1])])
+        detail = "; ".join(
+            [", ".join(names[:5]), *filter(None, (first_difference(*pair) for pair in pairs))][:3]
+        )
         return Outcome(command.name, "same tensors, other bytes" if alike else "differs", detail, names[0])
 
 
@@ -305,10 +305,8 @@ def main() -> None:
             for outcome, end in kills.chain(campaign.done):
                 campaign.numbers[end] = campaign.numbers.get(end, 0) + 1
                 if campaign.note(campaign.done, outcome):
-                    print(
-                        f"FINDING {campaign.done} {outcome.kind}: {outcome.result}: {outcome.detail}",
-                        flush=True,
-                    )
+                    what = f"{outcome.kind}: {outcome.result} {outcome.place}: {outcome.detail}"
+                    print(f"FINDING {campaign.done} {what}", flush=True)
             campaign.done += 1
             campaign.save()
             print(f"kills {tried}/{arguments.count} in {campaign.done} chains", flush=True)
