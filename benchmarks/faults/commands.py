@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,14 @@ def material_commands(home: Path) -> list[list[str]]:
     ]
 
 
+def command_into(
+    home: Path, name: str, *words: str, to: str = "--out", out: str = "out", **more: Any
+) -> Command:
+    """A command that writes into a folder of its own below ``home``."""
+    folder = home / re.sub(r"\W+", "-", name)  # "--" would look like an option in messages
+    return Command(name, (*words, to, str(folder / out)), folder, **more)
+
+
 def all_commands(home: Path) -> list[Command]:
     """Every command that writes, and ``info``, which only reads."""
     scans, dataset, store, run = (str(home / name) for name in ("scans", "dataset", "store", "run"))
@@ -80,11 +89,7 @@ def all_commands(home: Path) -> list[Command]:
     compare = ("compare", "--store", store, "--dataset", dataset, "--recipes", "small,mae", "--cases", "2")
     mae = [line for line in PRETRAINING if not line.startswith(("pretext", "generated"))]
     sets = (*as_options(mae, "--set-pretrain"), *as_options(FINETUNING, "--set-finetune"), "--seeds", "0")
-
-    def command(name: str, *words: str, to: str = "--out", out: str = "out", **more: Any) -> Command:
-        folder = home / "killed" / re.sub(r"\W+", "-", name)  # "--" would look like an option in messages
-        return Command(name, (*words, to, str(folder / out)), folder, **more)
-
+    command = partial(command_into, home / "killed")
     return [
         command("ingest", *ingest, to="--store", weight=10),
         command("ingest --workers", *ingest, "--workers", "2", to="--store", weight=1, processes=True),

@@ -156,7 +156,12 @@ def arguments_of(description: str, count: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=form)
     parser.add_argument("--count", type=int, default=count, help="faults to try in all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", default="", metavar="A,B,...", help="only faults of these kinds")
+    parser.add_argument(
+        "--kinds",
+        default="",
+        metavar="A;B;...",
+        help="only faults of these kinds; then no results are written",
+    )
     parser.add_argument("--only", type=int, metavar="I", help="try this fault alone, and tell all of it")
     parser.add_argument("--folder", type=Path, help="of the state; by default one below runs/")
     parser.add_argument("--out", type=Path, help="by default benchmarks/results/faults_NAME.json")

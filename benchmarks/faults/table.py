@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
+
+from common import GOOD, RESULTS, ROOT
 
 from misfm.files import write_text
 from misfm.report.markdown import markdown_table
 
-ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guarantees.md"
-RESULTS = ROOT / "benchmarks" / "results"
 CAMPAIGNS = {
     "kills": "kills of commands",
     "flips": "damaged files of misfm",
@@ -52,16 +51,12 @@ def counts(result: dict[str, Any] | None) -> list[str]:
     if result is None:
         return ["Not run yet."]
     found = {outcome for row in result["counts"].values() for outcome in row}
-    order = sorted(found, key=lambda outcome: (outcome not in KEPT, outcome))
+    order = sorted(found, key=lambda outcome: (outcome not in GOOD, outcome))
     rows = [
         [kind, *(f"{row.get(outcome, 0):,}" for outcome in order), f"{sum(row.values()):,}"]
         for kind, row in result["counts"].items()
     ]
     return markdown_table(["hit", *order, "tried"], rows)
-
-
-KEPT = ("refused", "value", "harmless", "healed", "survived")
-"""Outcomes that keep a promise."""
 
 
 def make(page: str) -> str:
