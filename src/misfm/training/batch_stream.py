@@ -7,6 +7,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -15,6 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from misfm.errors import MisfmError
 from misfm.signals import ignore
 from misfm.training.settings import TrainingSettings
+
+KILLED = (
+    "A process that read batches was killed, most likely for want of memory: go on with a smaller "
+    "training.num_workers."
+)
 
 
 class _Told(Dataset[Any]):
@@ -51,23 +58,31 @@ def batch_stream(batches: Dataset[Any], first: int, settings: TrainingSettings) 
     try:
         with _same_answer_to_dead_children():
             stream = iter(loader)  # here, for it draws from the generator that dropout draws from
-        yield map(_told, stream)
-    except RuntimeError as error:
+        yield _received(stream, {*multiprocessing.active_children()} - others)
+    except RuntimeError as error:  # of a worker that was killed as it started
         if "DataLoader worker (pid" not in str(error):
             raise
-        raise MisfmError(
-            "A process that read batches was killed, most likely for want of memory: go on with a smaller "
-            "training.num_workers."
-        ) from error
+        raise MisfmError(KILLED) from error
     finally:
         for worker in {*multiprocessing.active_children()} - others:
             worker.kill()
 
 
-def _told(batch: Any) -> Any:
-    if isinstance(batch, MisfmError):
-        raise batch
-    return batch
+def _received(stream: Iterator[Any], workers: set[BaseProcess]) -> Iterator[Any]:
+    """Yield what workers have read; whatever torch makes of one that was killed is told in a sentence."""
+    while True:
+        try:
+            batch = next(stream)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            raised_there = str(error).startswith("Caught ")
+            if raised_there or not wait([worker.sentinel for worker in workers], timeout=1):
+                raise
+            raise MisfmError(KILLED) from error
+        if isinstance(batch, MisfmError):
+            raise batch
+        yield batch
 
 
 @contextmanager
