@@ -1,10 +1,10 @@
 """Fixed seeds still give the weights that were recorded before the code was rearranged.
 
-``recorded/fixed_seed.json`` holds the norm of every tensor and the logged losses, in float32 on one thread.
-Norms differ in their last digits from processor to processor, so they are compared to a thousandth; not those
-of biases and of other single rows, some of which a norm layer follows: their gradient is rounding alone, which
-the optimiser makes as large as any. A change that is meant to alter training is recorded anew: delete the file,
-run this test, say in the commit why.
+``recorded/fixed_seed.json`` holds the norm of every kernel and the logged losses, in float32 on one thread.
+Norms differ in their last digits from processor to processor, so they are compared to a thousandth. Biases
+are left out: the gradient of one that a norm layer follows is rounding alone, which the optimiser makes as
+large as any. A change that is meant to alter training is recorded anew: delete the file, run this test, say
+in the commit why.
 """
 
 import json

@@ -314,11 +314,11 @@ def test_a_disk_that_fills_up_while_training_is_a_sentence(
     command = ["pretrain", "--store", store, "--out", out, *tiny_pretraining]
     save_whole = torch.save
 
-    def save_half(content, path):
+    def save_half(content, file):
         if content["step"] == 4:
-            path.write_bytes(b"half")
+            file.write(b"half")
             raise OSError(28, "No space left on device")
-        save_whole(content, path)
+        save_whole(content, file)
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", save_half)

@@ -177,3 +177,29 @@ def test_runs_from_before_there_was_patience_go_on(run_command, dataset, tmp_pat
     config.write_text(config.read_text().replace("  patience: 10\n", ""))
     (tmp_path / "run" / "checksums.json").unlink()  # of which there were none, either
     assert run_command(*command, "--resume").status == 0
+
+
+def test_the_checkpoint_of_another_run_is_refused(run_command, store, tmp_path, tiny_pretraining):
+    commands = [
+        ["pretrain", "--store", store, "--out", tmp_path / f"run-{seed}", "--seed", seed, *tiny_pretraining]
+        for seed in "01"
+    ]
+    assert [run_command(*command).status for command in commands] == [0, 0]
+    last = "checkpoints/last.pt"
+    (tmp_path / "run-0" / last).write_bytes((tmp_path / "run-1" / last).read_bytes())
+    done = run_command(*commands[0], "--resume")
+    assert done.status == 1
+    assert "last.pt was saved by a run with other settings" in done.error
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one_before(
+    run_command, store, tmp_path, tiny_pretraining
+):
+    run = tmp_path / "run"
+    command = ["pretrain", "--store", store, "--out", run, *tiny_pretraining]
+    assert run_command(*command).status == 0
+    last, previous = (run / "checkpoints" / f"{name}.pt" for name in ("last", "previous"))
+    good = previous.read_bytes()
+    last.write_bytes(b"damaged")
+    assert run_command(*command, "--resume").status == 0
+    assert previous.read_bytes() == good

@@ -17,6 +17,7 @@ RUN_FILES = {
     "weights.safetensors",
     "log.txt",
     "tensorboard",
+    "checksums.json",
 }
 
 

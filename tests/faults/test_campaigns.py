@@ -79,7 +79,7 @@ def test_killed_commands_end_with_the_same_bytes(folder):
         for outcome, _ in made.chain(number):
             campaign.note(number, outcome)
     check(campaign)
-    assert sum(row["survived"] for row in campaign.counts.values()) > 20
+    assert sum(row["survived"] for row in campaign.counts.values()) > 5
 
 
 # The campaigns themselves

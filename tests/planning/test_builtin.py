@@ -122,6 +122,7 @@ def test_runs_from_before_there_was_a_choice_go_on_from_scratch(tmp_path, finetu
     finetune(finetune_settings(LEAN, "training.steps=1", "weights=none"), out)
     kept = {**saved(out), "weights": None}
     (out / "config.yaml").write_text(yaml.safe_dump(kept))
+    (out / "checksums.json").unlink()  # of which there were none
     (out / "checkpoints" / "last.pt").unlink()  # as if it had been stopped before the first checkpoint
     finetune(chosen, out, resume=True)
     assert saved(out)["weights"] is None

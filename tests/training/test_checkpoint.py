@@ -72,7 +72,7 @@ def test_a_full_disk_keeps_the_checkpoint_there_was(tmp_path, monkeypatch, error
     save_checkpoint(path, some(step=3))
 
     def half(_, file):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise error  # torch says RuntimeError where its own writer fails
 
     monkeypatch.setattr(torch, "save", half)
@@ -80,3 +80,10 @@ def test_a_full_disk_keeps_the_checkpoint_there_was(tmp_path, monkeypatch, error
         save_checkpoint(path, some(step=4))
     assert load_checkpoint(path).step == 3
     assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_a_checkpoint_that_was_read_and_saved_again_is_the_same_file(tmp_path):
+    save_checkpoint(tmp_path / "first.pt", some(step=3))
+    again = load_checkpoint(tmp_path / "first.pt")
+    save_checkpoint(tmp_path / "second.pt", again)
+    assert (tmp_path / "second.pt").read_bytes() == (tmp_path / "first.pt").read_bytes()

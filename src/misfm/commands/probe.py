@@ -71,8 +71,8 @@ class Probe:
             start = self.settings.model_copy(update={"weights": str(weights)})
             split = shared_split(self.folder / SPLIT, self.choose)
             shared = Shared(split, self.images, store_dir=self.folder / "cases")
-            self.images.save(self.folder)
             scores = finetune(start, out, resume=True, shared=shared)
+            self.images.save(self.folder)
         for leftover in ("checkpoints", "tensorboard"):
             shutil.rmtree(out / leftover, ignore_errors=True)
         (out / "weights.safetensors").unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,9 @@ class Checkpoint:
     unjudged: dict[str, float] | None = None
     """What is to be logged of ``step``, whose validation was interrupted and is to be done; else None."""
     metrics: int | None = None
-    """Checksum of what had been logged; None where that was not recorded."""
+    """Checksum of what had been logged; None where that was not recorded, and in the best checkpoint."""
+    run: int | None = None
+    """Checksum of the settings of the run that saved it; None where that was not recorded."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
@@ -62,7 +65,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = 
     """
     with atomic_write(path) as temporary:
         try:
-            torch.save(vars(checkpoint), temporary)
+            with temporary.open("wb") as file:  # given a path, torch would keep the temporary name
+                torch.save(unshared(vars(checkpoint)), file)
         except RuntimeError as error:  # what torch makes of a write that fails
             raise OSError(errno.EIO, "writing failed, most likely the disk is full") from error
         seal(temporary)
@@ -72,6 +76,21 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = 
                 os.link(path, previous)  # so that there is a last checkpoint at every moment
             except OSError:  # a file system without links
                 os.replace(path, previous)
+
+
+def unshared(value: Any) -> Any:
+    """Return equal values, whose texts are one object each and whose containers are new.
+
+    A pickle refers to objects that it has met before, so equal states would else be different files: in a
+    resumed run other objects are shared than in one that was never stopped.
+    """
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, Mapping):
+        return {unshared(name): unshared(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([unshared(one) for one in value])
+    return value
 
 
 def seal(path: Path) -> None:

@@ -21,14 +21,14 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
 from misfm.batches import Batch
-from misfm.errors import MisfmError
+from misfm.errors import MisfmError, WeightsError
 from misfm.seeding import derive_seed, generator_for
 from misfm.signals import Interrupted, deferred, interruptible, requested, uninterrupted
 from misfm.terminal import logger
 from misfm.training.batch_stream import batch_stream
 from misfm.training.checkpoint import Checkpoint, load_latest, restore, save_checkpoint
 from misfm.training.ema import WeightAverage
-from misfm.training.logging import MetricsLog
+from misfm.training.logging import SPEED, MetricsLog
 from misfm.training.memory import keep_freed_memory
 from misfm.training.optim import build_optimizer, set_learning_rate
 from misfm.training.precision import exact_convolutions, fabric_precision
@@ -93,6 +93,7 @@ class Session:
         state: the checkpoint as of now, without tensors that are looked up when it is saved.
         average: of the weights, or None where the last ones are kept.
         cooldown: steps that are still taken once patience has run out.
+        saved: step of the last checkpoint; None where there is none, or it is damaged.
         loss: of the last step; reading it waits for the device.
         norm: reads the norm of its gradient.
     """
@@ -106,6 +107,7 @@ class Session:
     state: Checkpoint
     average: WeightAverage | None = None
     cooldown: int = 0
+    saved: int | None = None
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
     norm: Callable[[], float] = lambda: 0.0
 
@@ -163,6 +165,7 @@ def fit(
 
     Raises:
         Interrupted: a stop was requested (:mod:`misfm.signals`); says what is saved.
+        WeightsError: the last checkpoint is damaged, as is the one before it, or is of another run.
         MisfmError: the loss is not finite.
     """
     session = begin_session(model, objective, settings, run, seed)
@@ -217,7 +220,7 @@ def train(
         state.step += 1
         if logged:
             samples = report.pop("batch_size") * settings.accumulate * (state.step - first)
-            report["samples_per_s"] = samples / (time.perf_counter() - began)
+            report[SPEED] = samples / (time.perf_counter() - began)
             if validation is not None and validated:
                 judge(session, report, validation, run, log)
             else:
@@ -241,7 +244,9 @@ def save(session: Session, run: RunFolder, log: MetricsLog) -> None:
     with uninterrupted():
         log.check()
         session.state.metrics = log.checksum
-        save_checkpoint(run.last, checkpoint_of(session), run.previous)
+        step, is_new = session.state.step, session.saved not in (None, session.state.step)
+        save_checkpoint(run.last, checkpoint_of(session), run.previous if is_new else None)
+        session.saved = step
 
 
 def judge(
@@ -253,13 +258,13 @@ def judge(
         Interrupted: a stop was requested; the state is saved as one whose validation is to be done.
     """
     with uninterrupted():
+        session.state.unjudged = None
         try:
             numbers = validate(session, validation, run)
         except Interrupted:
             session.state.unjudged = report
             save(session, run, log)
             raise stopped_after(session, run) from None
-        session.state.unjudged = None
         log.write(session.state.step, {**report, **numbers})
 
 
@@ -270,14 +275,24 @@ def begin_session(
     keep_freed_memory()
     fabric = Fabric(accelerator="auto", devices=1, precision=fabric_precision(settings.precision))
     optimizer = build_optimizer(model, settings.optimizer)
-    state = Checkpoint(step=0, model={}, optimizer={}, best_score=None, best_step=None)
+    state = Checkpoint(
+        step=0, model={}, optimizer={}, best_score=None, best_step=None, run=run.settings_checksum()
+    )
     wrapped, optimizer = fabric.setup(model.train(), optimizer)
     average = WeightAverage(model, settings.ema) if settings.ema else None
     if (found := load_latest(run.last, run.previous)) is not None:
         state, path = found
+        own = run.settings_checksum()
+        if None not in (own, state.run) and own != state.run:
+            raise WeightsError(
+                f"{path} was saved by a run with other settings than {run.config} tells: put back its own, "
+                f"or delete {path.parent} to start the run again."
+            )
         restore(state, path, model, optimizer, average)
         logger.info("resuming after step %d", state.step)
-    return Session(fabric, wrapped, optimizer, objective, settings, seed, state, average)
+    session = Session(fabric, wrapped, optimizer, objective, settings, seed, state, average)
+    session.saved = state.step if found is not None and found[1] == run.last else None
+    return session
 
 
 def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[str, float]:
@@ -338,7 +353,7 @@ def validate(session: Session, validation: Validation, run: RunFolder) -> Mappin
         is_better = best is None or (score < best if validation.lower_is_better else score > best)
         if is_better and not math.isnan(score):
             session.state.best_score, session.state.best_step = score, session.state.step
-            save_checkpoint(run.best, replace(checkpoint_of(session), average={}))
+            save_checkpoint(run.best, replace(checkpoint_of(session), average={}, metrics=None))
     session.model.train()
     return numbers
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from misfm.documents import Malformed, parse_json, parse_yaml
 from misfm.errors import ConfigError, DataError
-from misfm.files import CHECKSUMS, read_checked, write_checked, write_checked_json
+from misfm.files import CHECKSUMS, read_checked, read_checksums, write_checked, write_checked_json
 from misfm.settings import NO_WEIGHTS, Settings
 
 PLANNED = ("patch_size", "batch_size", "network", "spacing", "intensity", "steps")
@@ -82,6 +82,11 @@ class RunFolder:
     def weights(self) -> Path:
         """The final weights, to predict with and to transfer."""
         return self.path / "weights.safetensors"
+
+    def settings_checksum(self) -> int | None:
+        """Return the checksum of the settings the run was started with; None where none is kept."""
+        sums = read_checksums(self.path).get(self.config.name)
+        return sums[-1] if sums else None
 
     def begin(self, settings: Settings, *, resume: bool) -> None:
         """Write settings and environment, or check that a resumed run has the same settings.
@@ -225,6 +230,8 @@ def parse_row(line: bytes) -> dict[str, Any]:
     row = parse_json(line)
     if not (isinstance(row, dict) and type(row.get("step")) is int):
         raise ValueError("no step")
+    if not all(value is None or type(value) in (int, float) for value in row.values()):
+        raise ValueError("something that is no number")
     return row
 
 
