@@ -72,7 +72,7 @@ def test_a_full_disk_keeps_the_checkpoint_there_was(tmp_path, monkeypatch, error
     save_checkpoint(path, some(step=3))
 
     def half(_, file):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise error  # torch says RuntimeError where its own writer fails
 
     monkeypatch.setattr(torch, "save", half)
