@@ -215,8 +215,9 @@ def _whole_store(path: Path) -> None:
 
 # What must be alike at the end
 
-UNLIKE = ("environment.json", "log.txt")
-"""Files of times, machines and command lines, which differ between any two runs."""
+UNLIKE = ("environment.json", "log.txt", "previous.pt")
+"""Files of times, machines and command lines, which differ between any two runs, and the checkpoint before the
+last: after a signal it is of where the run was stopped."""
 FILE_TIME = re.compile(r"\d+ ns")
 """When a scan was last changed, in what is kept of its state: the demo copies its scans anew."""
 TIMED = ("environment.json", "metrics.jsonl")
@@ -258,9 +259,7 @@ def _timeless(tree: Any) -> Any:
 
 def same_tensors(first: Path, second: Path) -> bool:
     """Whether two checkpoints hold the same, though their bytes differ."""
-    one, other = (dict(torch.load(path, weights_only=True)) for path in (first, second))
-    for content in (one, other):
-        content.pop("metrics", None)  # a checksum of what was logged, times included
+    one, other = (torch.load(path, weights_only=True) for path in (first, second))
     return repr(_listed(one)) == repr(_listed(other))
 
 

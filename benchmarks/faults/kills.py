@@ -7,8 +7,9 @@ times, and then left to finish. Most kills are ``SIGKILL``, some ``SIGTERM``, ``
 the process or its group; half at a random moment, half at the n-th time that something is written, renamed,
 synced or committed. After each, every file under a final name must be whole and every store readable; in
 the end all files must be those of a run that nobody disturbed. Left out of the comparison:
-``environment.json``, ``log.txt``, TensorBoard's files, ``samples_per_s``, ``seconds``, and when scans were
-last changed; of an index its rows count, not its pages.
+``environment.json``, ``log.txt``, TensorBoard's files, ``samples_per_s``, ``seconds``, when scans were last
+changed, and the checkpoint before the last, which after a signal is of where the run was stopped; of an index
+its rows count, not its pages.
 """
 
 from __future__ import annotations

@@ -234,6 +234,38 @@ def test_a_folder_without_usable_plans_is_refused(weights_of, tmp_path, run_comm
             DatasetPlans.read(empty)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"original_median_shape_after_transp": [".nan", 60, 50]},
+        {"original_median_shape_after_transp": [[40], 60, 50]},
+        {"original_median_spacing_after_transp": "abc"},
+        {"image_reader_writer": float("inf")},
+        {"dataset_name": ["CT", "MR"]},
+        {"dataset_name": "$(touch sprung)"},
+        {"transpose_forward": [[0], 1, 2]},
+        {"foreground_intensity_properties_per_channel": [1]},
+        {"configurations": {"3d_fullres": {"spacing": [0, 1, 1]}}},
+        {"configurations": {"3d_fullres": []}},
+    ],
+)
+def test_plans_of_another_form_are_refused_in_a_sentence(tmp_path, change):
+    folder = dataset_plans(tmp_path / "D")
+    path = folder / "nnUNetPlans.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match="no complete plan for 3d_fullres") as refused:
+        DatasetPlans.read(folder)
+    assert "\n" not in str(refused.value)
+
+
+def test_equal_exports_have_equal_bytes(weights_of, tmp_path):
+    path, _ = weights_of("resenc")
+    for name in ("a", "b"):
+        export(path, "nnunet", tmp_path / name)
+    first, second = ((tmp_path / name / "checkpoint_final.pth").read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
 @pytest.mark.parametrize("name", KNOWN_PLANS)
 def test_plans_of_every_planner_will_do(tmp_path, name):
     folder = dataset_plans(tmp_path / "D")

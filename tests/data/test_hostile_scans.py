@@ -131,6 +131,30 @@ def test_whatever_is_raised_about_one_scan_is_its_reason_and_says_where(tmp_path
         assert f"raised in {place}); check its header, and report it if the scan is sound." in reason
 
 
+def nrrd(path, line=""):
+    """A scan, with a line more in its header."""
+    sitk.WriteImage(sitk.GetImageFromArray(np.arange(1000, dtype=np.int16).reshape(10, 10, 10)), path)
+    first, rest = path.read_bytes().split(b"\n", 1)
+    path.write_bytes(b"\n".join([first, line.encode(), rest]) if line else first + b"\n" + rest)
+    return path
+
+
+@pytest.mark.parametrize("line", ["[" * 1000, "kinds: " + "x" * 1000, "x: " + "x:=" * 400])
+def test_a_line_of_which_itk_could_not_complain_does_not_reach_it(tmp_path, line):
+    refused(nrrd(tmp_path / "scan.nrrd", line), "a line of its header has more than 500 bytes")
+
+
+@pytest.mark.parametrize("line", ["# " + "x" * 1000, "content: " + "x" * 1000, "tags:=" + "x: " * 400])
+def test_long_lines_of_free_text_are_read(tmp_path, line):
+    assert read_volume(nrrd(tmp_path / "scan.nrrd", line)).data.max() == 999
+
+
+def test_a_path_of_which_itk_could_not_complain_does_not_reach_it(tmp_path):
+    folder = tmp_path.joinpath(*["x" * 200] * 5)
+    folder.mkdir(parents=True)
+    refused(nrrd(folder / "scan.nrrd", "no field"), "a path of more than 800 bytes, with which NRRD is not")
+
+
 @pytest.fixture
 def endless(tmp_path):
     """A folder with a scan, and a pipe, a socket and a device, which would be waited for or never end."""

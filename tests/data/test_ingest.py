@@ -231,6 +231,12 @@ def test_dask_is_imported_only_when_asked_for(tmp_path, scans):
 
 
 @pytest.mark.slow
+def test_far_too_many_workers_are_refused_before_a_folder_is_made(tmp_path, scans):
+    with pytest.raises(ConfigError, match="--workers asks for 100,000 processes"):
+        ingest([scans], tmp_path / "store", NATIVE, workers=100_000)
+    assert not (tmp_path / "store").exists()
+
+
 def test_workers_make_the_same_store(tmp_path, scans):
     (scans / "bad.nii.gz").write_bytes(b"nothing")
     shutil.copy(scans / "case0.nii.gz", scans / "zz_copy.nii.gz")

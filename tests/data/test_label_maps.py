@@ -9,7 +9,7 @@ import pytest
 from misfm.commands.pretrain import pretrain
 from misfm.config import PretrainSettings
 from misfm.data.generated import open_store, parts_of
-from misfm.data.label_maps import SPACINGS, is_of_people, read_table
+from misfm.data.label_maps import SPACINGS, TABLE, is_of_people, read_table
 from misfm.errors import ConfigError, DataError
 from misfm.resolve import resolve
 from misfm.synthesis.label_table import FIRST
@@ -45,6 +45,21 @@ def test_each_label_map_is_there_at_every_spacing(folder, tmp_path):
     assert set(np.unique(found)) == {FIRST, FIRST + 1, FIRST + 2, FIRST + 3}
     assert (found == FIRST + 1).sum() == 6 * 8 * (6 - int(fine.case[-1]))
     assert (store.read(fine).data[found > FIRST] > store.read(fine).data[found == FIRST].max()).all()
+
+
+def test_a_table_of_labels_with_a_flipped_bit_is_refused_and_a_lost_one_made_again(folder, tmp_path):
+    store = open_store(f"labels:{folder}", tmp_path / "run")
+    path, before = store.path / TABLE, read_table(store.path)
+    whole = path.read_text()
+    for damaged in (whole.replace("left", "lefu"), whole.replace("checksum", "checksul"), whole[:40], "[1]"):
+        path.write_text(damaged)
+        with pytest.raises(DataError, match=r"label_table.json is damaged; delete the store"):
+            read_table(store.path)
+    path.unlink()
+    open_store(f"labels:{folder}", tmp_path / "run")
+    assert path.read_text() == whole
+    path.write_text(json.dumps(before.model_dump(mode="json")))  # as misfm 0.1.0 wrote it
+    assert read_table(store.path) == before
 
 
 def test_small_structures_are_centred_on_as_often_as_the_body(folder, tmp_path):

@@ -242,6 +242,13 @@ def test_the_plan_tells_the_heads_and_other_heads_are_warned_of(tmp_path):
     assert "num_heads" not in str(weights.load(network(num_heads=8), path))
 
 
+def test_a_plan_of_another_form_is_refused_in_a_sentence(tmp_path):
+    architecture = {"arch_class_name": ["CT", "MR"]}
+    path = checkpoint(tmp_path / "checkpoint.pth", published(network()), architecture_plans=architecture)
+    with pytest.raises(WeightsError, match=r"checkpoint\.pth .*got .list"):
+        weights.describe(path)
+
+
 def test_where_plan_and_tensors_disagree_the_tensors_are_believed_and_it_is_said(tmp_path):
     path = checkpoint(
         tmp_path / "checkpoint.pth",

@@ -15,6 +15,7 @@ from misfm.inference.load import load_predictor
 from misfm.models import create
 from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, describe, from_pretrained, load, reading, save
 from misfm.weights.file import parse
+from misfm.weights.formats import unpickle
 from misfm.weights.nnssl_resenc import reference_names
 
 SIZES = {"num_classes": 3, "patch_size": (16, 16, 16)}
@@ -217,6 +218,31 @@ def test_checkpoints_that_stand_for_more_than_they_hold_are_refused(tmp_path, co
     torch.save(content, path)
     with pytest.raises(WeightsError, match=rf"checkpoint\.pt is not a whole torch checkpoint .*{message}"):
         describe(path)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """A checkpoint in which one number is easily found."""
+    torch.save({"network_weights": {"a": torch.full((1000,), 1.5)}}, tmp_path / "checkpoint.pt")
+    return tmp_path / "checkpoint.pt"
+
+
+def test_a_flipped_bit_in_a_tensor_of_any_checkpoint_is_noticed(archive):
+    content = archive.read_bytes()
+    place = content.index(torch.full((2,), 1.5).numpy().tobytes())
+    unpickle(archive)
+    archive.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(WeightsError, match=r"checkpoint\.pt is damaged: the checksum of .*/data/0' differs"):
+        unpickle(archive)
+
+
+def test_checkpoints_that_were_written_without_checksums_are_read(archive):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(3)}, archive)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert unpickle(archive)["a"].sum() == 3
 
 
 def test_memory_that_is_missing_is_not_the_fault_of_the_file(ours, tmp_path, monkeypatch):

@@ -6,9 +6,11 @@ all others. It is no seal against people.
 
 from __future__ import annotations
 
+import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MAKE_AGAIN = "run again what made the store (misfm ingest, or the training it belongs to)"
 """What to do about damage, in the middle of a sentence."""
@@ -27,6 +29,11 @@ class Checksum(NamedTuple):
 def checksum_of(content: bytes) -> Checksum:
     """Checksum of what is in memory."""
     return Checksum(zlib.crc32(content), len(content))
+
+
+def checksum_of_json(content: Mapping[str, Any]) -> int:
+    """CRC-32 of JSON, however it is laid out; it is kept in the file itself, under ``checksum``."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def checksum_of_file(path: Path) -> Checksum:

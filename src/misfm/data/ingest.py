@@ -24,7 +24,7 @@ from misfm.data.record import Entry, IngestSettings, Origin, anonymise, make_ent
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.store import Store
 from misfm.errors import DataError, MisfmError
-from misfm.parallel import pool
+from misfm.parallel import check_workers, pool
 from misfm.text import one_line, path_text
 from misfm.volume import Box, Volume, bounding_box
 
@@ -86,9 +86,12 @@ def ingest(
     Raises:
         DataError: a source is missing or empty, or the store cannot be written. A scan that cannot be used is
             no error: it is quarantined with its reason.
-        ConfigError: the store was made with other settings, with names instead of pseudonyms or the reverse.
+        ConfigError: the store was made with other settings, with names instead of pseudonyms or the reverse;
+            or there are far more workers than processors.
     """
     parse_intensity(settings.intensity)
+    if scheduler is None:
+        check_workers(workers, "--workers")  # before a folder is made
     scans = find_scans(sources)
     if pseudonyms is not None:
         scans = give_pseudonyms(scans, Path(pseudonyms), Path(store_path))

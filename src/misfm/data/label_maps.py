@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from misfm.data.checksums import checksum_of_json
 from misfm.data.fingerprint import fingerprint
 from misfm.data.intensity import ct_normalisation, parse_intensity
 from misfm.data.preprocess import canonical, content_box, resample
@@ -87,9 +88,19 @@ def read_table(folder: Path) -> LabelTable:
     """
     path = folder / TABLE
     try:
-        return LabelTable.model_validate(read_json(path)) if path.exists() else LabelTable()
-    except (OSError, ValueError) as error:
+        content = dict(read_json(path)) if path.exists() else {}
+        known = content.pop("checksum", None)
+        if known not in (None, checksum_of_json(content)):  # those of misfm 0.1.0 have none
+            raise Malformed("its checksum differs")
+        return LabelTable.model_validate(content)
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} is damaged; delete the store {folder} and the run.") from error
+
+
+def write_table(folder: Path, table: LabelTable) -> None:
+    """Write what :func:`read_table` reads, with a checksum."""
+    content = table.model_dump(mode="json")
+    write_json(folder / TABLE, {**content, "checksum": checksum_of_json(content)})
 
 
 def ingest_label_maps(folder: Path, store: Store) -> None:
@@ -105,7 +116,7 @@ def ingest_label_maps(folder: Path, store: Store) -> None:
         check_same(folder, paths, names, store)
         lost = {record.source.partition(AT)[0] for record in store.records() if not store.is_whole(record)}
         pending = [path for path in paths if path_text(path.absolute()) in lost or not is_there(path, store)]
-        if pending:
+        if pending or not (store.path / TABLE).exists():
             add_label_maps(folder, paths, pending, names, store)
 
 
@@ -125,7 +136,7 @@ def add_label_maps(
     if store.records() and read_table(store.path) not in (LabelTable(), table):
         raise changed(folder, store)
     write_json(store.path / NAMES, names)
-    write_json(store.path / TABLE, table.model_dump(mode="json"))
+    write_table(store.path, table)
     known, others = order(values, named)
     stored = {value: FIRST + place for place, value in enumerate([*known, *others], start=1)}
     for path in pending:

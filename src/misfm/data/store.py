@@ -11,8 +11,6 @@ Stores of format 1 had none: they are read unchecked, and whatever next adds to 
 
 from __future__ import annotations
 
-import json
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfm import locks
-from misfm.data.checksums import MAKE_AGAIN, checksum_of
+from misfm.data.checksums import MAKE_AGAIN, checksum_of, checksum_of_json
 from misfm.data.index import Index
 from misfm.data.quarantine import Evidence, Release, now
 from misfm.data.record import Checks, Entry, IngestSettings, Record, fingerprint_of
@@ -121,7 +119,7 @@ class Store:
             store._add_checksums()
         content = {"format_version": FORMAT_VERSION, "settings": settings.model_dump(mode="json")}
         content["pseudonymous"] = pseudonymous
-        write_json(path / "store.json", {**content, "checksum": _checksum_of_json(content)})
+        write_json(path / "store.json", {**content, "checksum": checksum_of_json(content)})
         return cls(path, settings, pseudonymous=pseudonymous)
 
     @classmethod
@@ -135,7 +133,7 @@ class Store:
         try:
             content = read_json(path / "store.json")
             version, checksum = content["format_version"], content.pop("checksum", None)
-            is_damaged = version == FORMAT_VERSION and checksum != _checksum_of_json(content)
+            is_damaged = version == FORMAT_VERSION and checksum != checksum_of_json(content)
             settings = None if is_damaged else IngestSettings(**content["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             if (path / "index.sqlite").exists() and (path / "store.json").exists():
@@ -332,10 +330,6 @@ class Store:
 
 def _damaged_settings(path: Path) -> DataError:
     return DataError(f"{path / 'store.json'} is damaged; delete the store and {MAKE_AGAIN}.")
-
-
-def _checksum_of_json(content: Any) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _describe(settings: IngestSettings) -> str:

@@ -6,7 +6,6 @@ torch does not verify those of the archive.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sys
@@ -21,6 +20,7 @@ from misfm.errors import WeightsError
 from misfm.files import atomic_write, checksum
 from misfm.terminal import logger
 from misfm.training.ema import WeightAverage
+from misfm.weights.archives import save
 
 COMMENT = re.compile(rb"misfm crc32 ([0-9a-f]{8})")
 LENGTH = len(b"misfm crc32 ") + 8
@@ -64,11 +64,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = 
         DataError: the disk is full or the folder cannot be written.
     """
     with atomic_write(path) as temporary:
-        try:
-            with temporary.open("wb") as file:  # given a path, torch would keep the temporary name
-                torch.save(unshared(vars(checkpoint)), file)
-        except RuntimeError as error:  # what torch makes of a write that fails
-            raise OSError(errno.EIO, "writing failed, most likely the disk is full") from error
+        save(unshared(vars(checkpoint)), temporary)
         seal(temporary)
         if previous is not None and path.exists():
             previous.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from misfm.errors import WeightsError
 from misfm.models import Backbone
 from misfm.registry import Registry
+from misfm.weights.archives import check_archive
 from misfm.weights.file import WeightsInfo
 from misfm.weights.reading import check_content, reading
 
@@ -89,10 +90,10 @@ def unpickle(path: Path) -> dict[str, object]:
     """What a checkpoint written by torch holds, on the CPU; code in it is refused, never run.
 
     Raises:
-        WeightsError: cut short, not a dict, or holding anything but tensors and plain values.
+        WeightsError: damaged, cut short, not a dict, or holding anything but tensors and plain values.
     """
-    refuse_bomb(path)
     with reading(path, "is not a whole torch checkpoint", "copy or download it again"):
+        check_archive(path)
         content = _load(path)
         check_content(content)
     if not isinstance(content, dict):
@@ -110,24 +111,3 @@ def _load(path: Path) -> object:
             f"{path} is refused: it is damaged or holds objects other than tensors and numbers, which could "
             "run code; save its state dict alone."
         ) from error
-
-
-def refuse_bomb(path: Path) -> None:
-    """Refuse an archive that unpacks to more than it holds; torch stores everything as it is.
-
-    Raises:
-        WeightsError: entries are compressed, or share their bytes.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except Exception:  # whatever a damaged one makes zipfile raise: it is the reader that says so
-        return
-    size = path.stat().st_size
-    if unpacked > size:
-        raise WeightsError(
-            f"{path} is refused: its {size:,} bytes would unpack to {unpacked:,}, and torch writes "
-            "checkpoints uncompressed; save it again with torch.save."
-        )

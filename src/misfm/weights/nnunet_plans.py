@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from misfm.data.intensity import IntensityRule, ct_normalisation
 from misfm.documents import read_json
 from misfm.errors import DataError
 from misfm.models.resenc import ResEnc
-from misfm.settings import Spacing
+from misfm.settings import PositiveShape, Spacing
 from misfm.volume import Shape, triple
 from misfm.weights.file import WeightsInfo
 
@@ -45,6 +47,27 @@ PREPARATION: dict[str, Any] = {
     "batch_dice": False,
 }
 """What nnU-Net plans for every dataset; plans of the dataset itself have precedence."""
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class _Whole(_Checked):
+    """What is used of a dataset's plans: any of it may be damaged."""
+
+    dataset_name: Annotated[str, Field(pattern=r"^[^/\\\"`$\x00-\x1f]+$")]
+    """Part of a path, and of commands to be copied."""
+    original_median_spacing_after_transp: Spacing
+    original_median_shape_after_transp: Spacing
+    foreground_intensity_properties_per_channel: dict[str, Any] = {}
+    image_reader_writer: str = ""
+
+
+class _Configuration(_Checked):
+    patch_size: PositiveShape
+    spacing: Spacing
+    normalization_schemes: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -81,8 +104,10 @@ class DatasetPlans:
                 "preprocess -d ID --no_pp` and give the dataset's folder in nnUNet_preprocessed."
             )
         try:
-            plans = read_json(path, nan=True)
+            plans = read_json(path)
             configuration = plans["configurations"][CONFIGURATION]
+            _Whole.model_validate(plans)
+            _Configuration.model_validate(configuration)
             order = plans["transpose_forward"]
             top = {key: value for key, value in plans.items() if key != "configurations"}
             for key in MEDIANS:
@@ -92,8 +117,13 @@ class DatasetPlans:
             schemes = tuple(configuration["normalization_schemes"])
             return cls(plans["dataset_name"], top, configuration, schemes, spacing, patch_size)
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            else:
+                reason = f"{error!r}"
             raise DataError(
-                f"{path} has no complete plan for {CONFIGURATION} ({error!r}): plan the dataset again with "
+                f"{path} has no complete plan for {CONFIGURATION} ({reason}): plan the dataset again with "
                 "nnU-Net 2.5 or newer."
             ) from error
 

@@ -15,6 +15,9 @@ from misfm.errors import DataError
 
 _MOST = 1 << 20
 """Bytes that a header may have."""
+_MOST_LINE, _MOST_PATH = 500, 800
+"""Bytes of a field of NRRD and of a file's path. ITK ends the whole process where it has to complain of a
+thousand, so whatever else is wrong with such a file could not be said."""
 _MOST_AXES = 4
 _PACKED = {"gzip", "gz"}
 
@@ -56,9 +59,16 @@ def find_voxels(path: Path) -> Voxels:
 def _of_nrrd(content: bytes, path: Path) -> Voxels:
     fields, end = _nrrd_fields(content, path)
     name, encoding = fields.get("datafile", ""), fields.get("encoding", "").lower()
+    file = _beside(path, name) if name else path
+    for one in (path, file):
+        if len(os.fsencode(one)) > _MOST_PATH:
+            raise DataError(
+                f"{one} has a path of more than {_MOST_PATH} bytes, with which NRRD is not read; move it to "
+                "a folder with a shorter one."
+            )
     return Voxels(
         image_io="NrrdImageIO",
-        file=_beside(path, name) if name else path,
+        file=file,
         start=0 if name else end,
         packed=encoding in _PACKED,
         plain=encoding in {"raw", *_PACKED} and not {"lineskip", "byteskip"} & fields.keys(),
@@ -106,8 +116,17 @@ def _nrrd_fields(content: bytes, path: Path) -> tuple[dict[str, str], int]:
     if end is None and len(content) == _MOST:
         raise DataError(f"{path} cannot be read: its header has no end; export it again.")
     lines = _lines(content[: end.start()] if end else content)
+    if any(len(os.fsencode(line)) > _MOST_LINE and not _is_free_text(line) for line in lines):
+        raise DataError(
+            f"{path} cannot be read: a line of its header has more than {_MOST_LINE} bytes; export it again."
+        )
     pairs = [line.partition(":") for line in lines[1:] if not line.startswith("#")]
     return _unique([(key, value) for key, _, value in pairs], path), end.end() if end else len(content)
+
+
+def _is_free_text(line: str) -> bool:
+    """Whether a line of NRRD is a comment, a description, or a pair of key and value of somebody's own."""
+    return line.startswith(("#", "content: ")) or ":=" in line.partition(": ")[0]
 
 
 def _metaimage_fields(content: bytes, path: Path) -> tuple[dict[str, str], int]:

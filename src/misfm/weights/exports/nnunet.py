@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from misfm.errors import WeightsError
-from misfm.files import atomic_write, write_json, write_text
+from misfm.files import write_json, write_text
 from misfm.models.resenc import ResEnc
+from misfm.weights.archives import write_archive
 from misfm.weights.exports.base import EXPORTS, ExportedModel, ExportFormat
 from misfm.weights.nnssl_resenc import reference_names
 from misfm.weights.nnunet_plans import CHECKPOINT, PLANS_NAME, STEPS_FILE, next_steps, plan
@@ -30,8 +29,7 @@ class NnunetExport(ExportFormat):
             )
         planned = plan(backbone, exported.info, exported.patch_size, exported.plans)
         paths = [out / CHECKPOINT, out / f"{PLANS_NAME}.json", out / STEPS_FILE]
-        with atomic_write(paths[0]) as temporary:
-            torch.save({"network_weights": reference_names(exported.model.state_dict())}, temporary)
+        write_archive(paths[0], {"network_weights": reference_names(exported.model.state_dict())})
         write_json(paths[1], planned)
         write_text(paths[2], next_steps(planned, exported.fresh_parts))
         return paths
