@@ -216,8 +216,8 @@ def _whole_store(path: Path) -> None:
 # What must be alike at the end
 
 UNLIKE = ("environment.json", "log.txt", "previous.pt")
-"""Files of times, machines and command lines, which differ between any two runs, and the checkpoint before the
-last: after a signal it is of where the run was stopped."""
+"""Files of times, machines and command lines, which differ between any two runs, and the checkpoint before
+the last: after a signal it is of where the run was stopped."""
 FILE_TIME = re.compile(r"\d+ ns")
 """When a scan was last changed, in what is kept of its state: the demo copies its scans anew."""
 TIMED = ("environment.json", "metrics.jsonl")
