@@ -218,6 +218,8 @@ def _whole_store(path: Path) -> None:
 UNLIKE = ("environment.json", "log.txt", "previous.pt")
 """Files of times, machines and command lines, which differ between any two runs, and the checkpoint before
 the last: after a signal it is of where the run was stopped."""
+CACHE = "dataset_fingerprint.json"
+"""What is known of a dataset's images by then; in probes a resumed run need not look at all of them again."""
 FILE_TIME = re.compile(r"\d+ ns")
 """When a scan was last changed, in what is kept of its state: the demo copies its scans anew."""
 TIMED = ("environment.json", "metrics.jsonl")
@@ -230,7 +232,7 @@ def contents(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(normalised(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not is_private(path) and path.name not in UNLIKE
+        if path.is_file() and not is_private(path) and path.name not in UNLIKE and not _is_cache(path)
     }
 
 
@@ -239,16 +241,21 @@ def normalised(path: Path) -> bytes:
     if path.suffix == ".sqlite":
         with closing(sqlite3.connect(path)) as database:
             return FILE_TIME.sub("", "\n".join(sorted(database.iterdump()))).encode()
-    if path.name == "dataset_fingerprint.json":
+    if path.name == CACHE:
         return FILE_TIME.sub("", path.read_text()).encode()
     if path.suffix == ".jsonl":
         return repr([_timeless(json.loads(line)) for line in path.read_text().splitlines()]).encode()
     if path.name == "checksums.json":  # of each file as it is now, and of the one before
         sums = json.loads(path.read_bytes())
-        return repr({name: kept[-1:] for name, kept in sums.items() if name not in TIMED}).encode()
+        told = {name: kept[-1:] for name, kept in sums.items() if name not in TIMED}
+        return repr({name: kept for name, kept in told.items() if not _is_cache(path.parent / name)}).encode()
     if path.name in ("compare.json", "results.json"):
         return repr(_timeless(json.loads(path.read_bytes()))).encode()
     return path.read_bytes()
+
+
+def _is_cache(path: Path) -> bool:
+    return path.name == CACHE and "probe" in path.parts
 
 
 def _timeless(tree: Any) -> Any:

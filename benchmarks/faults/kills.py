@@ -8,7 +8,8 @@ the process or its group; half at a random moment, half at the n-th time that so
 synced or committed. After each, every file under a final name must be whole and every store readable; in
 the end all files must be those of a run that nobody disturbed. Left out of the comparison:
 ``environment.json``, ``log.txt``, TensorBoard's files, ``samples_per_s``, ``seconds``, when scans were last
-changed, and the checkpoint before the last, which after a signal is of where the run was stopped; of an index
+changed, what a probe knows of images by then, and the checkpoint before the last, which after a signal is of
+where the run was stopped; of an index
 its rows count, not its pages.
 """
 

@@ -8,9 +8,9 @@ from typing import Any
 from misfm.commands.finetune import Shared, finetune
 from misfm.commands.predict import predict_files
 from misfm.config import FinetuneSettings
-from misfm.evaluation.arms import Arm, dice_by_case, learning_curve
+from misfm.evaluation.arms import Arm, dice_by_case, learning_curve, read_scores
 from misfm.evaluation.evaluate import evaluate_folders
-from misfm.files import read_checked_json, write_checked_json
+from misfm.files import write_checked_json
 
 SCORES = "test.json"
 """In the folder of an arm: its scores."""
@@ -49,5 +49,4 @@ def score_test_cases(settings: FinetuneSettings, out: Path) -> dict[str, Any]:
 
 def read_arm(name: str, out: Path, seed: int, file: str = SCORES) -> Arm:
     """Return the learning curve and the scores of a finished arm; ``file`` holds the scores."""
-    scores = read_checked_json(out / file)
-    return Arm(name, learning_curve(out), dice_by_case(scores), seed)
+    return Arm(name, learning_curve(out), dice_by_case(read_scores(out / file)), seed)

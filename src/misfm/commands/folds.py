@@ -19,10 +19,10 @@ from misfm.data.dataset import Case, Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.splits import Split, read_split
 from misfm.errors import ConfigError
-from misfm.evaluation.arms import ALL
+from misfm.evaluation.arms import ALL, read_scores
 from misfm.evaluation.case import LabelScores
 from misfm.evaluation.summary import as_result
-from misfm.files import read_checked_json, write_checked_json
+from misfm.files import write_checked_json
 from misfm.inference.members import FOLDS
 from misfm.planning.fill_defaults import fill_defaults, recall
 from misfm.planning.leakage import check_leaks
@@ -151,7 +151,7 @@ def train_fold(
     if not (resume and scores.exists()):
         return finetune(settings, out, resume=resume, reasons=reasons, shared=shared)
     RunFolder(out).begin(settings, resume=True)
-    return dict(read_checked_json(scores))
+    return read_scores(scores)
 
 
 def pool(dataset: Dataset, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class DatasetFingerprint:
     def save(self, folder: Path) -> None:
         """Keep what is known in a folder."""
         write_checked_json(
-            folder / FILE, {path: one.model_dump(mode="json") for path, one in self.images.items()}
+            folder / FILE, {path: one.model_dump(mode="json") for path, one in sorted(self.images.items())}
         )
 
     def keep(self, cases: Iterable[Case]) -> None:

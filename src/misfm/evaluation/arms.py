@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from misfm.errors import DataError
 from misfm.evaluation.statistics import Interval, PairedDifference, bootstrap_interval, paired_difference
+from misfm.files import read_checked_json
 from misfm.training.run import RunFolder
 
 SCRATCH, PRETRAINED = "scratch", "pretrained"
@@ -140,6 +142,22 @@ def mean_curve(arms: Sequence[Arm], name: str) -> list[tuple[int, float]]:
     steps = steps[(steps >= start) & (steps <= end)]
     mean = np.mean([np.interp(steps, curve[:, 0], curve[:, 1]) for curve in curves], axis=0)
     return [(int(step), float(dice)) for step, dice in zip(steps, mean, strict=True)]
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """Read what ``misfm evaluate`` found, as a run or an arm keeps it.
+
+    Raises:
+        DataError: it is gone, damaged, or holds something else.
+    """
+    scores = read_checked_json(path)
+    try:
+        found = [value for row in dice_by_case(scores).values() for value in row.values()]
+        if not all(value is None or type(value) in (int, float) for value in found):
+            raise TypeError
+    except (TypeError, LookupError, AttributeError) as error:
+        raise DataError(f"{path} holds no scores of cases; delete it and give the command again.") from error
+    return dict(scores)
 
 
 def dice_by_case(scores: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:

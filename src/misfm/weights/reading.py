@@ -15,6 +15,8 @@ from misfm.memory import available_bytes, in_gib, is_out_of_memory
 
 MOST_EXPANDED = 2**28
 """Bytes that a tensor may stand for beyond those that are stored for it."""
+MOST_TIMES = 16
+"""A file of weights takes less than this times its size, whatever reads it."""
 COPIES = 2
 """Of a file of ours while it is read: its bytes and its tensors."""
 PLAIN_TYPES = frozenset(
@@ -37,19 +39,27 @@ def reading(source: Path | str, fault: str, remedy: str) -> Iterator[None]:
 
     Raises:
         WeightsError: whatever is raised within and is not a sentence already. Where memory ran out, that is
-            what it says: nothing is wrong with the file.
+            what it says, unless there was plenty for a file of that size.
     """
     try:
         yield
     except MisfmError:
         raise
     except Exception as error:  # there is no end to what damaged bytes make a reader raise
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) and not _asks_too_much(source):
             raise WeightsError(
                 f"There is not enough memory to read {source}: free some, or use a larger machine."
             ) from error
         reason = " ".join(str(error).split())[:200].rstrip(".")
+        if is_out_of_memory(error):
+            reason = "it asks for more memory than it can fill"
         raise WeightsError(f"{source} {fault} ({reason or type(error).__name__}); {remedy}.") from error
+
+
+def _asks_too_much(source: Path | str) -> bool:
+    """Whether memory ran out over a file for which there is plenty."""
+    path = Path(source)
+    return path.is_file() and MOST_TIMES * path.stat().st_size < available_bytes()
 
 
 def check_room(path: Path) -> None:
