@@ -144,6 +144,19 @@ def test_a_line_of_which_itk_could_not_complain_does_not_reach_it(tmp_path, line
     refused(nrrd(tmp_path / "scan.nrrd", line), "a line of its header has more than 500 bytes")
 
 
+def test_more_axes_than_itk_can_bear_do_not_reach_it(tmp_path):
+    header = [
+        "NRRD0004",
+        "type: short",
+        "dimension: 16",
+        "sizes:" + " 1" * 16,
+        "encoding: raw",
+        "endian: little",
+    ]
+    (tmp_path / "scan.nrrd").write_text("\n".join(header) + "\n\nxx")
+    refused(tmp_path / "scan.nrrd", "its dimension is missing, wrong or above 4")
+
+
 @pytest.mark.parametrize("line", ["# " + "x" * 1000, "content: " + "x" * 1000, "tags:=" + "x: " * 400])
 def test_long_lines_of_free_text_are_read(tmp_path, line):
     assert read_volume(nrrd(tmp_path / "scan.nrrd", line)).data.max() == 999

@@ -38,8 +38,8 @@ def save(content: object, path: Path) -> None:
 def check_archive(path: Path) -> None:
     """Verify the checksums of an archive, which torch writes and does not look at; of other files, nothing.
 
-    That reads the whole file: two gigabytes a second where the system holds it already, and what is read
-    here is read no second time from the disk.
+    That reads the whole file, between one and two gigabytes a second; its tensors, which are needed next,
+    then lie in memory that the system lends.
 
     Raises:
         WeightsError: entries are compressed, or share their bytes; or one is not as it was written.

@@ -121,7 +121,12 @@ def _nrrd_fields(content: bytes, path: Path) -> tuple[dict[str, str], int]:
             f"{path} cannot be read: a line of its header has more than {_MOST_LINE} bytes; export it again."
         )
     pairs = [line.partition(":") for line in lines[1:] if not line.startswith("#")]
-    return _unique([(key, value) for key, _, value in pairs], path), end.end() if end else len(content)
+    fields = _unique([(key, value) for key, _, value in pairs], path)
+    if fields.get("dimension", "") not in {str(axes) for axes in range(1, _MOST_AXES + 1)}:  # of 16, ITK dies
+        raise DataError(
+            f"{path} cannot be read: its dimension is missing, wrong or above {_MOST_AXES}; correct it."
+        )
+    return fields, end.end() if end else len(content)
 
 
 def _is_free_text(line: str) -> bool:
