@@ -254,6 +254,8 @@ def test_memory_that_is_missing_is_not_the_fault_of_the_file(ours, tmp_path, mon
     monkeypatch.setattr(torch, "load", nothing_left)
     monkeypatch.setattr("safetensors.torch.load", nothing_left)
     for path in (ours, tmp_path / "checkpoint.pt"):
+        free = 4 * path.stat().st_size
+        monkeypatch.setattr("misfm.weights.reading.available_bytes", lambda free=free: free)
         with pytest.raises(WeightsError, match=f"not enough memory to read {path}"):
             describe(path)
     monkeypatch.setattr(reading, "available_bytes", lambda: 1000)
