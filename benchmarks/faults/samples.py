@@ -133,7 +133,8 @@ def run_targets(made: Readers, folder: Path) -> list[Target]:
     images = DatasetFingerprint(Dataset.open(made.dataset))
     images.add(images.dataset.cases())
     images.save(folder)
-    save_checkpoint(folder / "last.pt", Checkpoint(4, made.model.state_dict(), {}, None, None))
+    state = Checkpoint(4, made.model.state_dict(), made.optimizer.state_dict(), None, None)
+    save_checkpoint(folder / "last.pt", state)
     scores = evaluate_folders(made.dataset / "labelsTs", made.dataset / "labelsTs")
     rows = [{"step": step, "loss": 1 / step, "validation_dice": 0.1 * step} for step in range(1, 8)]
     metrics = b"".join(json.dumps(row).encode() + b"\n" for row in rows)

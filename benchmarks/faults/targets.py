@@ -44,8 +44,9 @@ from misfm.evaluation.outlook import outlook
 from misfm.planning.fill_defaults import recall
 from misfm.planning.splits import split_of_run
 from misfm.resolve import resolve
-from misfm.training.checkpoint import load_checkpoint
+from misfm.training.checkpoint import load_checkpoint, restore
 from misfm.training.logging import MetricsLog
+from misfm.training.optim import OptimizerSettings, build_optimizer
 from misfm.training.run import RunFolder, steps_taken
 from misfm.weights import describe, from_pretrained, hub, open_source
 from misfm.weights.formats import unpickle
@@ -86,6 +87,7 @@ class Readers:
         self.network = open_source(self.weights)
         self.without_plan = torch_bytes({"network_weights": unpickle(FOREIGN)["network_weights"]})
         self.model = from_pretrained(self.weights)
+        self.optimizer = build_optimizer(self.model, OptimizerSettings())
         options: dict[str, Any] = {"dataset": str(self.dataset), "weights": "none"}
         given = resolve(FinetuneSettings, recipe="small", options=options, assignments=FINETUNING)
         full = {**given.model_dump(mode="json"), "spacing": [19.0] * 3, "intensity": "ct"}
@@ -185,7 +187,7 @@ class Readers:
         (maps / file).write_bytes(content)
         store = Store.create(folder / "store", LABEL_GRID)
         ingest_label_maps(maps, store)
-        read_table(store.path)
+        read_table(store)
         return sum(store.read(record).data.nbytes * 4 for record in store.records())
 
     def evaluated(self, folder: Path, content: bytes) -> int:
@@ -261,7 +263,7 @@ class Readers:
         """Load a checkpoint into the network it is said to be of."""
         (folder / "last.pt").write_bytes(content)
         found = load_checkpoint(folder / "last.pt")
-        self.model.load_state_dict(found.model)
+        restore(found, folder / "last.pt", self.model, self.optimizer, None)
         return len(content) * 4
 
     # Weights

@@ -300,7 +300,7 @@ def other_groups(made: Made) -> list[Group]:
 
 def table_of(store: Path) -> str:
     """What values in a store of label maps mean."""
-    return digest(read_table(store).model_dump(mode="json"))
+    return digest(read_table(Store.open(store)).model_dump(mode="json"))
 
 
 def scores_of(run: Path) -> str:

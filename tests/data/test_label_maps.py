@@ -38,7 +38,7 @@ def test_each_label_map_is_there_at_every_spacing(folder, tmp_path):
     assert sorted({record.spacing[0] for record in records}) == list(SPACINGS)
     assert all(is_of_people(record) for record in records)
     assert len({record.fingerprint for record in records}) == 3
-    table = read_table(store.path)
+    table = read_table(store)
     assert table.names == ("background", "right kidney", "left kidney", "unnamed 7")
     fine = next(record for record in records if record.spacing[0] == 1)
     found = store.read_label(fine).data
@@ -49,17 +49,19 @@ def test_each_label_map_is_there_at_every_spacing(folder, tmp_path):
 
 def test_a_table_of_labels_with_a_flipped_bit_is_refused_and_a_lost_one_made_again(folder, tmp_path):
     store = open_store(f"labels:{folder}", tmp_path / "run")
-    path, before = store.path / TABLE, read_table(store.path)
+    path, before = store.path / TABLE, read_table(store)
     whole = path.read_text()
     for damaged in (whole.replace("left", "lefu"), whole.replace("checksum", "checksul"), whole[:40], "[1]"):
         path.write_text(damaged)
         with pytest.raises(DataError, match=r"label_table.json is damaged; delete the store"):
-            read_table(store.path)
+            read_table(store)
     path.unlink()
+    with pytest.raises(DataError, match=r"label_table.json is gone"):
+        read_table(store)
     open_store(f"labels:{folder}", tmp_path / "run")
     assert path.read_text() == whole
     path.write_text(json.dumps(before.model_dump(mode="json")))  # as misfm 0.1.0 wrote it
-    assert read_table(store.path) == before
+    assert read_table(store) == before
 
 
 def test_small_structures_are_centred_on_as_often_as_the_body(folder, tmp_path):

@@ -93,7 +93,7 @@ def pretrain_here(
     check_fit(task, settings, scans)
     split = None if scans is None else kept_split(scans, settings, out, volumes)
     if task.draws_people:
-        task = task.model_copy(update={"table": read_table(open_store(settings.store, out).path)})
+        task = task.model_copy(update={"table": read_table(open_store(settings.store, out))})
     # Before anything is generated: what cannot be built or judged leaves nothing behind.
     model = task.build_model(fresh_backbone(settings, split[0][0].channels if split else 1))
     transferred = None if run.has_checkpoint else start_from(model, settings.weights, weights, "backbone")

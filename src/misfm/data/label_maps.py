@@ -77,18 +77,22 @@ def read_names(folder: Path) -> dict[int, str] | None:
     return found
 
 
-def read_table(folder: Path) -> LabelTable:
+def read_table(store: Store) -> LabelTable:
     """Return what the values in the label maps of a store mean that :func:`ingest_label_maps` wrote to.
 
-    Args:
-        folder: the store's.
-
     Raises:
-        DataError: the file is damaged.
+        DataError: the file is damaged, or gone.
     """
-    path = folder / TABLE
+    path, folder = store.path / TABLE, store.path
+    if not path.exists():
+        if any(map(is_of_people, store.records())):
+            raise DataError(
+                f"{path} is gone, which has the names of the store's labels; give the label maps again as "
+                "--store labels:DIR, or delete the store."
+            )
+        return LabelTable()
     try:
-        content = dict(read_json(path)) if path.exists() else {}
+        content = dict(read_json(path))
         known = content.pop("checksum", None)
         if known not in (None, checksum_of_json(content)):  # those of misfm 0.1.0 have none
             raise Malformed("its checksum differs")
@@ -133,7 +137,8 @@ def add_label_maps(
     named = {value: f"label {value}" for value in values} if names is None else names
     table = LabelTable.of(values, named)
     check_table(folder, table, names, values)
-    if store.records() and read_table(store.path) not in (LabelTable(), table):
+    before = read_table(store) if (store.path / TABLE).exists() else LabelTable()
+    if store.records() and before not in (LabelTable(), table):
         raise changed(folder, store)
     write_json(store.path / NAMES, names)
     write_table(store.path, table)
