@@ -38,6 +38,7 @@ GOOD = ("refused", "value", "harmless", "healed", "survived")
 """Outcomes of a fault that keep the promise; all others are findings."""
 OUT_OF_MEMORY = re.compile(r"unable to allocate|bad_alloc|can't allocate", re.I)
 """In a sentence: what a file claims was believed until memory ran out."""
+TOLD = "it asks for more memory than it can fill"
 MEMORY_HEADROOM = 2 << 30
 """Bytes of address space that a worker may take on top of what it has."""
 
@@ -195,9 +196,12 @@ def scratch(name: str) -> Path:
 
 
 def judge_error(kind: str, error: BaseException) -> Outcome:
-    """A sentence of ours is fine, unless memory ran out on the way to it; all else is a finding."""
+    """A sentence of ours is fine, unless memory ran out on the way to it; all else is a finding.
+
+    A sentence that says that the file asked for too much is fine, too: the system refused, nothing was taken.
+    """
     chain = list(causes(error))
-    if any(isinstance(one, MemoryError) for one in chain):
+    if any(isinstance(one, MemoryError) for one in chain) and TOLD not in str(error):
         return Outcome(kind, "memory", f"{type(error).__name__}: {error}"[:500], place_of(chain[-1]))
     if isinstance(error, MisfmError):
         result = "memory" if OUT_OF_MEMORY.search(str(error)) else "refused"

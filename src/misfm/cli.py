@@ -34,7 +34,7 @@ from misfm.cli_options import (
 )
 from misfm.cli_output import finish, say, say_dice
 from misfm.errors import ConfigError, MisfmError
-from misfm.signals import Interrupted, handled
+from misfm.signals import Interrupted, handled, requested
 from misfm.terminal import Progress, farewell, how_to_go_on, show_log
 from misfm.text import printable
 
@@ -365,26 +365,36 @@ def info(
 
 def main() -> NoReturn:
     """Run the command line; the exit status is 0 done, 1 failed or stopped, 2 wrong usage or settings."""
-    logger = logging.getLogger("misfm")
     try:
-        with show_log(logger), handled(farewell(sys.argv)):
+        with handled(farewell(sys.argv)):
+            sys.exit(run())
+    except Interrupted:  # while the end of the command was being told
+        say(farewell(sys.argv))
+        sys.exit(1)
+
+
+def run() -> int | str | None:
+    """Run the command line and say what came of it; returns the exit status."""
+    try:
+        with show_log(logging.getLogger("misfm")):
             app()
-    except ConfigError as error:
-        say(f"Error: {error}")
-        sys.exit(2)
     except MisfmError as error:
         say(f"Error: {error}")
-        sys.exit(1)
+        return 2 if isinstance(error, ConfigError) else 1
     except OSError as error:
         say(f"Error: {error.filename or 'The system'}: {error.strerror or error}.")
-        sys.exit(1)
+        return 1
     except Interrupted as stopped:
-        saved = str(stopped)
-        say(f"Error: {saved}: {how_to_go_on(sys.argv)}." if saved else farewell(sys.argv))
-        sys.exit(1)
+        say(f"Error: {stopped}: {how_to_go_on(sys.argv)}." if str(stopped) else farewell(sys.argv))
+        return 1
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             say(farewell(sys.argv))
-            sys.exit(1)
-        raise
-    sys.exit(0)
+            return 1
+        return stop.code
+    except Exception:
+        if not requested():
+            raise
+        say(farewell(sys.argv))  # an import that was interrupted can make a library raise anything
+        return 1
+    return 0
