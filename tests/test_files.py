@@ -142,3 +142,19 @@ def test_damaged_checksums_are_a_sentence(tmp_path, content):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match=r"checksums\.json is damaged; delete it"):
         read_checked(tmp_path / "notes.txt")
+
+
+def test_two_writes_that_fail_in_a_row_leave_a_file_that_is_known(tmp_path, monkeypatch):
+    path = tmp_path / "split.json"
+    write_checked(path, b"first")
+
+    def full(target, content):
+        raise DataError(f"Cannot write {target}: No space left on device.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("misfm.files.write_bytes", full)
+        patch.setattr("misfm.files.write_text", lambda target, text: target.write_text(text))
+        for content in (b"second", b"third"):
+            with pytest.raises(DataError, match="Cannot write"):
+                write_checked(path, content)
+    assert read_checked(path) == b"first"

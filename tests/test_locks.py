@@ -70,3 +70,9 @@ def test_a_lock_that_is_removed_at_the_end_locks_nobody_out(tmp_path):
     assert not path.exists()
     with late, hold(path, "taken", remove=True), pytest.raises(Taken), hold(path, "taken"):
         pass
+
+
+def test_nobody_waits_for_a_lock_that_is_held_by_the_same_thread(tmp_path):
+    path = tmp_path / "store.lock"
+    with hold(path, "taken"), pytest.raises(Taken), hold(path, "taken", waiting=lambda: None):
+        pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import secrets
@@ -21,20 +20,22 @@ CHECKSUMS = "checksums.json"
 """In a folder: CRC-32 of those of its files that are read back, each with the one before, for a kill may come
 between the two files."""
 
+_tidied: set[Path] = set()
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; on success it becomes ``path``, else it is removed.
 
-    Each writer has a temporary file of its own, so two processes never write into one. What killed writers of
-    the same path left behind is removed.
+    Each writer has a temporary file of its own, so two processes never write into one. What killed writers
+    left behind is removed when a process first writes to a folder.
 
     Raises:
         DataError: the folder cannot be made or written to, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, path.name)
+        _tidy_once(path.parent)
         with _temporary_file(path) as file:
             temporary = Path(file.name)
             try:
@@ -60,15 +61,16 @@ def _temporary_file(path: Path) -> IO[bytes]:
         file.close()
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove temporary files that killed processes left in a folder.
+def _tidy_once(folder: Path) -> None:
+    """Remove what killed processes left; once, for a folder may hold a hundred thousand files."""
+    if folder not in _tidied:
+        _tidied.add(folder)
+        remove_leftovers(folder)
 
-    Args:
-        folder: not those below it.
-        name: of the files they would have become.
-    """
-    pattern = name if name == "*" else glob.escape(name)
-    for leftover in folder.glob(f".{pattern}.*.tmp"):
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that killed processes left in a folder, not in those below it."""
+    for leftover in folder.glob(".*.tmp"):
         with suppress(OSError), leftover.open("r+b") as file:  # not "ab", which makes a file
             if try_lock(file):  # nobody writes into it any more
                 leftover.unlink()
@@ -124,10 +126,13 @@ def write_checked(path: Path, content: bytes) -> None:
     A file that holds that content already is left as it is.
     """
     sums = read_checksums(path.parent)
-    before, now = sums.get(path.name, []), checksum(content)
-    if before[-1:] != [now]:
-        write_json(path.parent / CHECKSUMS, {**sums, path.name: [*before[-1:], now]})
-    elif path.is_file() and path.read_bytes() == content:
+    known, now = sums.get(path.name, []), checksum(content)
+    there = checksum(path.read_bytes()) if known and path.is_file() else None
+    if known[-1:] != [now]:
+        # What was listed last may never have been written: what is there counts, if it was ever listed.
+        before = [there] if there in known else known[-1:]
+        write_json(path.parent / CHECKSUMS, {**sums, path.name: [*before, now]})
+    elif there == now:
         return
     write_bytes(path, content)
 

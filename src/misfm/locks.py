@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,10 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, err
 
 class Taken(MisfmError):
     """Another process holds the lock."""
+
+
+_held: set[tuple[int, str]] = set()
+"""What this process holds: thread and path."""
 
 
 @contextmanager
@@ -48,16 +53,19 @@ def hold(
                 f"Cannot write {path}: {error.strerror}. Free space or choose another folder."
             ) from error
         with file:
+            mine = (threading.get_ident(), os.path.realpath(path))
             if not try_lock(file):
-                if waiting is None:
+                if waiting is None or mine in _held:  # to wait for oneself would be for ever
                     raise Taken(taken)
                 waiting()
                 _wait_for(file)
             if not _is_at(file, path):  # its holder removed it
                 continue
+            _held.add(mine)
             try:
                 yield
             finally:
+                _held.discard(mine)
                 if remove:
                     with suppress(OSError):
                         path.unlink()

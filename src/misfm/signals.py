@@ -23,6 +23,7 @@ from types import FrameType
 ASKING = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
 )
+ENDING = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 3.0
 """Seconds that a training step has to end before it is interrupted."""
 LIMIT = 6.0
@@ -87,7 +88,11 @@ def handled(farewell: str | None = None) -> Iterator[None]:
     _state.process = os.getpid()
     _leave_to_the_parent_after_a_fork()
     waking = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, _answer) for number in ASKING}
+    # In a program that only uses misfm, other signals than those to end have a use of its own, and handlers
+    # that are none of Python's cannot be put back.
+    asking = [number for number in ASKING if farewell is not None or number in ENDING]
+    asking = [number for number in asking if signal.getsignal(number) is not None]
+    previous = {number: signal.signal(number, _answer) for number in asking}
     try:
         yield
     finally:

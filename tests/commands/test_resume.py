@@ -203,3 +203,14 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one_before(
     last.write_bytes(b"damaged")
     assert run_command(*command, "--resume").status == 0
     assert previous.read_bytes() == good
+
+
+def test_a_run_and_its_store_that_were_moved_go_on(run_command, store, tmp_path, tiny_pretraining):
+    shutil.copytree(store, tmp_path / "here" / "store")
+    command = ["pretrain", "--store", tmp_path / "here" / "store", "--out", tmp_path / "here" / "run"]
+    assert run_command(*command, *tiny_pretraining).status == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved = ["pretrain", "--store", tmp_path / "there" / "store", "--out", tmp_path / "there" / "run"]
+    done = run_command(*moved, *tiny_pretraining, "--resume")
+    assert done.status == 0
+    assert "is no longer at" in done.err

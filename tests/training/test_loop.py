@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 from misfm.batches import Batch
 from misfm.errors import MisfmError
 from misfm.seeding import generator_for
-from misfm.signals import ASKING, Interrupted
+from misfm.signals import ENDING, Interrupted
+from misfm.training import loop
 from misfm.training.checkpoint import load_checkpoint
 from misfm.training.loop import Validation, fit
 from misfm.training.optim import OptimizerSettings
@@ -238,7 +239,7 @@ def test_a_frozen_encoder_stays_bit_for_bit_what_it_was(run):
     )
 
 
-@pytest.mark.parametrize("number", ASKING)
+@pytest.mark.parametrize("number", ENDING)
 def test_a_request_to_stop_saves_and_says_how_to_go_on(run, other_run, number):
     settings = training(checkpoint_every=1000)
     whole = train(run, settings)
@@ -253,6 +254,42 @@ def test_a_request_to_stop_saves_and_says_how_to_go_on(run, other_run, number):
     assert signal.getsignal(number) is handler
     assert load_checkpoint(other_run.last).step == 5
     assert same(whole, train(other_run, settings, model=toy(seed=1)))
+    assert logged(run) == logged(other_run)
+
+
+def test_in_a_program_that_uses_misfm_other_signals_are_its_own(run):
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    try:
+        train(run, training(), before=lambda index: index == 4 and os.kill(os.getpid(), signal.SIGUSR1))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1]
+
+
+def test_a_kill_after_a_validation_that_was_done_again_loses_nothing(run, other_run, monkeypatch):
+    settings = training(validate_every=4)
+    judged = Validation(lambda model, step: {"score": float(step)}, key="score")
+    whole = fit(toy(), Regression(), Batches(), settings, run, seed=0, validation=judged)
+
+    def interrupted(model, step):
+        if step == 8:
+            raise Interrupted
+        return {"score": float(step)}
+
+    stopped = Validation(interrupted, key="score")
+    with pytest.raises(Interrupted):
+        fit(toy(), Regression(), Batches(), settings, other_run, seed=0, validation=stopped)
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save", killed)  # right after the row was logged
+        with pytest.raises(Killed):
+            fit(toy(), Regression(), Batches(), settings, other_run, seed=0, validation=judged)
+    again = fit(toy(), Regression(), Batches(), settings, other_run, seed=0, validation=judged)
+    assert same(whole, again)
     assert logged(run) == logged(other_run)
 
 

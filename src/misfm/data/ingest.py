@@ -112,9 +112,11 @@ def ingest(
     ):
         released = {(one.source, one.stamp) for one in store.released()}
         scans = [replace(scan, is_released=(scan.source, scan.stamp) in released) for scan in scans]
-        known = [scan for scan in scans if store.has(scan.source, scan.stamp)]
-        for scan in known:
-            finish(scan, "skipped")
+        known = []
+        for scan in scans:
+            if store.has(scan.source, scan.stamp):
+                known.append(scan)
+                finish(scan, "skipped")
         paths = {scan.path for scan in known}
         pending = [scan for scan in scans if scan.path not in paths]
         for scan, result in workplace.map(prepared, pending, _lost):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar, cast
@@ -81,7 +82,7 @@ def parse_intensity(text: str) -> IntensityRule | None:
         return IntensityRule(kind="mr")
     number = r"([-+]?\d+(?:\.\d+)?)"
     window = re.fullmatch(rf"ct:{number},{number}", text.replace(" ", ""))
-    if window and float(window[1]) < float(window[2]):
+    if window and -math.inf < float(window[1]) < float(window[2]) < math.inf:
         return IntensityRule(kind="ct", window=(float(window[1]), float(window[2])))
     hint = closest(text, ["auto", "ct", "mr", "ct:-200,600"])
     raise ConfigError(f"There is no intensity rule '{text}'; {hint}")

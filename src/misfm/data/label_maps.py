@@ -33,6 +33,8 @@ NAMES = "labels.json"
 TABLE = "label_table.json"
 AT, MOST = " at ", 200
 """Between the name of a file and the spacing it is kept at; labels that are drawn at the most."""
+LONGEST = 200
+"""Characters of a name."""
 BODY, AIR = 40, -1000
 """HU of the image that stands in for the one that nobody took: it only shows where the body is."""
 
@@ -71,6 +73,9 @@ def read_names(folder: Path) -> dict[int, str] | None:
         raise DataError(
             f'{path} is not a list of names: write {{"names": {{"1": "liver"}}}} in it.'
         ) from error
+    long = [name for name in found.values() if len(name) > LONGEST]
+    if long:
+        raise DataError(f"{path} has a name of {len(long[0]):,} characters: {LONGEST} are the most.")
     twice = [name for name, count in Counter(found.values()).items() if count > 1]
     if twice:
         raise DataError(f"{path} calls several values '{twice[0]}': give each a name of its own, or none.")

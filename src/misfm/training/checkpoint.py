@@ -51,6 +51,11 @@ class Checkpoint:
     run: int | None = None
     """Checksum of the settings of the run that saved it; None where that was not recorded."""
 
+    @property
+    def logged(self) -> int:
+        """The last step of which rows in the log are kept: one that is to be judged again is logged again."""
+        return self.step if self.unjudged is None else self.step - 1
+
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
     """Write a checkpoint atomically.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,8 +14,10 @@ from misfm.locks import hold
 from misfm.terminal import logger
 from misfm.training.run import LOCK, RunFolder, present_device
 
-_held: set[str] = set()
-"""Folders that this process holds: what it does within what it does need not hold them again."""
+_held: dict[str, int] = {}
+"""Folders that this process holds, and the thread: what that does within need not hold them again."""
+_training = threading.RLock()
+"""The seed and the number of threads of torch belong to the whole process: one training at a time."""
 
 
 @contextmanager
@@ -26,18 +29,18 @@ def exclusive(folder: Path) -> Iterator[None]:
         DataError: it cannot be made or written to.
     """
     name = os.path.realpath(folder)
-    if name in _held:
+    if _held.get(name) == threading.get_ident():
         yield
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     taken = f"Another misfm works in {folder}: wait until it ends, or choose another --out."
     try:
         with hold(folder / LOCK, taken, remove=True):
-            _held.add(name)
+            _held[name] = threading.get_ident()
             try:
                 yield
             finally:
-                _held.discard(name)
+                _held.pop(name, None)
     finally:
         with suppress(OSError):  # not empty
             for path in made:
@@ -71,10 +74,21 @@ def as_begun(run: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def in_run(run: RunFolder) -> Iterator[None]:
-    """Work in a run folder: alone, and where the run goes on, as it began.
+    """Work in a run folder: alone, also in this process, and where the run goes on, as it began.
 
     Raises:
         Taken, DataError: as :func:`exclusive` and :func:`as_begun`.
     """
-    with exclusive(run.path), as_begun(run):
+    with exclusive(run.path), _one_training(run), as_begun(run):
         yield
+
+
+@contextmanager
+def _one_training(run: RunFolder) -> Iterator[None]:
+    if not _training.acquire(blocking=False):
+        logger.info("%s waits for another training of this process to end", run.path)
+        _training.acquire()
+    try:
+        yield
+    finally:
+        _training.release()

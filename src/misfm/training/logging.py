@@ -107,6 +107,11 @@ class MetricsLog:
                 "start the run again."
             )
 
+    def sync(self) -> None:
+        """Bring the log to the disk, before a checkpoint that tells what it holds."""
+        self.check()
+        os.fsync(self._file.fileno())
+
     def _count(self, row: Mapping[str, Any]) -> None:
         told = {name: value for name, value in row.items() if name != SPEED}
         self.checksum = checksum(json.dumps(told).encode(), self.checksum)

@@ -172,7 +172,7 @@ def fit(
     state = session.state
     session.cooldown = round(settings.steps * (validation.cooldown if validation else 0))
     with (
-        MetricsLog(run, settings.steps, state.step, state.metrics) as log,
+        MetricsLog(run, settings.steps, state.logged, state.metrics) as log,
         deferred(),
         batch_stream(batches, state.step * settings.accumulate, settings) as stream,
     ):
@@ -242,7 +242,7 @@ def stopped_after(session: Session, run: RunFolder) -> Interrupted:
 def save(session: Session, run: RunFolder, log: MetricsLog) -> None:
     """Save the state to resume from."""
     with uninterrupted():
-        log.check()
+        log.sync()
         session.state.metrics = log.checksum
         step, is_new = session.state.step, session.saved not in (None, session.state.step)
         save_checkpoint(run.last, checkpoint_of(session), run.previous if is_new else None)

@@ -19,6 +19,7 @@ from misfm.documents import Malformed, parse_json, parse_yaml
 from misfm.errors import ConfigError, DataError
 from misfm.files import CHECKSUMS, read_checked, read_checksums, write_checked, write_checked_json
 from misfm.settings import NO_WEIGHTS, Settings
+from misfm.terminal import logger
 
 PLANNED = ("patch_size", "batch_size", "network", "spacing", "intensity", "steps")
 """Settings that are filled in where they are null; null says something of all others."""
@@ -268,10 +269,17 @@ def first_difference(saved: Any, given: Any, key: str = "") -> str:
 
 
 def is_same_place(saved: Any, given: Any, name: str) -> bool:
-    """Whether two values of a setting are paths to one file or folder, written differently."""
+    """Whether two values of a setting are paths to one file or folder, written differently or moved."""
     if name not in PLACES or not (isinstance(saved, str) and isinstance(given, str)):
         return False
-    return os.path.exists(given) and os.path.realpath(saved) == os.path.realpath(given)
+    if not os.path.exists(given):
+        return False
+    if not os.path.exists(
+        saved
+    ):  # moved, as the folder of the run may have been: cases and volumes are checked
+        logger.info("%s is no longer at %s: going on with %s", name, saved, given)
+        return True
+    return os.path.realpath(saved) == os.path.realpath(given)
 
 
 def without_open(settings: Any) -> Any:

@@ -41,7 +41,8 @@ def open_content(path: Path, *, start: int = 0, packed: bool = False) -> Iterato
     with path.open("rb") as file:
         held = max(0, os.fstat(file.fileno()).st_size - start)
         file.seek(max(0, start))
-        yield Content(path, held * _DENSEST if packed else held, _unpacked(file) if packed else _pieces(file))
+        most, pieces = (held * _DENSEST, _unpacked(file)) if packed else (held, _pieces(file))
+        yield Content(path, most, pieces, packed=packed)
 
 
 class Content:
@@ -51,12 +52,14 @@ class Content:
         path: for messages.
         most: bytes that it can come to, at the most.
         pieces: of it.
+        packed: whether they were packed.
     """
 
-    def __init__(self, path: Path, most: int, pieces: Iterator[bytes]) -> None:
+    def __init__(self, path: Path, most: int, pieces: Iterator[bytes], *, packed: bool = False) -> None:
         self._path = path
         self._most = most
         self._pieces = pieces
+        self._packed = packed
         self._start = b""
 
     def start(self, size: int) -> bytes:
@@ -68,7 +71,8 @@ class Content:
     def read(self, size: int, *, skip: int = 0) -> Bytes:
         """The bytes of the voxels.
 
-        Packed content is unpacked up to its end, for only that tells whether it arrived unharmed.
+        Packed content is unpacked up to its end, for only that tells whether it arrived unharmed; what lies
+        behind the voxels of other content is left alone.
 
         Args:
             size: how many the header promises.
@@ -87,6 +91,8 @@ class Content:
             if first < last:
                 voxels[done + first : done + last] = np.frombuffer(piece, np.uint8)[first:last]
             done += len(piece)
+            if done >= size and not self._packed:
+                break
             if done > size + _PIECE:
                 raise DataError(
                     f"{self._path} goes on behind its last voxel; its header is wrong: export it again."

@@ -101,6 +101,8 @@ def _beside(path: Path, name: str) -> Path:
     if name.upper().startswith("LIST") or "%" in name:
         raise DataError(f"{path} spreads its voxels over several files; save the scan as one file.")
     named = Path(name)
+    if named.is_absolute() and named.parent.resolve() == path.parent.resolve():
+        named = Path(named.name)
     if named.is_absolute() or ".." in named.parts or "\0" in name:
         raise DataError(
             f"{path} takes its voxels from {name}, outside of its folder; put both files into one folder and "
