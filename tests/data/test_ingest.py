@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import sqlite3
 import sys
 
 import nibabel as nib
@@ -400,3 +401,21 @@ def test_a_faulty_or_unlabelled_case_stops_the_ingest(tmp_path, dataset):
 def test_unlabelled_images_of_a_dataset_can_be_ingested(tmp_path, dataset):
     assert ingest([dataset.path], tmp_path / "s", NATIVE).added == 2
     assert {record.labels for record in Store.open(tmp_path / "s").records()} == {None}
+
+
+def test_damaged_anchors_are_made_again_with_their_volume(tmp_path, scans):
+    store = tmp_path / "store"
+    assert ingest([scans], store, IngestSettings()).added
+    with sqlite3.connect(store / "index.sqlite") as database:
+        database.execute("UPDATE volumes SET anchors = zeroblob(12) WHERE rowid = 1")
+    database.close()
+    assert ingest([scans], store, IngestSettings()).added == 1
+    opened = Store.open(store)
+    assert all(opened.anchors(record).any() for record in opened.records())
+
+
+def test_another_key_file_than_that_of_the_store_is_refused(tmp_path, scans):
+    ingest([scans], tmp_path / "store", IngestSettings(), pseudonyms=tmp_path / "keys.csv")
+    with pytest.raises(ConfigError, match=r"other\.csv has none of the \d+ scans of"):
+        ingest([scans], tmp_path / "store", IngestSettings(), pseudonyms=tmp_path / "other.csv")
+    assert not (tmp_path / "other.csv").exists()

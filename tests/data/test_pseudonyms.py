@@ -93,7 +93,7 @@ def test_another_file_is_never_overwritten(tmp_path, content):
         ),
         (
             "/ward/Doe_John.nii.gz has a spacing of 1e+04 mm, and ward has 30 x 41 voxels, 2.5 mm apart.",
-            "scan-1 has a spacing of … mm, and … has 30 x 41 voxels, 2.5 mm apart.",
+            "scan-1 has a spacing of 1e+04 mm, and … has 30 x 41 voxels, 2.5 mm apart.",
         ),
         (
             "/ward/Doe_John.nii.gz takes its voxels from Doe_John.raw, of Doe or john: give NaN to Mary.",

@@ -105,6 +105,15 @@ class Index:
             raise self._damaged(f"the {column} of {record.case} fail their checksum")
         return np.frombuffer(content, dtype=np.int16)
 
+    def faults_of(self, record: Record) -> Iterator[str]:
+        """What is damaged of that which belongs to a volume beside its record."""
+        columns: tuple[Blob, ...] = ("anchors", "label_anchors")
+        for column in columns:
+            try:
+                self.blob(record, column)
+            except DataError:
+                yield f"{self.path} is damaged: the {column} of {record.case} fail their checksum"
+
     def add(self, record: Record, entry: Entry, stamp: str) -> list[str]:
         """Add a volume; one from the same source is replaced. Returns the ids of what went."""
         columns = (record.id, record.case, record.source, record.fingerprint, record.model_dump_json())

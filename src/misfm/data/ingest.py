@@ -280,7 +280,7 @@ def _check_scan(volume: Volume, scan: ScanSource) -> None:
     if inside.any() and (data[..., :-1] == data[..., 1:])[inside].mean() > 0.7:
         raise Doubtful(
             f"{path} looks like a label map; leave it out, give a dataset in nnU-Net format, or, if it is a "
-            "scan, release it."
+            "scan, release it by misfm info STORE --release."
         )
 
 

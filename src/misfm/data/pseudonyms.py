@@ -18,14 +18,20 @@ from pathlib import Path
 from misfm import locks
 from misfm.data.readers import stem
 from misfm.data.scan import ScanSource
+from misfm.data.store import Store
 from misfm.errors import ConfigError, DataError
 from misfm.files import atomic_write
 from misfm.terminal import logger
 
 _COLUMNS = ["pseudonym", "source", "case"]
 _PRIVATE = 0o600
-_PLAIN = re.compile(r"[a-z]+(-[a-z]+)?|-?\d+(\.\d+)?D?|NaN|RGB|DICOM|NIfTI|nnU-Net|GiB|HU|CT|MR")
+_PLAIN = re.compile(r"[a-z]+(-[a-z]+)?|-?\d+(\.\d+)?(e[+-]?\d+)?D?|NaN|RGB|DICOM|NIfTI|nnU-Net|GiB|HU|CT|MR")
 """Words and numbers that a sentence may have; whatever else is in it may come from a file."""
+_NOBODY = {
+    *("scan", "scans", "image", "images", "label", "labels", "map", "maps", "mask", "masks"),
+    *("file", "files", "data", "dicom", "pipe", "ct", "mr"),
+}
+"""Words of folders that name no patient."""
 
 
 def give_pseudonyms(scans: Sequence[ScanSource], key_path: Path, store_path: Path) -> list[ScanSource]:
@@ -37,7 +43,7 @@ def give_pseudonyms(scans: Sequence[ScanSource], key_path: Path, store_path: Pat
         store_path: folder of the store, outside of which the key file has to lie.
 
     Raises:
-        ConfigError: the key file lies in the store.
+        ConfigError: the key file lies in the store, or is not the one that the store's scans are in.
         DataError: the key file cannot be read or written, or is another file.
     """
     if key_path.resolve().is_relative_to(store_path.resolve()):
@@ -50,6 +56,7 @@ def give_pseudonyms(scans: Sequence[ScanSource], key_path: Path, store_path: Pat
     with locks.hold(lock, f"Another process adds to {key_path}.", waiting=waiting):
         known = read_keys(key_path) if key_path.exists() else {}
         taken = {pseudonym for pseudonym, _ in known.values()}
+        _check_is_of(key_path, taken, store_path)
         added = {}
         for scan in scans:
             if scan.source not in known:
@@ -58,6 +65,19 @@ def give_pseudonyms(scans: Sequence[ScanSource], key_path: Path, store_path: Pat
             _write_keys(key_path, {**known, **added})
     keys = {**known, **added}
     return [replace(scan, pseudonym=keys[scan.source][0], case=keys[scan.source][0]) for scan in scans]
+
+
+def _check_is_of(key_path: Path, pseudonyms: set[str], store_path: Path) -> None:
+    """Refuse a key file that knows no scan of a store: all of them would get a second pseudonym."""
+    if not (store_path / "store.json").exists():
+        return
+    store = Store.open(store_path)
+    there = {record.source for record in store.records()} | {source for source, _ in store.quarantined()}
+    if store.pseudonymous and there and not there & pseudonyms:
+        raise ConfigError(
+            f"--pseudonyms {key_path} has none of the {len(there)} scans of {store_path}; give the file that "
+            "they were ingested with."
+        )
 
 
 def read_keys(path: Path) -> dict[str, tuple[str, str]]:
@@ -94,6 +114,7 @@ def without_names(reason: str, scan: ScanSource) -> str:
     while (shorter := re.sub(r" ?\([^()]*\)", "", reason)) != reason:
         reason = shorter
     secret = {part.lower() for file in files for name in (*file.parts, stem(file)) for part in _words(name)}
+    secret -= _NOBODY
     kept = []
     for word in reason.split():
         plain = word.rstrip(".,:;")

@@ -245,8 +245,8 @@ class Store:
         return self._index.find_source(source, stamp) is not None
 
     def is_whole(self, record: Record) -> bool:
-        """Whether the files of a volume are there and as they were written; tells which are not."""
-        faults = list(self._files.faults_of(record))
+        """Whether what is stored of a volume is there and as it was written; tells what is not."""
+        faults = [*self._files.faults_of(record), *self._index.faults_of(record)]
         for fault in faults:
             logger.warning("%s: making it again from %s.", fault, record.source)
         return not faults

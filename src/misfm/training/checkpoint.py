@@ -160,6 +160,11 @@ def load_latest(last: Path, previous: Path) -> tuple[Checkpoint, Path] | None:
         if damaged is not None:
             logger.warning("%s is damaged: going on from the checkpoint before it.", last)
         return found, path
+    if damaged is not None and previous.exists():
+        raise WeightsError(
+            f"{last} is not a readable checkpoint, nor is the one before it: delete {last.parent} to start "
+            "the run again."
+        )
     if damaged is not None:
         raise damaged
     return None
