@@ -32,7 +32,7 @@ def test_outside_of_training_a_signal_stops_where_the_program_is(number):
         done.append("after")
 
     before = signal.getsignal(number)
-    assert stopped(work, handled) == ["before"]
+    assert stopped(work, lambda: handled("Stopped.")) == ["before"]
     assert signal.getsignal(number) is before
     assert not requested()
 

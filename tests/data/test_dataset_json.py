@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from misfm.commands.info import describe_path
 from misfm.data.dataset import Dataset
 from misfm.data.label_maps import TABLE, read_names, read_table
+from misfm.data.record import IngestSettings
 from misfm.data.splits import read_split
+from misfm.data.store import Store
 from misfm.errors import DataError, MisfmError
 
 WHOLE = {
@@ -113,11 +115,13 @@ def test_any_split_is_read_or_refused(tmp_path, content):
 @each
 @given(content=spoilt({"names": {"1": "liver"}, "num_targets": 1}))
 def test_any_names_of_label_maps_are_read_or_refused(tmp_path, content):
-    for name, read in (("labels.json", read_names), (TABLE, read_table)):
-        (tmp_path / name).write_text(json.dumps(content))
-        only_sentences(read, tmp_path)
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    only_sentences(read_names, tmp_path)
+    (tmp_path / TABLE).write_text(json.dumps(content))
+    only_sentences(read_table, Store(tmp_path, IngestSettings()))
 
 
 def test_a_damaged_table_of_labels_is_one_sentence(tmp_path):
     (tmp_path / TABLE).write_bytes(b"\x00")
-    assert only_sentences(read_table, tmp_path).startswith(f"{tmp_path / TABLE} is damaged; delete")
+    store = Store(tmp_path, IngestSettings())
+    assert only_sentences(read_table, store).startswith(f"{tmp_path / TABLE} is damaged; delete")
