@@ -16,6 +16,7 @@ import random
 import re
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,53 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A campaign on its way.
+
+    Attributes:
+        name: of the campaign.
+        arguments: ``count``, ``seed``, ``only``.
+        kinds: the only ones to try; none means all.
+        home: folder of the state and of what was found.
+        folder: a new one for what faults are done to, in memory where the system has such a folder.
+    """
+
+    name: str
+    arguments: argparse.Namespace
+    kinds: tuple[str, ...]
+    home: Path
+    folder: Path
+
+    def open(self) -> Campaign:
+        """Begin, or go on where it was stopped."""
+        return Campaign.open(self.name + "".join(self.kinds), self.arguments.seed, self.home)
+
+    def publish(self, campaign: Campaign) -> None:
+        """Print the results, and write them where all kinds were tried, or where that was asked for."""
+        campaign.publish(self.arguments.out or (None if self.kinds else RESULTS / f"faults_{self.name}.json"))
+
+
+@contextmanager
+def begun(name: str, description: str, count: int) -> Iterator[Begun]:
+    """Begin a campaign as the command line says; what it made goes at the end, its state stays.
+
+    Args:
+        name: of the campaign.
+        description: for ``--help``.
+        count: faults to try by default.
+    """
+    plain_signals()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
+    arguments = arguments_of(description, count)
+    kinds = tuple(kind for kind in arguments.kinds.split(";") if kind)
+    folder = scratch(name)
+    try:
+        yield Begun(name, arguments, kinds, arguments.folder or ROOT / "runs" / "faults", folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def arguments_of(description: str, count: int) -> argparse.Namespace:
     """Parse what all campaigns take."""
     form = argparse.RawDescriptionHelpFormatter
@@ -178,12 +227,6 @@ def plain_signals() -> None:
     """Let signals do what they do in a program started from a terminal, whatever has started this one."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def stop_tidily() -> None:
-    """Let SIGTERM end a campaign as Ctrl-C does: what it made is removed, and its state is kept."""
-    plain_signals()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def scratch(name: str) -> Path:

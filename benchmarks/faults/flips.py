@@ -11,25 +11,12 @@ reports, are left out.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from common import (
-    RESULTS,
-    ROOT,
-    Campaign,
-    Outcome,
-    arguments_of,
-    forked,
-    generator,
-    judge_error,
-    run_campaign,
-    scratch,
-    stop_tidily,
-)
+from common import Outcome, begun, forked, generator, judge_error, run_campaign
 from written import Group, all_groups
 
 
@@ -173,22 +160,14 @@ def faults(flips: Flips) -> Callable[[Sequence[int]], Iterator[tuple[int, Outcom
 
 def main() -> None:
     """Run the campaign."""
-    stop_tidily()
-    arguments = arguments_of(__doc__ or "", 10_000)
-    kinds = [kind for kind in arguments.kinds.split(";") if kind]
-    home = arguments.folder or ROOT / "runs" / "faults"
-    folder = scratch("flips")
-    try:
-        flips = prepare(folder, arguments.seed, kinds)
-        if arguments.only is not None:
-            print(*flips.fault(arguments.only), sep="\n")
-            print(flips.attempt(arguments.only))
-            sys.exit()
-        campaign = Campaign.open("flips" + "".join(kinds), arguments.seed, home)
-        run_campaign(campaign, faults(flips), arguments.count, batch=200)
-        campaign.publish(arguments.out or (None if kinds else RESULTS / "faults_flips.json"))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with begun("flips", __doc__ or "", 10_000) as given:
+        flips = prepare(given.folder, given.arguments.seed, given.kinds)
+        if (only := given.arguments.only) is not None:
+            print(*flips.fault(only), flips.attempt(only), sep="\n")
+            return
+        campaign = given.open()
+        run_campaign(campaign, faults(flips), given.arguments.count, batch=200)
+        given.publish(campaign)
 
 
 if __name__ == "__main__":

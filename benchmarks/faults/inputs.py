@@ -13,28 +13,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from common import (
-    GOOD,
-    RESULTS,
-    ROOT,
-    Campaign,
-    Limits,
-    Outcome,
-    arguments_of,
-    forked,
-    generator,
-    judge_error,
-    run_campaign,
-    scratch,
-    stop_tidily,
-)
+from common import GOOD, Limits, Outcome, begun, forked, generator, judge_error, run_campaign
 from mutations import Edit, edited, spoil
 from samples import all_targets
 from targets import Target
@@ -196,25 +181,16 @@ def faults(inputs: Inputs) -> Callable[[Sequence[int]], Iterator[tuple[int, Outc
 
 def main() -> None:
     """Run the campaign."""
-    stop_tidily()
-    arguments = arguments_of(__doc__ or "", 100_000)
-    kinds = [kind for kind in arguments.kinds.split(";") if kind]
-    home = arguments.folder or ROOT / "runs" / "faults"
-    folder = scratch("inputs")
-    try:
-        inputs = prepare(folder, arguments.seed, home / "findings", kinds)
-        if arguments.only is not None:
-            good, edits = inputs.spoilt(arguments.only)
-            print(inputs.kind(arguments.only), *(edit.what for edit in edits), sep="\n")
-            target = inputs.target(arguments.only)
-            print(target.read(new_box(folder / "box"), edited(good, edits)))
-            sys.exit()
-        campaign = Campaign.open("inputs" + "".join(kinds), arguments.seed, home)
-        run_campaign(campaign, faults(inputs), arguments.count, batch=500)
-        default = None if kinds else RESULTS / "faults_inputs.json"
-        campaign.publish(arguments.out or default)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with begun("inputs", __doc__ or "", 100_000) as given:
+        inputs = prepare(given.folder, given.arguments.seed, given.home / "findings", given.kinds)
+        if (only := given.arguments.only) is not None:
+            good, edits = inputs.spoilt(only)
+            print(inputs.kind(only), *(edit.what for edit in edits), sep="\n")
+            print(inputs.target(only).read(new_box(given.folder / "box"), edited(good, edits)))
+            return
+        campaign = given.open()
+        run_campaign(campaign, faults(inputs), given.arguments.count, batch=500)
+        given.publish(campaign)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ import importlib
 import re
 import shutil
 import signal
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -38,7 +37,7 @@ from commands import (
     same_tensors,
     torn_files,
 )
-from common import RESULTS, ROOT, Campaign, Outcome, arguments_of, generator, scratch, stop_tidily
+from common import Outcome, begun, generator
 from material import make_dataset, make_scans, make_weights
 from PIL import Image
 from processes import PATIENCE, Ended, Kill, run_forked, run_real
@@ -276,7 +275,7 @@ def load_everything() -> None:
     gc.freeze()  # a fork need not copy what lives as long as this process
 
 
-def prepare(folder: Path, seed: int, kinds: list[str] | None = None) -> Kills:
+def prepare(folder: Path, seed: int, kinds: Sequence[str] = ()) -> Kills:
     """Make what the commands work on, by commands."""
     load_everything()
     make_scans(folder / "scans", 6)
@@ -292,18 +291,13 @@ def prepare(folder: Path, seed: int, kinds: list[str] | None = None) -> Kills:
 
 def main() -> None:
     """Run the campaign."""
-    stop_tidily()
-    arguments = arguments_of(__doc__ or "", 1000)
-    kinds = [kind for kind in arguments.kinds.split(";") if kind]
-    home = arguments.folder or ROOT / "runs" / "faults"
-    folder = scratch("kills")
-    try:
-        kills = prepare(folder, arguments.seed, kinds)
-        if arguments.only is not None:
-            print(*kills.chain(arguments.only), sep="\n")
-            sys.exit()
-        campaign = Campaign.open("kills" + "".join(kinds), arguments.seed, home)
-        while (tried := sum(sum(row.values()) for row in campaign.counts.values())) < arguments.count:
+    with begun("kills", __doc__ or "", 1000) as given:
+        kills = prepare(given.folder, given.arguments.seed, given.kinds)
+        if (only := given.arguments.only) is not None:
+            print(*kills.chain(only), sep="\n")
+            return
+        campaign, count = given.open(), given.arguments.count
+        while (tried := sum(sum(row.values()) for row in campaign.counts.values())) < count:
             for outcome, end in kills.chain(campaign.done):
                 campaign.numbers[end] = campaign.numbers.get(end, 0) + 1
                 if campaign.note(campaign.done, outcome):
@@ -311,10 +305,8 @@ def main() -> None:
                     print(f"FINDING {campaign.done} {what}", flush=True)
             campaign.done += 1
             campaign.save()
-            print(f"kills {tried}/{arguments.count} in {campaign.done} chains", flush=True)
-        campaign.publish(arguments.out or (None if kinds else RESULTS / "faults_kills.json"))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+            print(f"kills {tried}/{count} in {campaign.done} chains", flush=True)
+        given.publish(campaign)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,11 @@ _held: set[tuple[int, str]] = set()
 """What this process holds: thread and path."""
 
 
+def is_held_here(path: Path) -> bool:
+    """Whether this thread holds the lock file ``path``."""
+    return _mine(path) in _held
+
+
 @contextmanager
 def hold(
     path: Path, taken: str, *, waiting: Callable[[], None] | None = None, remove: bool = False
@@ -53,23 +58,26 @@ def hold(
                 f"Cannot write {path}: {error.strerror}. Free space or choose another folder."
             ) from error
         with file:
-            mine = (threading.get_ident(), os.path.realpath(path))
             if not try_lock(file):
-                if waiting is None or mine in _held:  # to wait for oneself would be for ever
+                if waiting is None or is_held_here(path):  # to wait for oneself would be for ever
                     raise Taken(taken)
                 waiting()
                 _wait_for(file)
             if not _is_at(file, path):  # its holder removed it
                 continue
-            _held.add(mine)
+            _held.add(_mine(path))
             try:
                 yield
             finally:
-                _held.discard(mine)
+                _held.discard(_mine(path))
                 if remove:
                     with suppress(OSError):
                         path.unlink()
             return
+
+
+def _mine(path: Path) -> tuple[int, str]:
+    return threading.get_ident(), os.path.realpath(path)
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:

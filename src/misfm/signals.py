@@ -24,6 +24,7 @@ ASKING = tuple(
     signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if name in signal.Signals.__members__
 )
 ENDING = (signal.SIGINT, signal.SIGTERM)
+"""Those of them that are answered where misfm is a library: of others a program makes its own use."""
 PATIENCE = 3.0
 """Seconds that a training step has to end before it is interrupted."""
 LIMIT = 6.0
@@ -88,10 +89,9 @@ def handled(farewell: str | None = None) -> Iterator[None]:
     _state.process = os.getpid()
     _leave_to_the_parent_after_a_fork()
     waking = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    # In a program that only uses misfm, other signals than those to end have a use of its own, and handlers
-    # that are none of Python's cannot be put back.
-    asking = [number for number in ASKING if farewell is not None or number in ENDING]
-    asking = [number for number in asking if signal.getsignal(number) is not None]
+    # A handler that is none of Python's could not be put back.
+    answered = ENDING if farewell is None else ASKING
+    asking = [number for number in answered if signal.getsignal(number) is not None]
     previous = {number: signal.signal(number, _answer) for number in asking}
     try:
         yield
@@ -131,14 +131,14 @@ def _answer(number: int, _: FrameType | None) -> None:
 
 def _watch(ours: socket.socket, ended: threading.Event, farewell: str | None) -> None:
     """Wait for a signal, and see to it that it is answered: Python itself does so between its steps only."""
-    while not {*(received := ours.recv(64))} & {*ASKING}:
+    while not (asked := {*(received := ours.recv(64))} & {*ASKING}):
         if not received:
             return
     if ended.wait(PATIENCE):
         return
     _state.is_overdue = True
     if hasattr(signal, "pthread_kill") and (main := threading.main_thread().ident) is not None:
-        signal.pthread_kill(main, signal.SIGTERM)
+        signal.pthread_kill(main, min(asked))  # that one again: others may be the host program's
     if farewell is not None and not ended.wait(LIMIT - PATIENCE):
         os.write(2, f"{farewell}\n".encode())
         os._exit(1)

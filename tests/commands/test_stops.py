@@ -114,18 +114,8 @@ def test_a_stop_in_the_last_step_ends_all(
     out = tmp_path / "run"
     more = [finetuned if part == "RUN" else part for part in more]
     overlap = as_options("allow_overlap=true")
-    command = [
-        "finetune",
-        "--dataset",
-        dataset,
-        "--out",
-        out,
-        "--cases",
-        "1",
-        *tiny_finetuning,
-        *overlap,
-        *more,
-    ]
+    fixed = ["--cases", "1", *tiny_finetuning, *overlap]
+    command = ["finetune", "--dataset", dataset, "--out", out, *fixed, *more]
     stop_in_step(3)
     done = run_command(*command)
     assert done.status == 1
@@ -292,17 +282,8 @@ def test_paths_may_be_written_differently_on_resuming(
 
 def test_the_licence_names_no_path(run_command, tmp_path, dataset, finetuned, tiny_finetuning):
     out, more = tmp_path / "run", as_options("allow_overlap=true")
-    command = [
-        "finetune",
-        "--dataset",
-        dataset,
-        "--out",
-        out,
-        "--weights",
-        finetuned,
-        *tiny_finetuning,
-        *more,
-    ]
+    more += ["--weights", finetuned]
+    command = ["finetune", "--dataset", dataset, "--out", out, *tiny_finetuning, *more]
     assert run_command(*command).status == 0
     described = json.loads(run_command("info", out / "weights.safetensors", "--json").out)
     assert described["licence"] == "starts from other weights: unknown"

@@ -154,3 +154,11 @@ def test_a_damaged_line_is_named(run):
 )
 def test_durations_read_well(seconds, expected):
     assert format_duration(seconds) == expected
+
+
+def test_what_was_moved_is_the_same_and_another_start_is_not(tmp_path):
+    (there := tmp_path / "there" / "store").mkdir(parents=True)
+    (builtin := tmp_path / "runs").mkdir()
+    assert first_difference({"store": str(tmp_path / "here" / "store")}, {"store": str(there)}) == ""
+    for name, before in (("weights", "builtin"), ("weights", "none"), ("store", "phantom:800")):
+        assert first_difference({name: before}, {name: str(builtin)}).startswith(f"{name} was {before}")

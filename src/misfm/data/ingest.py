@@ -139,7 +139,7 @@ def _put(store: Store, scan: ScanSource, result: Entry | Refusal) -> tuple[Outco
     twin = store.find(result.record.fingerprint)
     unmasked = twin is not None and result.record.anonymised and not twin.anonymised
     moved = twin is not None and twin.source == source and twin.id != result.record.id
-    if twin is None or unmasked or moved or not store.is_whole(twin):
+    if twin is None or unmasked or moved or store.faults_of(twin):
         record = store.add(result, scan.stamp)
         if twin is not None and unmasked:  # the mask counts, whichever copy of a scan it came with
             store.add_duplicate(twin.source, "", record)

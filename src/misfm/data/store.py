@@ -244,9 +244,13 @@ class Store:
         """Whether a source was ingested in this very state (``stamp``: its size and time of change)."""
         return self._index.find_source(source, stamp) is not None
 
+    def faults_of(self, record: Record) -> list[str]:
+        """What of a volume is missing or not as it was written."""
+        return [*self._files.faults_of(record), *self._index.faults_of(record)]
+
     def is_whole(self, record: Record) -> bool:
         """Whether what is stored of a volume is there and as it was written; tells what is not."""
-        faults = [*self._files.faults_of(record), *self._index.faults_of(record)]
+        faults = self.faults_of(record)
         for fault in faults:
             logger.warning("%s: making it again from %s.", fault, record.source)
         return not faults

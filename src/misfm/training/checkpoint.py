@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -99,11 +99,17 @@ def seal(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(-2, os.SEEK_END)  # the length of the comment ends an archive that has none
         file.write(LENGTH.to_bytes(2, "little"))
-        file.seek(0)
-        total = 0
-        while chunk := file.read(CHUNK):
-            total = checksum(chunk, total)
-        file.write(b"misfm crc32 %08x" % total)
+        file.write(b"misfm crc32 %08x" % _checksum(file, file.tell()))
+
+
+def _checksum(file: IO[bytes], size: int) -> int:
+    """The checksum of the first bytes of a file, which then stands behind them."""
+    file.seek(0)
+    total = 0
+    while size and (chunk := file.read(min(CHUNK, size))):
+        total = checksum(chunk, total)
+        size -= len(chunk)
+    return total
 
 
 def is_sound(path: Path) -> bool:
@@ -114,12 +120,7 @@ def is_sound(path: Path) -> bool:
         announced, comment = file.read(2) == LENGTH.to_bytes(2, "little"), file.read()
         if (found := COMMENT.fullmatch(comment)) is None:
             return not announced
-        file.seek(0)
-        left, total = size - LENGTH, 0
-        while left and (chunk := file.read(min(CHUNK, left))):
-            total = checksum(chunk, total)
-            left -= len(chunk)
-    return total == int(found[1], 16)
+        return _checksum(file, size - LENGTH) == int(found[1], 16)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,37 +9,32 @@ from pathlib import Path
 
 import torch
 
-from misfm.locks import hold
+from misfm.locks import hold, is_held_here
 from misfm.terminal import logger
 from misfm.training.run import LOCK, RunFolder, present_device
 
-_held: dict[str, int] = {}
-"""Folders that this process holds, and the thread: what that does within need not hold them again."""
 _training = threading.RLock()
 """The seed and the number of threads of torch belong to the whole process: one training at a time."""
 
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder while the context lasts; one that stays empty is not left behind.
+    """Keep other processes and threads out of a folder while the context lasts.
+
+    What this thread does within need not hold it again. A folder that stays empty is not left behind.
 
     Raises:
         Taken: another process works in it.
         DataError: it cannot be made or written to.
     """
-    name = os.path.realpath(folder)
-    if _held.get(name) == threading.get_ident():
+    if is_held_here(folder / LOCK):
         yield
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     taken = f"Another misfm works in {folder}: wait until it ends, or choose another --out."
     try:
         with hold(folder / LOCK, taken, remove=True):
-            _held[name] = threading.get_ident()
-            try:
-                yield
-            finally:
-                _held.pop(name, None)
+            yield
     finally:
         with suppress(OSError):  # not empty
             for path in made:

@@ -274,12 +274,14 @@ def is_same_place(saved: Any, given: Any, name: str) -> bool:
         return False
     if not os.path.exists(given):
         return False
-    if not os.path.exists(
-        saved
-    ):  # moved, as the folder of the run may have been: cases and volumes are checked
+    if os.path.exists(saved):
+        return os.path.realpath(saved) == os.path.realpath(given)
+    # Moved, perhaps together with the run. Names that stand for no place, such as builtin or phantom:800, are
+    # not taken for a folder that was moved.
+    is_moved = os.path.basename(os.path.normpath(saved)) == os.path.basename(os.path.normpath(given))
+    if is_moved:
         logger.info("%s is no longer at %s: going on with %s", name, saved, given)
-        return True
-    return os.path.realpath(saved) == os.path.realpath(given)
+    return is_moved
 
 
 def without_open(settings: Any) -> Any:
