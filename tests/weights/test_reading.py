@@ -2,7 +2,6 @@
 
 import io
 import json
-import time
 
 import pytest
 import torch
@@ -85,7 +84,6 @@ USES = [
 def check_every_use(path):
     """All uses of a file work, or end in one sentence that names it."""
     for use in USES:
-        start = time.process_time()
         message = ""
         try:
             use(path)
@@ -93,7 +91,6 @@ def check_every_use(path):
             message = str(error)
         assert "\n" not in message
         assert len(message) < 1500
-        assert time.process_time() - start < 5
 
 
 ODD = st.sampled_from(
