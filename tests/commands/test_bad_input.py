@@ -416,3 +416,10 @@ def test_nothing_in_a_name_is_obeyed_by_the_terminal(run_command, tmp_path, fine
         assert "\x1b" not in done.out + done.err
         assert "\x07" not in done.out + done.err
         assert "]0;owned" in done.out + done.err
+
+
+def test_info_on_a_scan_says_what_to_do_with_it(run_command, tmp_path):
+    save(tmp_path / "scan.nii.gz", some_voxels())
+    done = run_command("info", tmp_path / "scan.nii.gz")
+    assert done.status == 1
+    assert "is a scan; bring it into a store by 'misfm ingest'" in done.error

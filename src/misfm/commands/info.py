@@ -11,6 +11,7 @@ from typing import Any
 
 from misfm.commands import catalogue
 from misfm.data.dataset import Dataset
+from misfm.data.readers import is_volume_name
 from misfm.data.store import Store
 from misfm.errors import DataError
 from misfm.training.run import RunFolder, steps_taken
@@ -34,6 +35,8 @@ def describe_path(source: str | os.PathLike[str]) -> dict[str, Any]:
         return {"kind": "weights", **describe_weights(text)}
     if not path.exists():
         return describe_name(text)
+    if path.is_file() and is_volume_name(path):
+        raise DataError(f"{path} is a scan; bring it into a store by 'misfm ingest', and ask about that.")
     if path.is_file():
         return {"kind": "weights", **describe_weights(path)}
     if (path / "store.json").exists():
