@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from misfm.cli import app
-from misfm.cli_options import case_choice, numbers
+from misfm.cli.options import case_choice, numbers
 from misfm.errors import ConfigError, DataError, MisfmError
 from misfm.terminal import Progress, show_log
 

@@ -31,8 +31,6 @@ LAYERS = [
     "resolve",
     "planning",
     "commands",
-    "cli_options",
-    "cli_output",
     "cli",
     "__main__",
 ]
@@ -49,11 +47,11 @@ ALLOWED.update(
 MAX_LINES, MAX_PARAMETERS, MAX_FILE = 60, 6, 400
 LONGER_WITH_REASON = {
     "data/ingest.py:ingest": "each option of the command is a parameter",
-    "cli.py:ingest": "each option of the command is a parameter",
-    "cli.py:pretrain": "each option of the command is a parameter",
-    "cli.py:finetune": "each option of the command is a parameter",
-    "cli.py:predict": "each option of the command is a parameter",
-    "cli.py:compare": "each option of the command is a parameter",
+    "cli/scans.py:ingest": "each option of the command is a parameter",
+    "cli/training.py:pretrain": "each option of the command is a parameter",
+    "cli/training.py:finetune": "each option of the command is a parameter",
+    "cli/prediction.py:predict": "each option of the command is a parameter",
+    "cli/training.py:compare": "each option of the command is a parameter",
     "models/pctnet.py:build_pctnet": "each option of the network is a documented parameter",
     "models/primus.py:build_primus": "each option of the network is a documented parameter",
     "models/resenc.py:build_resenc": "each option of the network is a documented parameter",

@@ -149,7 +149,7 @@ class Kills:
         if kill.number != signal.SIGKILL:
             if ended.seconds > PATIENCE:
                 return Outcome(command.name, "slow to stop", f"{name}: {ended.seconds:.1f} s", name)
-            if "Traceback" in ended.errors and "cli.py" in ended.errors:
+            if "Traceback" in ended.errors and "misfm/cli" in ended.errors:
                 last = ended.errors.strip().splitlines()[-1]
                 return Outcome(
                     command.name, "traceback", f"{name}: {last}"[:600], f"{name} {_place(ended.errors)}"

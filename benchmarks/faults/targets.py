@@ -22,7 +22,7 @@ from mutations import Editor
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from misfm.cli_options import case_choice, integers, names, numbers
+from misfm.cli.options import case_choice, integers, names, numbers
 from misfm.commands.arm import read_arm
 from misfm.commands.export import export
 from misfm.commands.info import describe_path

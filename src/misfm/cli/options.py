@@ -12,6 +12,8 @@ import typer
 
 from misfm.errors import ConfigError
 
+DEFAULT_RECIPE = "small"
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 Seed = Annotated[int | None, typer.Option(help="The one seed all draws come from.", min=0)]
 Steps = Annotated[int | None, typer.Option(help="Training steps.", min=1)]

@@ -1,0 +1,91 @@
+"""Commands that label, score and hand over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from misfm.cli.app import app
+from misfm.cli.options import (
+    Json,
+    Triple,
+    numbers,
+)
+from misfm.cli.output import finish, say, say_dice
+from misfm.terminal import Progress
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def predict(
+    run: Annotated[
+        list[str], typer.Option(help="Run, weights file or folder of folds; several label together.")
+    ],
+    inputs: Annotated[list[Path], typer.Option("--input", help="Files, DICOM folders or trees of scans.")],
+    output: Annotated[Path, typer.Option(help="Folder for the label maps, CASE.nii.gz.")],
+    overlap: Annotated[float, typer.Option(help="Overlap of windows.", min=0, max=0.9)] = 0.5,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Average over mirrors, along axes mirrored in training.")
+    ] = False,
+    more_inputs: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a label map for each scan, on the scan's own grid; --input takes several paths."""
+    from misfm.commands.predict import predict_files
+
+    with Progress("Predicting") as progress:
+        paths = [*inputs, *(more_inputs or [])]
+        prediction = predict_files(run, paths, output, overlap=overlap, tta=tta, progress=progress.update)
+    failed = f", {len(prediction.failed)} scan(s) failed" if prediction.failed else ""
+    say(f"{output}: {len(prediction.written)} label map(s) written{failed}")
+    written = {case: str(path) for case, path in prediction.written.items()}
+    finish({"written": written, "failed": dict(prediction.failed)}, as_json)
+    if prediction.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Option(help="Folder of predicted label maps.")],
+    references: Annotated[Path, typer.Option(help="Folder of reference label maps of the same names.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    tolerance: Annotated[
+        float | None, typer.Option(help="Mm, of the surface Dice; default one voxel diagonal.", min=0)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score label maps: Dice, HD95, ASSD, surface Dice, with intervals."""
+    from misfm.commands.evaluate import evaluate as run
+
+    with Progress("Evaluating") as progress:
+        result = run(predictions, references, out, tolerance_mm=tolerance, progress=progress.update)
+    for folder, absent in result["missing"].items():
+        if absent:
+            say(f"Not scored, {folder} missing: {', '.join(absent)}")
+    say_dice(result)
+    finish({"out": str(out), "mean": result["mean"], "interval95": result["interval95"]}, as_json)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_WEIGHTS", help="Run folder, file or name.")],
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="nnunet, safetensors, onnx or one you added.")],
+    out: Annotated[Path, typer.Option(help="File to write; for nnunet a folder.")],
+    dataset: Annotated[
+        Path | None, typer.Option(help="For nnunet: the dataset's folder in nnUNet_preprocessed.")
+    ] = None,
+    patch_size: Triple = None,
+    as_json: Json = False,
+) -> None:
+    """Hand weights over to nnU-Net or ONNX, or convert a published checkpoint to a weights file."""
+    from misfm.commands.export import export as run
+
+    size = None if patch_size is None else numbers(patch_size, int, "--patch-size")
+    result = run(source, to, out, dataset=dataset, patch_size=size)
+    for line in (*result["notes"], *(f"Written: {path}" for path in result["written"])):
+        say(line)
+    finish(result, as_json)

@@ -1,0 +1,85 @@
+"""Commands on scans: demo, ingest and what a file or folder is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from misfm.cli.app import app
+from misfm.cli.options import (
+    Json,
+    numbers,
+)
+from misfm.cli.output import finish, say
+from misfm.text import printable
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def ingest(
+    sources: Annotated[list[Path], typer.Argument(help="Files and trees of scans, or nnU-Net datasets.")],
+    store: Annotated[Path, typer.Option(help="Folder of the store; made where missing.")],
+    spacing: Annotated[str, typer.Option(metavar="D,H,W|native", help="Mm per voxel.")] = "native",
+    intensity: Annotated[
+        str, typer.Option(help="auto, ct, mr, or ct:LOW,HIGH (intensity window, HU).")
+    ] = "auto",
+    workers: Annotated[int, typer.Option(help="Processes; 0 works in this one.", min=0)] = 0,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,
+    pseudonyms: Annotated[
+        Path | None,
+        typer.Option(metavar="KEYFILE", help="Keep pseudonyms instead of names; this file has the key."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring scans (NIfTI, NRRD, MetaImage, DICOM) into a store; run it again to add what is new."""
+    from misfm.commands.ingest import ingest_scans
+    from misfm.data.record import IngestSettings
+
+    settings = IngestSettings(
+        spacing="native" if spacing == "native" else numbers(spacing, float, "--spacing"), intensity=intensity
+    )
+    result, line = ingest_scans(
+        sources, store, settings, workers=workers, scheduler=scheduler, pseudonyms=pseudonyms
+    )
+    say(line)
+    finish(result, as_json)
+    if not any(result[outcome] for outcome in ("added", "skipped", "duplicates")):
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="Store, dataset, run or weights; 'recipes', 'networks', 'pretexts', 'settings' or "
+            "'published' for a list; or a name in one."
+        ),
+    ],
+    check: Annotated[bool, typer.Option("--check", help="Read all of a store and verify it.")] = False,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="List the quarantined scans of a store, with evidence.")
+    ] = False,
+    release: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Put back a quarantined scan that you have looked at.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a store, dataset, run folder, weights file, foreign checkpoint, recipe or setting is."""
+    from misfm.commands.catalogue import text_of
+    from misfm.commands.info import describe_path
+    from misfm.commands.review import review
+
+    if check or quarantine or release is not None:
+        description = review(path, check=check, quarantine=quarantine, release=release)
+    else:
+        description = describe_path(path)
+    if not as_json:
+        print(printable("\n".join(text_of(description))))
+    finish(description, as_json)
+    if not description.get("whole", True):
+        raise typer.Exit(1)
