@@ -12,8 +12,9 @@ spacing, intensity and patch where an arm starts from weights, which have their 
 seed has labelled cases of its own, no case in two of them until all were used, so that intervals also tell
 what other cases would have given. An arm with ``labels=10`` beside ``--labels 5`` has those of two seeds and
 is trained for the first of them. Runs from scratch that the results file ``--known`` holds with the same
-settings and cases are taken from there; their steps are compared, not how often they were validated. The
-test cases are left alone, unless ``--test`` asks for their scores, once nothing is to be chosen any more.
+settings and cases are taken from there; their steps are compared, not how often they were validated.
+With ``--keep`` arms stay in the results that an earlier call left there and that are not given again.
+The test cases are left alone, unless ``--test`` asks for their scores, once nothing is to be chosen any more.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the results files")
     parser.add_argument("--test", action="store_true", help="score the test cases")
     parser.add_argument("--known", help="results to take runs from scratch from, by name")
+    parser.add_argument("--keep", action="store_true", help="arms of the results so far that are not given")
     parser.add_argument("--summary-only", action="store_true", help="only read what is finished")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -99,7 +101,13 @@ def main() -> None:
                 score_test_cases(settings, run)
             arms.append(read_arm(name, run, seed, scored))
             labelled[name, seed] = settings.cases
-    order = [arm.partition("=")[0] for arm in arguments.arm]
+    if arguments.keep:
+        for kept, start, cases in kept_runs(arguments):
+            arms.append(kept)
+            labelled[kept.name, kept.seed] = cases
+            if kept.name not in given_arms(arguments):
+                arguments.arm.append(f"{kept.name}={start}")
+    order = list(given_arms(arguments))
     write_results(sorted(arms, key=lambda arm: (order.index(arm.name), arm.seed)), labelled, arguments)
 
 
@@ -110,21 +118,36 @@ def runs_from_scratch(arguments: argparse.Namespace) -> dict[tuple[str, int, tup
     """
     if arguments.known is None:
         return {}
-    known = json.loads((RESULTS / f"{arguments.known}.json").read_text(encoding="utf-8"))
-    asked = setting_of_results(arguments)
-    for key, value in asked.items():
-        if known.get(key) != value:
-            raise SystemExit(
-                f"{arguments.known} has another '{key}' than is asked for, or says nothing of it."
-            )
+    given = given_arms(arguments)
     return {
-        (run["arm"], run["seed"], tuple(run["labelled"])): Arm(
-            run["arm"], tuple((step, score) for step, score in run["curve"]), run["cases"], run["seed"]
+        (run.name, run.seed, cases): run
+        for run, start, cases in results_of(arguments.known, arguments)
+        if start == without_folders(given.get(run.name, "?")) and not start.partition(",")[0]
+    }
+
+
+def kept_runs(arguments: argparse.Namespace) -> list[tuple[Arm, str, tuple[str, ...]]]:
+    """Runs of the results so far whose arms are not given again."""
+    if not (RESULTS / f"{arguments.name}.json").exists():
+        return []
+    given = given_arms(arguments)
+    return [found for found in results_of(arguments.name, arguments) if found[0].name not in given]
+
+
+def results_of(name: str, arguments: argparse.Namespace) -> list[tuple[Arm, str, tuple[str, ...]]]:
+    """Each run of results, with its start and its labelled cases; settings must be those asked for."""
+    known = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    for key, value in setting_of_results(arguments).items():
+        if known.get(key) != value:
+            raise SystemExit(f"{name} has another '{key}' than is asked for, or says nothing of it.")
+    return [
+        (
+            Arm(run["arm"], tuple((step, score) for step, score in run["curve"]), run["cases"], run["seed"]),
+            known["arms"][run["arm"]],
+            tuple(run["labelled"]),
         )
         for run in known["runs"]
-        if (start := known["arms"][run["arm"]]) == without_folders(given_arms(arguments).get(run["arm"], "?"))
-        and not start.partition(",")[0]
-    }
+    ]
 
 
 def given_arms(arguments: argparse.Namespace) -> dict[str, str]:

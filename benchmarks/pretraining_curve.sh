@@ -5,7 +5,7 @@
 # usage: bash benchmarks/pretraining_curve.sh DATA RUNS TASK:HOURS:START...
 #   TASK is volume-fusion-v2, mae, misfm or phantom-anatomy, START none or builtin: volume-fusion-v2:0.25:none
 # DATA is made by `python benchmarks/data.py fetch DATA`. Stopped, it goes on where it was. What is given first is
-# finished first; SEEDS=0,1,2,3 takes more choices of cases.
+# finished first; SEEDS=0,1,2,3 takes more choices of cases. Points of earlier calls stay in the results.
 set -euo pipefail
 data=$1 runs=$2
 shift 2
@@ -28,7 +28,7 @@ for budget in "$@"; do
     --steps "$steps" --out "$out" --set training.validate_every=1000 "${options[@]}" --resume
   arms+=(--arm "$task $hours h from $start=$out/weights.safetensors,training.steps=1667,select=false")
   python "$here/arms.py" --dataset "$data/Dataset002_HeadNeckCT" --out "$runs/curve/arms" --name pretraining_curve \
-    --known few_labels_draws_head_neck --draws --test --seeds "${SEEDS:-0,1,2}" --set 'patch_size=[40,40,40]' \
+    --known few_labels_draws_head_neck --keep --draws --test --seeds "${SEEDS:-0,1,2}" --set 'patch_size=[40,40,40]' \
     --set batch_size=2 --set overlap=0.25 --set 'spacing=[2.5,3.9,3.9]' --set intensity=ct:-200,600 \
     --steps 5000 --validate-every 500 --arm scratch= "${arms[@]}"
 done
