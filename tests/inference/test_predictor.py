@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from misfm.data.intensity import IntensityRule
+from misfm.data.preprocess import canonical
 from misfm.errors import DataError
 from misfm.inference.predictor import PredictionSpec, Predictor
 from misfm.volume import Volume
@@ -110,6 +111,22 @@ def test_streamed_interpolation_equals_interpolating_everything(monkeypatch):
     )
     whole = predictor(spacing=(2.3, 1.6, 1.6), patch_size=(64, 64, 64)).predict(volume)
     assert (small.data != whole.data).mean() < 1e-3
+
+
+def test_probabilities_make_up_the_box_around_the_patient_and_their_largest_is_the_label():
+    for spacing in (None, (2.3, 1.6, 1.6)):
+        asked, volume = predictor(spacing=spacing), tilted(scan())
+        found = asked.probabilities(volume)
+        slabs = list(found.slabs)
+        assert [start for start, _ in slabs] == list(
+            np.cumsum([0, *(slab.shape[1] for _, slab in slabs[:-1])])
+        )
+        whole = torch.cat([slab for _, slab in slabs], dim=1)
+        assert whole.shape == (2, *found.box.size)
+        assert whole.sum(0).allclose(torch.ones(found.box.size), atol=1e-5)
+        labels = canonical(asked.predict(volume)).data[0]
+        assert np.array_equal(labels[found.box.slices], whole.argmax(0).numpy())
+        assert labels.sum() == labels[found.box.slices].sum()
 
 
 def test_windows_have_the_patch_size_and_normalised_intensities():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from misfm.errors import DataError
 from misfm.inference.largest_part import keep_largest_parts
 from misfm.inference.sliding_window import predict_logits
 from misfm.settings import PositiveShape, Settings, Spacing
-from misfm.volume import Affine, Volume
+from misfm.volume import Affine, Box, Volume
+
+Voxel = TypeVar("Voxel", bound=np.generic)
 
 _MAX_VALUES = 2**24
-"""Probabilities interpolated at a time (64 MiB)."""
+"""Probabilities made at a time (64 MiB)."""
 
 
 MAX_CLASSES = 256
@@ -41,6 +43,22 @@ class PredictionSpec(Settings):
     """Channels of the scan."""
     num_classes: Annotated[int, Field(gt=1, le=MAX_CLASSES)]
     """Classes, background included."""
+
+
+@dataclass(frozen=True)
+class Probabilities:
+    """Class probabilities on a scan's own voxels, made a few slices at a time.
+
+    Attributes:
+        upright: the scan with its axes in canonical order, which is the grid of what follows.
+        box: the part of it that was looked at; all outside is background.
+        slabs: first slice, counted from that of the box, and probabilities (K, d, H, W) float32 of
+            consecutive slabs, on the network's device, that make up the box. To be gone through once.
+    """
+
+    upright: Volume
+    box: Box
+    slabs: Iterator[tuple[int, Tensor]]
 
 
 class Predictor:
@@ -85,24 +103,37 @@ class Predictor:
         Raises:
             DataError: another number of channels than the network takes.
         """
+        probabilities = self.probabilities(volume)
+        labels = np.zeros(probabilities.upright.shape, np.uint8)
+        inside = labels[probabilities.box.slices]
+        for start, slab in probabilities.slabs:
+            # On the CPU several times faster than argmax.
+            inside[start : start + slab.shape[1]] = slab.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+        label_map = reorient(labels, probabilities.upright.affine, volume.affine)
+        keep_largest_parts(label_map, self.largest_part)
+        return volume.with_data(label_map[None])
+
+    def probabilities(self, volume: Volume) -> Probabilities:
+        """Return the probability of each class, in memory bounded by one row of windows.
+
+        Args:
+            volume: as for :meth:`predict`.
+
+        Raises:
+            DataError: another number of channels than the network takes.
+        """
         if len(volume.data) != self.spec.in_channels:
             raise DataError(
                 f"The scan has {len(volume.data)} channel(s) and the network takes {self.spec.in_channels}; "
                 "give the images it was trained on."
             )
-        label_map = self._label(volume)
-        keep_largest_parts(label_map, self.largest_part)
-        return volume.with_data(label_map[None])
-
-    def _label(self, volume: Volume) -> NDArray[np.uint8]:
-        """Label a scan; returns (D, H, W) on its own grid, before the clean-up."""
         upright = canonical(volume)
         # Of the whole scan, as at ingest: how a scan was cropped must not change its intensities.
         normalisations = [fit(self.spec.intensity, Volume(c[None], upright.affine)) for c in upright.data]
         box = content_box(upright, self.spec.intensity.kind)
         body = upright.crop(box)
         image = resample(body, self.spec.spacing or "native")
-        slabs = predict_logits(
+        logits = predict_logits(
             _Normalised(self.network, normalisations),
             _as_tensor(image.data),
             self.spec.patch_size,
@@ -110,12 +141,8 @@ class Predictor:
             batch_size=self.batch_size,
             mirror_axes=self.mirror_axes,
         )
-        labels = np.zeros(upright.shape, np.uint8)
-        inside = labels[box.slices]
-        parts = _argmax(slabs) if image is body else _argmax_between(slabs, _lines(body, image))
-        for start, part in parts:
-            inside[start : start + len(part)] = part
-        return _reorient(labels, upright.affine, volume.affine)
+        slabs = _softmax(logits) if image is body else _softmax_between(logits, _lines(body, image))
+        return Probabilities(upright, box, slabs)
 
 
 class _Normalised(nn.Module):
@@ -169,16 +196,18 @@ def _lines(body: Volume, image: Volume) -> list[_Line]:
     return lines
 
 
-def _argmax(slabs: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def _softmax(slabs: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+    """Turn logits into probabilities, a few slices at a time."""
     for start, logits in slabs:
-        # On the CPU several times faster than argmax.
-        yield start, logits.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+        step = max(1, _MAX_VALUES // logits[:, 0].numel())
+        for first in range(0, logits.shape[1], step):
+            yield start + first, logits[:, first : first + step].softmax(dim=0)
 
 
-def _argmax_between(
+def _softmax_between(
     slabs: Iterable[tuple[int, Tensor]], lines: Sequence[_Line]
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Interpolate class probabilities to another grid and yield labels, a few slices at a time.
+) -> Iterator[tuple[int, Tensor]]:
+    """Interpolate class probabilities to another grid, a few slices at a time.
 
     A slice is made as soon as both of its neighbours are there, so a slab's last slice is kept for the next.
     """
@@ -193,7 +222,7 @@ def _argmax_between(
         step = max(1, _MAX_VALUES // (len(slab) * len(along_h.share) * len(along_w.share)))
         for first in range(done, ready, step):
             slices = along_d.of(first, min(first + step, ready), start).interpolate(slab, 1)
-            yield from _argmax([(first, along_w.interpolate(along_h.interpolate(slices, 2), 3))])
+            yield first, along_w.interpolate(along_h.interpolate(slices, 2), 3)
         done = ready
 
 
@@ -203,9 +232,10 @@ def _as_tensor(voxels: NDArray[Any]) -> Tensor:
     return torch.from_numpy(voxels if small else voxels.astype(np.float32))
 
 
-def _reorient(labels: NDArray[np.uint8], affine: Affine, target: Affine) -> NDArray[np.uint8]:
-    """Permute and flip (D, H, W) from the grid of ``affine`` to that of ``target``, the same otherwise."""
+def reorient(voxels: NDArray[Voxel], affine: Affine, target: Affine) -> NDArray[Voxel]:
+    """Permute and flip (..., D, H, W) from the grid of ``affine`` to that of ``target``, else the same."""
     columns = np.linalg.inv(affine[:3, :3]) @ target[:3, :3]
     order = np.abs(columns).argmax(axis=0)
-    backwards = tuple(axis for axis, source in enumerate(order) if columns[source, axis] < 0)
-    return np.ascontiguousarray(np.flip(labels.transpose(order), backwards))
+    first = voxels.ndim - 3
+    backwards = tuple(first + axis for axis, source in enumerate(order) if columns[source, axis] < 0)
+    return np.ascontiguousarray(np.flip(voxels.transpose(*range(first), *(first + order)), backwards))
