@@ -59,6 +59,13 @@ def test_description_is_json_with_every_promised_field(tmp_path):
     assert description["num_tensors"] == 7
 
 
+def test_labels_have_the_values_of_their_classes_and_the_background_is_none():
+    fine_tuned = INFO.model_copy(update={"pretext": None})
+    assert fine_tuned.labels == {"liver": (1,), "spleen": (2,)}
+    assert fine_tuned.model_copy(update={"label_names": ()}).labels == {"1": (1,), "2": (2,)}
+    assert INFO.labels == {}
+
+
 def test_half_precision_keeps_statistics_and_values_that_do_not_fit(tmp_path):
     path, saved = tmp_path / "weights.safetensors", model()
     save(path, saved, INFO, dtype=torch.float16)

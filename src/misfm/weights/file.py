@@ -108,6 +108,17 @@ class WeightsInfo(Settings):
         return intensity
 
     @property
+    def labels(self) -> dict[str, tuple[int, ...]]:
+        """Values that each label has in a label map, by its name or, where it has none, its number.
+
+        The background is left out; empty for weights without labels.
+        """
+        if self.pretext is not None:
+            return {}
+        names = dict(enumerate(self.label_names))
+        return {names.get(value, str(value)): (value,) for value in range(1, self.num_classes)}
+
+    @property
     def largest_part_names(self) -> list[str]:
         """Names of the labels of which the largest part is kept, or their values where they have none."""
         names = dict(enumerate(self.label_names))
