@@ -26,6 +26,8 @@ from misfm.errors import DataError
 from misfm.volume import Affine, Volume
 
 _TAGS = [
+    "PatientID",
+    "StudyInstanceUID",
     "SeriesInstanceUID",
     "SOPInstanceUID",
     "Modality",
@@ -90,11 +92,13 @@ def list_series(files: Iterable[Path]) -> tuple[list[Series], list[Path]]:
     damaged = []
     members: dict[str, list[Path]] = {}
     modalities: dict[str, str | None] = {}
+    owners: dict[str, tuple[str, str]] = {}
     for file in sorted(files):
         try:
             with readable(file):  # pydicom parses a value when it is asked for
                 header = read_header(file, _TAGS)
                 uid, modality = _uid(file, header), header.get("Modality")
+                owner = str(header.get("StudyInstanceUID") or ""), str(header.get("PatientID") or "")
         except DataError:
             damaged.append(file)
             continue
@@ -102,7 +106,10 @@ def list_series(files: Iterable[Path]) -> tuple[list[Series], list[Path]]:
             members.setdefault(uid, []).append(file)
             # Several values at once are no hint.
             modalities.setdefault(uid, modality if isinstance(modality, str) else None)
-    return [DicomSeries(uid, tuple(paths), modalities[uid]) for uid, paths in members.items()], damaged
+            owners.setdefault(uid, owner)
+    return [
+        DicomSeries(uid, tuple(paths), modalities[uid], *owners[uid]) for uid, paths in members.items()
+    ], damaged
 
 
 @_quiet

@@ -70,6 +70,11 @@ class ScanSource:
         return self.series.modality if self.series else None
 
     @property
+    def notes(self) -> list[str]:
+        """What :meth:`read` had to repair, once it has; clauses that name no file."""
+        return list(self.series.notes) if self.series else []
+
+    @property
     def stamp(self) -> str:
         """Size and time of last change: a source with the same stamp has not changed."""
         files = self.series.files if self.series else (self.path, *files_beside(self.path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -60,14 +60,22 @@ class Series(ABC):
     """Files that are one scan together, in the order of their paths.
 
     Attributes:
-        uid: what tells them from other series.
+        uid: DICOM's SeriesInstanceUID, or what else names the series; two patients may share one.
         files: at least one.
         modality: a hint of what kind of scan it is, such as DICOM's ``CT``.
+        study_uid: DICOM's StudyInstanceUID; empty where there is none.
+        patient_id: DICOM's PatientID; names the patient, so it goes into no store, log or weights.
+        part: which of several scans in one series it is, such as ``"time 2"``; empty where there is one.
+        notes: what :meth:`read` had to repair, a clause each that names no file; filled in by it.
     """
 
     uid: str
     files: tuple[Path, ...]
     modality: str | None
+    study_uid: str = ""
+    patient_id: str = ""
+    part: str = ""
+    notes: list[str] = field(default_factory=list, compare=False, repr=False)
 
     @abstractmethod
     def read(self) -> Volume:
