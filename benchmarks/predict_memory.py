@@ -47,7 +47,7 @@ def measure(spacing: Spacing | None) -> dict[str, float]:
     voxels = generator.integers(-300, 700, (1, *SHAPE), np.int16)
     affine = np.array([[0, 0, 0.8, 0], [0, 0.8, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
     spec = PredictionSpec(
-        patch_size=PATCH_SIZE, spacing=spacing, intensity=IntensityRule(kind="ct"), num_classes=5
+        patch_size=PATCH_SIZE, spacing=spacing, rules=(IntensityRule(kind="ct"),), num_classes=5
     )
     start = time.perf_counter()
     label_map = Predictor(Bands(), spec).predict(Volume(voxels, affine))

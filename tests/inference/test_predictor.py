@@ -60,7 +60,7 @@ def tilted(volume):
 
 
 def predictor(**changes):
-    spec = {"patch_size": (8, 8, 8), "intensity": CT, "num_classes": 2}
+    spec = {"patch_size": (8, 8, 8), "rules": [CT], "num_classes": 2}
     return Predictor(Threshold(), PredictionSpec(**{**spec, **changes}), batch_size=4)
 
 
@@ -147,7 +147,7 @@ def test_mr_is_normalised_over_the_whole_scan():
     voxels = np.random.default_rng(0).normal(100, 20, (1, 12, 14, 16)).astype(np.float32)
     affine = np.eye(4)
     masks = [
-        predictor(intensity=IntensityRule(kind="mr")).predict(Volume(voxels * scale, affine)).data
+        predictor(rules=[IntensityRule(kind="mr")]).predict(Volume(voxels * scale, affine)).data
         for scale in (1, 10)
     ]
     assert 0.3 < masks[0].mean() < 0.7

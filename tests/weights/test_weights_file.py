@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from misfm.data.intensity import IntensityRule
 from misfm.errors import DataError, WeightsError
 from misfm.models import create
 from misfm.seeding import generator_for
@@ -215,3 +216,9 @@ def test_the_weights_that_are_shipped_have_a_checksum():
     damaged[-1] ^= 1
     with pytest.raises(WeightsError, match="builtin is damaged"):
         parse("builtin", bytes(damaged))
+
+
+def test_one_rule_is_that_of_every_channel():
+    info = INFO.model_copy(update={"in_channels": 2})
+    assert info.rules == (IntensityRule(kind="ct", window=(-1000, 1000)),) * 2
+    assert INFO.model_copy(update={"intensity": {}}).rules == ()

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from torch import nn
 
 from misfm.augment.mirrors import AxisName
-from misfm.data.intensity import IntensityRule
 from misfm.errors import WeightsError
 from misfm.inference.ensemble import Ensemble
 from misfm.inference.members import check_compatible, members_of
@@ -36,8 +35,7 @@ def predictor_for(
     spec = PredictionSpec(
         patch_size=info.patch_size,
         spacing=info.spacing,
-        intensity=IntensityRule.model_validate(info.intensity),
-        in_channels=info.in_channels,
+        rules=info.rules,
         num_classes=info.num_classes,
     )
     return Predictor(

@@ -37,12 +37,15 @@ class PredictionSpec(Settings):
     """Voxels of a window along (D, H, W)."""
     spacing: Spacing | None = None
     """mm per voxel along (D, H, W); null keeps the scan's own."""
-    intensity: IntensityRule
-    """How voxels become network input; the same for all channels."""
-    in_channels: Annotated[int, Field(gt=0)] = 1
-    """Channels of the scan."""
+    rules: Annotated[tuple[IntensityRule, ...], Field(min_length=1)]
+    """How voxels become network input, one rule for each channel of the scan."""
     num_classes: Annotated[int, Field(gt=1, le=MAX_CLASSES)]
     """Classes, background included."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the scan."""
+        return len(self.rules)
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,9 @@ class Predictor:
             )
         upright = canonical(volume)
         # Of the whole scan, as at ingest: how a scan was cropped must not change its intensities.
-        normalisations = [fit(self.spec.intensity, Volume(c[None], upright.affine)) for c in upright.data]
-        box = content_box(upright, self.spec.intensity.kind)
+        channels = zip(self.spec.rules, upright.data, strict=True)
+        normalisations = [fit(rule, Volume(channel[None], upright.affine)) for rule, channel in channels]
+        box = content_box(upright, self.spec.rules[0].kind)
         body = upright.crop(box)
         image = resample(body, self.spec.spacing or "native")
         logits = predict_logits(

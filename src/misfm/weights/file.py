@@ -119,6 +119,12 @@ class WeightsInfo(Settings):
         return {names.get(value, str(value)): (value,) for value in range(1, self.num_classes)}
 
     @property
+    def rules(self) -> tuple[IntensityRule, ...]:
+        """The intensity rule of each channel; empty where the weights do not say."""
+        rule = IntensityRule.model_validate(self.intensity) if self.intensity else None
+        return () if rule is None else (rule,) * self.in_channels
+
+    @property
     def largest_part_names(self) -> list[str]:
         """Names of the labels of which the largest part is kept, or their values where they have none."""
         names = dict(enumerate(self.label_names))
