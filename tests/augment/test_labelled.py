@@ -12,7 +12,6 @@ from scipy.ndimage import map_coordinates
 
 from misfm.augment.elastic import displacement_field
 from misfm.augment.labelled import AugmentSettings, apply_augmentation, rotation, sample_augmentation
-from misfm.augment.mirrors import safe_flip_axes
 
 OFF = {
     f"p_{name}": 0.0
@@ -135,28 +134,6 @@ def test_flips_only_along_the_named_axes():
     assert torch.equal(new_image[flipped], image[flipped].flip(-1))
     assert torch.equal(new_label[flipped], label[flipped].flip(-1))
     assert torch.equal(new_image[~flipped], image[~flipped])
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("left_kidney", "Parotid_R", "kidney left", "ParotidL", "LKidney", "Rt lung", "l_eye"),
-        *("lh_hippocampus", "ctx-rh-insula", "LtParotid", "ParotidRt", "parotis_sin", "niere_links"),
-    ],
-)
-def test_lateral_labels_forbid_the_midline_flip(name):
-    assert safe_flip_axes(["liver", name]) == ()
-
-
-def test_two_labels_that_differ_in_the_letter_of_a_side_forbid_it():
-    assert safe_flip_axes(["PAROTIDL", "PAROTIDR"]) == ()
-    assert safe_flip_axes(["PAROTIDL", "PAROTIDX"]) == ("W",)
-
-
-def test_labels_without_sides_allow_it():
-    assert safe_flip_axes(
-        ["background", "Brainstem", "mandible", "ROI", "Anterior", "class 1", "spleen", "liver", "lung"]
-    ) == ("W",)
 
 
 def test_intensity_transforms_keep_what_they_promise():

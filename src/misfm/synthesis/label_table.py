@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from misfm.augment.mirrors import side_of
+from misfm.augment.sides import Side, sides_of
 from misfm.settings import Settings
 from misfm.synthesis.structures import NUM_STRUCTURES
 
@@ -49,13 +49,12 @@ class LabelTable(Settings):
         people = [0, *range(FIRST, FIRST + self.num_targets)]
         return [*range(FIRST), *people, *[0] * (len(self.names) - len(people))][: FIRST + len(self.names)]
 
-    def pairs(self) -> dict[str, dict[str, int]]:
+    def pairs(self) -> dict[str, dict[Side, int]]:
         """Stored values by side, of the names that tell a side, by what they say beside it."""
-        found: dict[str, dict[str, int]] = {}
-        for i, name in enumerate(self.names):
-            if told := side_of(name):
-                found.setdefault(told[0], {})[told[1]] = FIRST + i
-        return found
+        return {
+            rest: {side: FIRST + i for side, i in sides.items()}
+            for rest, sides in sides_of(self.names).items()
+        }
 
     def unpaired(self) -> list[str]:
         """Names that tell a side and have no counterpart on the other: their mirror images have no name."""
