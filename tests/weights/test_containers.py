@@ -1,15 +1,26 @@
 """What lies around the tensors of a checkpoint."""
 
+import pytest
 import torch
 
 from misfm.weights.containers import Origin, network_tensors, origin_of
 
 
-def test_tensors_come_without_what_wraps_them():
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("module._orig_mod.a.weight", "_orig_mod.module.a.weight", "module.module.a.weight"),
+        *("a._orig_mod.weight", "module._fsdp_wrapped_module._orig_mod.a._checkpoint_wrapped_module.weight"),
+    ],
+)
+def test_tensors_come_without_what_wraps_them(name):
     tensor = torch.ones(1)
-    content = {"network_weights": {"module._orig_mod.a.weight": tensor, "b": "no tensor"}}
-    assert network_tensors(content) == {"a.weight": tensor}
-    assert network_tensors({"a.weight": tensor}) == {"a.weight": tensor}
+    assert network_tensors({"network_weights": {name: tensor, "b": "no tensor"}}) == {"a.weight": tensor}
+
+
+def test_a_layer_may_be_called_module():
+    tensor = torch.ones(1)
+    assert network_tensors({"a.module.weight": tensor}) == {"a.module.weight": tensor}
 
 
 def test_a_mapping_says_nothing_about_itself():

@@ -49,6 +49,12 @@ def test_a_checkpoint_tells_its_network_from_shapes():
     assert description["steps"] == 200000
 
 
+def test_names_behind_wrappers_are_the_same_names():
+    wrapped = {f"_orig_mod.module.{name}": tensor for name, tensor in published_state().items()}
+    description = weights.describe(wrapped)
+    assert description["network"] == weights.describe(CHECKPOINT)["network"]
+
+
 def test_a_checkpoint_reproduces_the_published_outputs():
     expected = load_golden(CHECKPOINT.with_suffix("").with_suffix(".expected.safetensors"))
     model = network()

@@ -3,6 +3,7 @@
 import io
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -222,6 +223,26 @@ def archive(tmp_path):
     """A checkpoint in which one number is easily found."""
     torch.save({"network_weights": {"a": torch.full((1000,), 1.5)}}, tmp_path / "checkpoint.pt")
     return tmp_path / "checkpoint.pt"
+
+
+class Repeated:
+    """Pickles as an array whose one number is repeated."""
+
+    def __reduce__(self):
+        return np.ndarray, ((10**4, 10**4), "f4", b"\0" * 4, 0, (0, 0))
+
+
+def test_numbers_and_arrays_of_numpy_are_read_and_nothing_else_of_numpy(tmp_path):
+    path = tmp_path / "a.pt"
+    scores = [np.dtype(code).type(1) for code in "?bhilqBHILQefd"]
+    torch.save({"logging": {"losses": scores, "curve": np.linspace(0, 1, 3, dtype=np.float32)}}, path)
+    read = unpickle(path)["logging"]
+    assert [(score.dtype, score) for score in read["losses"]] == [(score.dtype, 1) for score in scores]
+    assert read["curve"].tolist() == [0, 0.5, 1]
+    for other in (np.array([{}]), np.array(["text"]), np.zeros(1, "f4,f4"), Repeated()):
+        torch.save({"logging": other}, path)
+        with pytest.raises(WeightsError, match=r"refused|values|numbers"):
+            unpickle(path)
 
 
 def test_a_flipped_bit_in_a_tensor_of_any_checkpoint_is_noticed(archive):

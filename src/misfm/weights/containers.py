@@ -21,8 +21,10 @@ from misfm.settings import PositiveShape, Spacing
 PLAN_FILE = "adaptation_plan.json"
 """A copy of the plan that nnssl releases beside a checkpoint."""
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""What data-parallel training and compilation put in front of names."""
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""What compiling, sharding and checkpointing put into names, in front of what they wrap and in any order."""
+PARALLEL = "module"
+"""What data-parallel training puts in front; elsewhere it may be the name of a layer."""
 
 METHODS = {
     "simmim": "simmim",
@@ -75,6 +77,11 @@ def network_tensors(content: Mapping[str, object]) -> dict[str, Tensor]:
     state = content.get("network_weights", content)
     if not isinstance(state, Mapping):
         return {}
+    return named_tensors(state)
+
+
+def named_tensors(state: Mapping[Any, object]) -> dict[str, Tensor]:
+    """The tensors of a mapping under their names, without what wrappers of the network put into these."""
     return {_unwrapped(str(name)): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
@@ -128,9 +135,10 @@ def with_plan_beside(content: dict[str, object], path: Path) -> dict[str, object
 
 
 def _unwrapped(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while len(parts) > 1 and parts[0] == PARALLEL:
+        del parts[0]
+    return ".".join(parts)
 
 
 def _method(trainer: str) -> str:

@@ -22,13 +22,16 @@ from misfm.weights.file import WeightsInfo
 from misfm.weights.reading import check_content, reading
 
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]  # what rebuilds a pickled numpy number; its module has moved
+_NUMPY_ARRAY = np.zeros(0).__reduce__()[0]
 ALLOWED_GLOBALS: list[Any] = [
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    *((_NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_NUMPY_ARRAY, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    np.ndarray,
     np.dtype,
-    np.dtypes.Float64DType,
+    *sorted({type(np.dtype(code)) for code in "?bhilqBHILQefd"}, key=lambda kind: kind.__name__),
 ]
-"""All that a checkpoint may hold besides tensors and plain values: a validation score as a numpy number."""
+"""All that a checkpoint may hold besides tensors and plain values: losses and scores as numbers and arrays of
+numpy, of whatever type. Arrays of anything but numbers are refused afterwards."""
 
 
 class ForeignInfo(WeightsInfo):

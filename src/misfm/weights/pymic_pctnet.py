@@ -17,6 +17,7 @@ from misfm.errors import WeightsError
 from misfm.models import Backbone
 from misfm.models.anisotropy import STEPS
 from misfm.models.pctnet import FIRST_PCT_LEVEL, PCTNet
+from misfm.weights.containers import named_tensors
 from misfm.weights.file import NetworkInfo, WeightsInfo
 from misfm.weights.formats import FORMATS, Translation
 
@@ -34,7 +35,7 @@ def stored_tensors(content: Mapping[str, object]) -> dict[str, Tensor]:
     state = content.get("model_state_dict", content)
     if not isinstance(state, Mapping):
         return {}
-    return {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    return named_tensors(state)
 
 
 def described(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,6 +107,10 @@ def _extent(value: object, name: str, depth: int, known: dict[int, tuple[int, in
     """How many values one stands for, and how deeply it is nested; ``known`` holds those of shared ones."""
     if isinstance(value, Tensor):
         check_plain(name, value)
+    if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind not in "biuf":
+            raise Malformed(f"{name} is no array of numbers but of {value.dtype.name}")
+        return int(value.size), 0
     if not isinstance(value, Mapping | list | tuple | set | frozenset):
         return 1, 0
     if depth > MOST_DEPTH:

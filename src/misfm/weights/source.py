@@ -14,7 +14,7 @@ from torch import Tensor
 from misfm.errors import WeightsError
 from misfm.models import Backbone
 from misfm.weights import file, hub, published
-from misfm.weights.containers import origin_of, with_plan_beside
+from misfm.weights.containers import named_tensors, origin_of, with_plan_beside
 from misfm.weights.file import WeightsInfo
 from misfm.weights.formats import ForeignFormat, ForeignInfo, Translation, recognise, unpickle
 from misfm.weights.reading import check_room, reading
@@ -83,7 +83,7 @@ def open_source(source: Source) -> Opened:
     if isinstance(source, Mapping):
         reader = recognise(source)
         if reader is None:
-            return Opened("the mapping", dict(source))
+            return Opened("the mapping", named_tensors(source))
         return Opened("the mapping", reader.tensors(source) or {}, reader.info(source), reader)
     text, path = str(source), Path(source)
     if text == published.BUILTIN:
