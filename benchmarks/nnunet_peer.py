@@ -33,7 +33,7 @@ from nnunet_runs import copy_cases, environment
 
 from misfm.commands.evaluate import evaluate
 from misfm.commands.finetune import finetune
-from misfm.commands.predict import predict_files
+from misfm.commands.predict import PredictionOptions, predict_files
 from misfm.config import FinetuneSettings
 from misfm.data.dataset import Dataset
 from misfm.evaluation.arms import dice_by_case
@@ -213,7 +213,7 @@ def run_misfm(options: argparse.Namespace, names: list[str], folder: Path) -> tu
         return json.loads((run / "validation.json").read_text(encoding="utf-8")), facts
     images, references, _ = cases_to_score(options)
     began = time.perf_counter()
-    predict_files(str(run), [images], folder / "predicted", overlap=options.overlap)
+    predict_files(str(run), [images], folder / "predicted", PredictionOptions(options.overlap))
     facts["prediction_s"] = round(time.perf_counter() - began, 1)
     return evaluate(folder / "predicted", references, folder / "test.json"), facts
 

@@ -35,15 +35,17 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Write a label map for each scan, on the scan's own grid; --input takes several paths."""
-    from misfm.commands.predict import predict_files
+    from misfm.commands.predict import PredictionOptions, predict_files
 
     with Progress("Predicting") as progress:
         paths = [*inputs, *(more_inputs or [])]
-        prediction = predict_files(run, paths, output, overlap=overlap, tta=tta, progress=progress.update)
+        options = PredictionOptions(overlap=overlap, tta=tta)
+        prediction = predict_files(run, paths, output, options, progress=progress.update)
     failed = f", {len(prediction.failed)} scan(s) failed" if prediction.failed else ""
     say(f"{output}: {len(prediction.written)} label map(s) written{failed}")
     written = {case: str(path) for case, path in prediction.written.items()}
-    finish({"written": written, "failed": dict(prediction.failed)}, as_json)
+    warnings = {case: list(of) for case, of in prediction.warnings.items()}
+    finish({"written": written, "failed": dict(prediction.failed), "warnings": warnings}, as_json)
     if prediction.failed:
         raise typer.Exit(1)
 

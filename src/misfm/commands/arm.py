@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from misfm.commands.finetune import Shared, finetune
-from misfm.commands.predict import predict_files
+from misfm.commands.predict import PredictionOptions, predict_files
 from misfm.config import FinetuneSettings
 from misfm.evaluation.arms import Arm, dice_by_case, learning_curve, read_scores
 from misfm.evaluation.evaluate import evaluate_folders
@@ -41,7 +41,7 @@ def train_arm(settings: FinetuneSettings, out: Path, *, shared: Shared | None = 
 def score_test_cases(settings: FinetuneSettings, out: Path) -> dict[str, Any]:
     """Predict and score the labelled test cases with a finished run; returns what ``test.json`` holds."""
     dataset = Path(settings.dataset)
-    predict_files(str(out), [dataset / "imagesTs"], out / "predictions", overlap=settings.overlap)
+    predict_files(str(out), [dataset / "imagesTs"], out / "predictions", PredictionOptions(settings.overlap))
     scores = evaluate_folders(out / "predictions", dataset / "labelsTs")
     write_checked_json(out / SCORES, scores)
     return scores

@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from misfm.data.checks import usable
-from misfm.data.dataset import check_grid
 from misfm.data.preprocess import canonical
-from misfm.data.readers import stem
-from misfm.data.scan import ScanSource, find_scans
-from misfm.data.writers import write_label_map
+from misfm.data.scan import find_scans
+from misfm.data.writers import WRITERS, LabelledScan, MaskWriter
+from misfm.data.writers.nifti import NiftiWriter
 from misfm.errors import ConfigError, DataError
-from misfm.files import make_folder
-from misfm.inference.load import load_predictor
+from misfm.files import checksum, make_folder
+from misfm.inference.cases import Case, group_channels
+from misfm.inference.load import LoadedWeights, load_predictor, load_weights
+from misfm.inference.predictions import CaseResult, Predictions
 from misfm.inference.predictor import PredictionSpec
 from misfm.terminal import logger
-from misfm.text import file_name, one_line
+from misfm.text import file_name
 from misfm.volume import Volume
+from misfm.weights.file import installed_versions
 from misfm.weights.source import Source
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """How label maps are made and written.
+
+    Attributes:
+        overlap: share of a window that its neighbour repeats, [0, 1).
+        tta: average predictions of mirrored windows, see :func:`misfm.inference.load.load_weights`.
+        format: one of :data:`misfm.data.writers.WRITERS`.
+    """
+
+    overlap: float = 0.5
+    tta: bool = False
+    format: str = "nifti"
 
 
 @dataclass(frozen=True)
@@ -34,10 +49,12 @@ class Prediction:
     Attributes:
         written: label map by case.
         failed: reason by case.
+        warnings: what there is to note, by case; only cases of which there is something.
     """
 
     written: Mapping[str, Path]
     failed: Mapping[str, str]
+    warnings: Mapping[str, Sequence[str]]
 
 
 def predict(weights_or_run: Source | Sequence[Source], volume: Volume) -> Volume:
@@ -63,55 +80,120 @@ def predict_files(
     weights_or_run: Source | Sequence[Source],
     inputs: Sequence[Path],
     output_dir: Path,
+    options: PredictionOptions = PredictionOptions(),
     *,
-    overlap: float = 0.5,
-    tta: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prediction:
     """Label scans and write each as ``CASE.nii.gz``; one that cannot be used does not stop the others.
 
-    Where a case has a name that no file can have, the file has one like it (:func:`label_map_paths`).
+    ``predictions.json`` beside the label maps says whose they are (:mod:`misfm.inference.predictions`). Cases
+    that it lists as done, by the same weights and of the same files, are not done again. Where a case has a
+    name that no file can have, the file has one like it (:func:`label_map_paths`).
 
     Args:
         weights_or_run: as for :func:`predict`.
         inputs: files, DICOM folders or trees of scans. ``CASE_0000``, ``CASE_0001``, … are the channels of
             ``CASE``, as in nnU-Net datasets.
         output_dir: made where missing.
-        overlap: share of a window that its neighbour repeats, [0, 1).
-        tta: average predictions of mirrored windows, see :func:`load_predictor`.
+        options: how.
         progress: called with the number of cases done and their total.
 
     Raises:
         DataError: no scans, or a folder that cannot be made.
-        ConfigError: a label map would overwrite a scan, or as for :func:`predict`.
+        ConfigError: a label map would overwrite a scan, no such format, or as for :func:`predict`.
         WeightsError: as for :func:`predict`.
     """
-    predictor = load_predictor(weights_or_run, overlap=overlap, tta=tta)
-    cases = group_channels(find_scans(inputs), predictor.spec.in_channels)
-    paths = label_map_paths(cases, output_dir)
+    writer = WRITERS.get(options.format)()
+    weights = load_weights(weights_or_run, overlap=options.overlap, tta=options.tta)
+    made_with = {"misfm": installed_versions()["misfm"], **asdict(options)}
+    predictions = Predictions(output_dir, weights.sha256, made_with)
+    own = predictions.masks()  # no scans, where the folder of the scans is that of the label maps
+    scans = [scan for scan in find_scans(inputs) if scan.path.resolve() not in own]
+    cases = group_channels(scans, weights.info.in_channels)
+    paths = label_map_paths([case.name for case in cases], output_dir, writer.suffix)
     refuse_overwriting(cases, paths)
     make_folder(output_dir)
-    written: dict[str, Path] = {}
-    failed: dict[str, str] = {}
-    for case, channels in cases.items():
-        try:
-            with usable(channels[0].path):
-                volume = read_channels(case, channels, predictor.spec.in_channels)
-                if is_smaller_than_window(volume, predictor.spec):
-                    patch = predictor.spec.patch_size
-                    logger.info("%s is smaller than the patch %s: it is padded.", case, patch)
-                label_map = predictor.predict(volume)
-            write_label_map(paths[case], label_map)
-            written[case] = paths[case]
-        except DataError as error:
-            failed[case] = str(error)
-            logger.warning("%s", error)
+    predictions.begin()
+    work = _Work(weights, writer, predictions)
+    writer.write_shared(output_dir, weights.info.labels)
+    for number, case in enumerate(cases):
+        work.label(case, paths[case.name])
         if progress is not None:
-            progress(len(written) + len(failed), len(cases))
-    return Prediction(written, failed)
+            progress(number + 1, len(cases))
+    if work.num_found:
+        logger.info(
+            "%d label map(s) were there already, of the same scans by the same weights.", work.num_found
+        )
+    return Prediction(work.written, work.failed, work.warnings)
 
 
-def label_map_paths(cases: Iterable[str], output_dir: Path) -> dict[str, Path]:
+class _Work:
+    """Labels case after case and keeps account.
+
+    Args:
+        weights: that label.
+        writer: of the label maps.
+        predictions: gets what there is to know about each case.
+    """
+
+    def __init__(self, weights: LoadedWeights, writer: MaskWriter, predictions: Predictions) -> None:
+        self.weights = weights
+        self.writer = writer
+        self.predictions = predictions
+        self.written: dict[str, Path] = {}
+        self.failed: dict[str, str] = {}
+        self.warnings: dict[str, list[str]] = {}
+        self.num_found = 0
+
+    def label(self, case: Case, path: Path) -> None:
+        """Label a case, or find it done; a failure is noted."""
+        if found := self.predictions.finished(case.name, case.source):
+            self.num_found += 1
+            self._note(case, path, found.get("warnings", []))
+            return
+        try:
+            with usable(case.path):
+                result = self._result(case, path)
+        except DataError as error:
+            self.failed[case.name] = str(error)
+            self.predictions.fail(case.name, str(error))
+            logger.warning("%s", error)
+            if path.exists():
+                logger.warning("%s stays as it was: it is of an earlier command.", path)
+            return
+        self.predictions.add(case.name, result)
+        logger.info("%s -> %s", result.of.path, path.name)
+        self._note(case, path, result.warnings)
+        for warning in result.warnings:
+            logger.warning("%s: %s", case.name, warning)
+
+    def _note(self, case: Case, path: Path, warnings: list[str]) -> None:
+        self.written[case.name] = path
+        if warnings:
+            self.warnings[case.name] = warnings
+
+    def _result(self, case: Case, path: Path) -> CaseResult:
+        """Label a case and write its label map; whatever finds something to note adds a warning."""
+        source, info = case.source, self.weights.info
+        self.writer.check(case.channels[0])
+        warnings = self.predictions.check_mask(case.name, path.name, source)
+        volume = case.read(info.in_channels)
+        warnings += case.notes
+        if is_smaller_than_window(volume, self.weights.predictor.spec):
+            warnings.append(f"the scan is smaller than the patch {info.patch_size}: it is padded.")
+        label_map = self.weights.predictor.predict(volume)
+        labelled = LabelledScan(label_map, info.labels, case.channels[0], self.weights.sha256)
+        self.writer.write(path, labelled)
+        labels: dict[str, Any] = {
+            name: values[0] if len(values) == 1 else list(values) for name, values in info.labels.items()
+        }
+        crc32 = checksum(path.read_bytes())
+        return CaseResult(source, path.name, labels, labelled.volume_ml, crc32, warnings)
+
+
+def label_map_paths(
+    cases: Iterable[str], output_dir: Path, suffix: str = NiftiWriter.suffix
+) -> dict[str, Path]:
     """Return the file of each case's label map, in the folder itself and each another, whatever the names.
 
     Names come from lists and headers, too. Two that would have one file, as a folder that takes small letters
@@ -127,7 +209,7 @@ def label_map_paths(cases: Iterable[str], output_dir: Path) -> dict[str, Path]:
             if key not in taken:
                 break
         taken.add(key)
-        paths[case] = output_dir / f"{name}.nii.gz"
+        paths[case] = output_dir / f"{name}{suffix}"
     return paths
 
 
@@ -139,9 +221,9 @@ def is_case_insensitive(folder: Path) -> bool:
     return other != there and other.exists() and other.samefile(there)
 
 
-def refuse_overwriting(cases: Mapping[str, Sequence[ScanSource]], paths: Mapping[str, Path]) -> None:
+def refuse_overwriting(cases: Sequence[Case], paths: Mapping[str, Path]) -> None:
     """Refuse an output folder in which a label map would take the place of a scan."""
-    scans = {channel.path.resolve() for channels in cases.values() for channel in channels}
+    scans = {channel.path.resolve() for case in cases for channel in case.channels}
     for case, path in paths.items():
         if path.resolve() in scans:
             raise ConfigError(
@@ -157,44 +239,3 @@ def is_smaller_than_window(volume: Volume, spec: PredictionSpec) -> bool:
         round(side * spacing / target) < wanted
         for (side, spacing, target), wanted in zip(sides, spec.patch_size, strict=True)
     )
-
-
-def group_channels(scans: Sequence[ScanSource], in_channels: int) -> dict[str, list[ScanSource]]:
-    """Collect the channels of each case by its name.
-
-    ``CASE_0000`` alone is ``CASE``, as in nnU-Net datasets; with several channels ``CASE_0000``,
-    ``CASE_0001``, … of one folder belong together. Any other name is a case of its own. Cases of one name in
-    two folders get numbers behind their names.
-    """
-    groups: dict[tuple[Path, str], list[ScanSource]] = {}
-    for scan in sorted(scans, key=lambda scan: scan.path):
-        match = re.fullmatch(r"(.+)_(\d{4})", scan.case)
-        if scan.case + "_0000" == one_line(stem(scan.path)):  # a dataset has told the case from the channel
-            match = None
-        is_channel = match is not None and int(match[2]) < in_channels
-        name = match[1] if match is not None and is_channel else scan.case
-        groups.setdefault((scan.path.parent, name), []).append(scan)
-    cases: dict[str, list[ScanSource]] = {}
-    for (_, name), channels in groups.items():
-        cases[unused_name(name, cases)] = channels
-    return cases
-
-
-def unused_name(name: str, taken: Mapping[str, object]) -> str:
-    """Return a name, with the first free number behind it if it is taken."""
-    names = (f"{name}-{number}" if number > 1 else name for number in count(1))
-    return next(name for name in names if name not in taken)
-
-
-def read_channels(case: str, channels: Sequence[ScanSource], in_channels: int) -> Volume:
-    """Read a case; all of its channels must be there and share a grid."""
-    if len(channels) != in_channels:
-        found = ", ".join(str(channel.path) for channel in channels)
-        raise DataError(
-            f"Case {case} has {len(channels)} channel(s) ({found}) and the network takes {in_channels}; "
-            f"name its files {case}_0000, {case}_0001, … and give all of them."
-        )
-    volumes = [channel.read() for channel in channels]
-    for channel, volume in zip(channels[1:], volumes[1:], strict=True):
-        check_grid(channel.path, volume, channels[0].path, volumes[0])
-    return Volume(np.concatenate([volume.data for volume in volumes]), volumes[0].affine)

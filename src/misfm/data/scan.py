@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class ScanSource:
         fault: why a list of scans cannot be read that was found instead of a scan.
         pseudonym: what stores know it by instead of its path, if anything.
         is_released: somebody has looked at it and put it back out of the quarantine.
+        folders: those between the source that was searched and the file, as far as they tell whose it is.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class ScanSource:
     fault: str = ""
     pseudonym: str = ""
     is_released: bool = False
+    folders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "case", one_line(self.case))
@@ -178,8 +180,14 @@ def _in_tree(root: Path) -> list[ScanSource]:
                         files.setdefault(type(reader), []).append(path)
     scans += [ScanSource(path, stem(path)) for path in unreadable]
     for kind, paths in files.items():
-        scans += _sources(kind(), paths)
+        scans += [_placed(scan, root) for scan in _sources(kind(), paths)]
     return sorted(scans, key=lambda scan: scan.path)
+
+
+def _placed(scan: ScanSource, root: Path) -> ScanSource:
+    """A scan found below ``root``, with the folders in between; lists and datasets name their own."""
+    below = scan.path.relative_to(root).parts[:-1] if scan.path != root else ()
+    return replace(scan, folders=below)
 
 
 def _sources(reader: Reader, files: Sequence[Path]) -> list[ScanSource]:

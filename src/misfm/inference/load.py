@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -18,6 +19,21 @@ from misfm.weights import Opened, WeightsInfo, from_pretrained, open_source
 from misfm.weights.source import Source
 
 AXES: tuple[AxisName, ...] = ("D", "H", "W")
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Weights that are ready to label.
+
+    Attributes:
+        predictor: the network, or several, with what prepares their input.
+        info: what the weights say of themselves; of several, what they have in common.
+        sha256: hash of each of the weights by what they are called; see ``sha256`` of the weights as opened.
+    """
+
+    predictor: Predictor
+    info: WeightsInfo
+    sha256: Mapping[str, str]
 
 
 def predictor_for(
@@ -50,6 +66,13 @@ def predictor_for(
 def load_predictor(
     weights_or_run: Source | Sequence[Source], *, overlap: float = 0.5, tta: bool = False
 ) -> Predictor:
+    """Return the predictor of :func:`load_weights`."""
+    return load_weights(weights_or_run, overlap=overlap, tta=tta).predictor
+
+
+def load_weights(
+    weights_or_run: Source | Sequence[Source], *, overlap: float = 0.5, tta: bool = False
+) -> LoadedWeights:
     """Build the networks that weights describe, on the best device there is, with what prepares their input.
 
     Labels are cleaned up as the weights say; several together clean those that each of them cleans.
@@ -63,12 +86,14 @@ def load_predictor(
     sources = members_of(weights_or_run)
     keep_freed_memory()
     infos: list[WeightsInfo] = []
+    sha256: dict[str, str] = {}
     networks: list[nn.Module] = []
     for source in sources:
         opened = open_source(source)
         infos.append(prediction_info(opened))
         check_compatible(source, infos[-1], sources[0], infos[0])
         networks.append(from_pretrained(opened))
+        sha256[opened.label] = opened.sha256
     axes = [axis for axis in AXES if tta and all(axis in info.mirror_axes for info in infos)]
     if tta and not axes:
         logger.info(
@@ -80,7 +105,8 @@ def load_predictor(
     info = infos[0].model_copy(update={"largest_part": tuple(cleaned)})
     if cleaned:
         logger.info("largest part only, as the weights say: %s", ", ".join(info.largest_part_names))
-    return predictor_for(network.to(best_device()), info, overlap=overlap, mirror_axes=axes)
+    predictor = predictor_for(network.to(best_device()), info, overlap=overlap, mirror_axes=axes)
+    return LoadedWeights(predictor, info, sha256)
 
 
 def prediction_info(opened: Opened) -> WeightsInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import os
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from misfm.errors import WeightsError
@@ -35,12 +37,29 @@ class Opened:
         tensors: under the names they were stored with.
         info: what is known about them; None for a mapping with our own names, which says nothing.
         format: the reader of another project's weights, None for ours.
+        path: the file they were read from, None for a mapping.
     """
 
     label: str
     tensors: dict[str, Tensor]
     info: WeightsInfo | None = None
     format: ForeignFormat | None = None
+    path: Path | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of their file, the one that ``sha256sum`` gives; of the tensors where there is no file."""
+        if self.path is not None:
+            with (
+                reading(self.path, "cannot be read", "copy or download it again"),
+                self.path.open("rb") as stream,
+            ):
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     @property
     def scans(self) -> tuple[str, ...]:
@@ -143,7 +162,7 @@ def _open_file(path: Path, label: str | None = None) -> Opened:
         start = stream.read(9)
         if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
             check_room(path)
-            return Opened(label, *file.parse(path, start + stream.read()))
+            return Opened(label, *file.parse(path, start + stream.read()), path=path)
     if not start.startswith((b"PK", b"\x80")):  # a zip archive or a bare pickle, as torch writes them
         raise WeightsError(
             f"{path} is neither a safetensors file nor a checkpoint written by torch (it may be cut short)."
@@ -152,7 +171,7 @@ def _open_file(path: Path, label: str | None = None) -> Opened:
     with reading(path, *UNFIT):
         reader = recognise(content)
         if reader is not None:
-            return Opened(label, reader.tensors(content) or {}, reader.info(content), reader)
+            return Opened(label, reader.tensors(content) or {}, reader.info(content), reader, path)
         architecture = str(origin_of(content).architecture or "").rpartition(".")[2][:100]
     names = ", ".join([str(name)[:100] for name in content][:5])
     what = f"of the network {architecture}, which" if architecture else "of a kind that"

@@ -9,9 +9,21 @@ import nibabel as nib
 import numpy as np
 
 from misfm.data.checks import REVERSED
+from misfm.data.writers.base import WRITERS, LabelledScan, MaskWriter
 from misfm.errors import DataError
 from misfm.files import write_bytes
 from misfm.volume import Volume
+
+
+@WRITERS.register("nifti")
+class NiftiWriter(MaskWriter):
+    """Writes ``CASE.nii.gz``."""
+
+    suffix = ".nii.gz"
+
+    def write(self, path: Path, labelled: LabelledScan) -> None:
+        """Write one label map; see :func:`write_label_map`."""
+        write_label_map(path, labelled.label_map)
 
 
 def write_label_map(path: str | Path, volume: Volume) -> None:

@@ -1,0 +1,78 @@
+"""The contract of all formats that label maps are written in; a new one is one new file in this folder."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from misfm.data.scan import ScanSource
+from misfm.registry import Registry
+from misfm.volume import Volume
+
+Labels = Mapping[str, tuple[int, ...]]
+"""Name of each label to its values in the label map, the background left out; a region has several."""
+
+
+@dataclass(frozen=True)
+class LabelledScan:
+    """A label map with what a file may say of it.
+
+    Attributes:
+        label_map: (1, D, H, W) of whole numbers.
+        labels: their names.
+        scan: what was labelled, its first channel.
+        weights: what it was labelled with: hashes by what the weights are called.
+    """
+
+    label_map: Volume
+    labels: Labels
+    scan: ScanSource
+    weights: Mapping[str, str]
+
+    @property
+    def volume_ml(self) -> dict[str, float]:
+        """Millilitres of each label."""
+        values, counts = np.unique(self.label_map.data, return_counts=True)
+        num_voxels = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        voxel_ml = abs(float(np.linalg.det(self.label_map.affine[:3, :3]))) / 1000
+        return {
+            name: round(sum(num_voxels.get(value, 0) for value in of) * voxel_ml, 6)
+            for name, of in self.labels.items()
+        }
+
+
+class MaskWriter(ABC):
+    """Writes label maps in a format."""
+
+    suffix: ClassVar[str]
+    """What the names of its files end on."""
+
+    def check(self, scan: ScanSource) -> None:  # noqa: B027, most formats can hold any
+        """Check that the label map of a scan can be written, before the work of making it.
+
+        Raises:
+            DataError: it cannot; the sentence says in which format instead.
+        """
+
+    @abstractmethod
+    def write(self, path: Path, labelled: LabelledScan) -> None:
+        """Write one file, whole or not at all (:mod:`misfm.files`).
+
+        Args:
+            path: ends on the suffix.
+            labelled: the label map.
+
+        Raises:
+            DataError: labels that the format cannot hold, or a folder that cannot be written.
+        """
+
+    def write_shared(self, folder: Path, labels: Labels) -> None:  # noqa: B027, most have nothing to share
+        """Write what all label maps of a folder share, such as a table of names."""
+
+
+WRITERS: Registry[type[MaskWriter]] = Registry("format of label maps", "misfm.data.writers")

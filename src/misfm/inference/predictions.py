@@ -1,0 +1,192 @@
+"""``predictions.json``: which label map is whose, made by what, and what there is to know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from misfm.documents import read_json
+from misfm.errors import ConfigError, DataError
+from misfm.files import checksum, write_json
+from misfm.locks import hold
+from misfm.terminal import logger
+
+FILE_NAME = "predictions.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CaseSource:
+    """What a case was made of.
+
+    Attributes:
+        source: the scan's file, or the UID of its DICOM series; a list of several channels.
+        path: file or folder of the scan.
+        stamp: of the scan's files, size and time.
+    """
+
+    source: str | list[str]
+    path: str
+    stamp: str
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What ``predictions.json`` says of a case, and of its source.
+
+    Attributes:
+        of: the scan.
+        mask: name of its label map's file.
+        labels: name to value; a region has a list of values.
+        volume_ml: name to millilitres.
+        warnings: what there is to note about the scan or its label map, a sentence each.
+        more: further findings by their names, such as further files.
+        crc32: checksum of the label map's file.
+    """
+
+    of: CaseSource
+    mask: str
+    labels: dict[str, int | list[int]]
+    volume_ml: dict[str, float]
+    crc32: int
+    warnings: list[str] = field(default_factory=list)
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds: the fields, those of the scan and of ``more`` among them."""
+        fields = asdict(self)
+        return {**fields.pop("of"), **fields.pop("more"), **fields}
+
+
+class Predictions:
+    """The file in a folder of label maps; several processes may predict into one folder at a time.
+
+    Args:
+        folder: of the label maps.
+        weights: path or name and hash of each of the weights.
+        made_with: what label maps depend on beside weights and scan.
+    """
+
+    def __init__(self, folder: Path, weights: Mapping[str, str], made_with: Mapping[str, Any]) -> None:
+        self.path = folder / FILE_NAME
+        self._known: dict[str, Any] = {}
+        self._changed: set[str] = set()
+        self._head = {
+            "format_version": FORMAT_VERSION,
+            "weights": [{"source": source, "sha256": digest} for source, digest in weights.items()],
+            "made_with": dict(made_with),
+        }
+
+    def masks(self) -> set[Path]:
+        """The label maps that are listed, whoever made them."""
+        folder = self.path.parent.resolve()
+        return {folder / str(case.get("mask")) for case in _cases(self._read()).values()}
+
+    def begin(self) -> None:
+        """Go on with what is there, if the same weights made it; else begin anew.
+
+        Label maps of other weights stay until new ones take their places, and are listed no longer.
+        """
+        with self._locked():
+            content = self._read()
+            self._changed = _changed_files(self.path.parent, content)
+            if content is not None and not self._is_mine(content):
+                logger.info(
+                    "%s: %d label map(s) there were made by other weights or options; they are made again "
+                    "where their scans are given, and listed no longer.",
+                    self.path.parent,
+                    len(_cases(content)),
+                )
+                content = None
+            self._write(content or {**self._head, "cases": {}, "failed": {}})
+            self._known = _cases(content)
+
+    def finished(self, case: str, source: CaseSource) -> dict[str, Any] | None:
+        """What was known at the beginning of a case that is done: of the same scan, by the same weights."""
+        found = self._known.get(case, {})
+        is_same = (found.get("source"), found.get("stamp")) == (source.source, source.stamp)
+        mask = self.path.parent / str(found.get("mask"))
+        return found if is_same and mask.is_file() and mask.name not in self._changed else None
+
+    def check_mask(self, case: str, mask: str, source: CaseSource) -> list[str]:
+        """Say, as a warning, whose label map a new one takes the place of, if that is another scan's.
+
+        Raises:
+            DataError: somebody has changed the label map that is there, as by hand; it is not overwritten.
+        """
+        if mask in self._changed:
+            raise DataError(
+                f"{self.path.parent / mask} was changed after misfm wrote it; move it away, or delete it, "
+                "to have it made again."
+            )
+        before = self._known.get(case, {}).get("path")
+        if before in (None, source.path):
+            return []
+        return [f"{mask} was the label map of {before} before and is that of {source.path} now."]
+
+    def add(self, case: str, result: CaseResult) -> None:
+        """Note what became of a case, at once on disk."""
+        self._update(case, result.as_json(), None)
+
+    def fail(self, case: str, reason: str) -> None:
+        """Note why there is no label map of a case."""
+        self._update(case, None, reason)
+
+    def _update(self, case: str, result: dict[str, Any] | None, reason: str | None) -> None:
+        with self._locked():
+            content = self._read()
+            if content is None or not self._is_mine(content):
+                raise ConfigError(
+                    f"{self.path} was changed by another command meanwhile, with other weights or options; "
+                    "give each an output folder of its own."
+                )
+            for part, value in (("cases", result), ("failed", reason)):
+                content.setdefault(part, {}).pop(case, None)
+                if value is not None:
+                    content[part][case] = value
+            self._write(content)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = self.path.with_name(f".{FILE_NAME}.lock")
+        with hold(lock, f"{lock} is held by this process already.", waiting=lambda: None, remove=True):
+            yield
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            content = read_json(self.path, paths=True)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            logger.warning("%s is damaged (%s): label maps are made again.", self.path, error)
+            return None
+        return content if isinstance(content, dict) else None
+
+    def _is_mine(self, content: Mapping[str, Any]) -> bool:
+        """Whether the same weights, wherever they lie, made what is listed, in the same way."""
+        return _hashes(content) == _hashes(self._head) and all(
+            content.get(name) == self._head[name] for name in ("format_version", "made_with")
+        )
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        write_json(self.path, content)
+
+
+def _cases(content: Mapping[str, Any] | None) -> dict[str, Any]:
+    cases = (content or {}).get("cases")
+    return {name: of for name, of in cases.items() if isinstance(of, dict)} if isinstance(cases, dict) else {}
+
+
+def _changed_files(folder: Path, content: Mapping[str, Any] | None) -> set[str]:
+    """Names of the listed label maps that are not as they were written."""
+    listed = {str(case.get("mask")): case.get("crc32") for case in _cases(content).values()}
+    there = {name: folder / name for name in listed if Path(name).name == name and (folder / name).is_file()}
+    return {name for name, path in there.items() if checksum(path.read_bytes()) != listed[name]}
+
+
+def _hashes(content: Mapping[str, Any]) -> list[str]:
+    weights = content.get("weights")
+    return sorted(str(one.get("sha256")) for one in weights) if isinstance(weights, list) else []

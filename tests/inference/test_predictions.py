@@ -1,0 +1,111 @@
+"""predictions.json: whose label map is whose, and what is not done again."""
+
+import json
+
+import pytest
+
+from misfm.errors import ConfigError, DataError
+from misfm.files import checksum
+from misfm.inference.predictions import CaseResult, CaseSource, Predictions
+
+SOURCE = CaseSource("/scans/a.nii.gz", "/scans/a.nii.gz", "1 files")
+
+
+def opened(folder, sha256="1", **made_with):
+    predictions = Predictions(folder, {"runs/liver": sha256}, made_with)
+    predictions.begin()
+    return predictions
+
+
+def add(predictions, folder, case="a"):
+    (folder / f"{case}.nii.gz").write_bytes(b"mask")
+    result = CaseResult(SOURCE, f"{case}.nii.gz", {"liver": 1}, {"liver": 2.5}, checksum(b"mask"), ["note"])
+    predictions.add(case, result)
+
+
+def content(folder):
+    return json.loads((folder / "predictions.json").read_text())
+
+
+def test_the_file_says_what_was_found_and_by_what(tmp_path):
+    predictions = opened(tmp_path)
+    add(predictions, tmp_path)
+    predictions.fail("b", "b.nii.gz is damaged.")
+    found = content(tmp_path)
+    assert found["weights"] == [{"source": "runs/liver", "sha256": "1"}]
+    assert found["cases"]["a"] == {
+        "source": "/scans/a.nii.gz",
+        "path": "/scans/a.nii.gz",
+        "stamp": "1 files",
+        "mask": "a.nii.gz",
+        "labels": {"liver": 1},
+        "volume_ml": {"liver": 2.5},
+        "crc32": checksum(b"mask"),
+        "warnings": ["note"],
+    }
+    assert found["failed"] == {"b": "b.nii.gz is damaged."}
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_what_is_done_is_found_again_if_nothing_changed(tmp_path):
+    add(opened(tmp_path), tmp_path)
+    assert opened(tmp_path).finished("a", SOURCE)["warnings"] == ["note"]
+    assert opened(tmp_path).finished("b", SOURCE) is None
+    other = CaseSource(SOURCE.source, SOURCE.path, "another time")
+    assert opened(tmp_path).finished("a", other) is None
+    (tmp_path / "a.nii.gz").unlink()
+    assert opened(tmp_path).finished("a", SOURCE) is None
+
+
+@pytest.mark.parametrize("changes", [{"sha256": "2"}, {"overlap": 0.25}])
+def test_label_maps_of_other_weights_or_options_are_never_taken_for_new_ones(tmp_path, changes):
+    add(opened(tmp_path), tmp_path)
+    again = opened(tmp_path, **changes)
+    assert again.finished("a", SOURCE) is None
+    assert content(tmp_path)["cases"] == {}
+    assert again.check_mask("a", "a.nii.gz", SOURCE) == []
+
+
+def test_a_label_map_that_somebody_corrected_is_not_overwritten(tmp_path):
+    add(opened(tmp_path), tmp_path)
+    (tmp_path / "a.nii.gz").write_bytes(b"corrected")
+    for again in (opened(tmp_path), opened(tmp_path, "2")):
+        assert again.finished("a", SOURCE) is None
+        with pytest.raises(DataError, match=r"a\.nii\.gz was changed after misfm wrote it"):
+            again.check_mask("a", "a.nii.gz", SOURCE)
+        add(opened(tmp_path), tmp_path)
+        (tmp_path / "a.nii.gz").write_bytes(b"corrected")
+
+
+def test_a_label_map_that_takes_the_place_of_another_scans_is_told(tmp_path):
+    add(opened(tmp_path), tmp_path)
+    other = CaseSource("/other/a.nii.gz", "/other/a.nii.gz", "1 files")
+    assert opened(tmp_path).check_mask("a", "a.nii.gz", other) == [
+        "a.nii.gz was the label map of /scans/a.nii.gz before and is that of /other/a.nii.gz now."
+    ]
+
+
+def test_a_case_that_fails_is_listed_as_done_no_longer(tmp_path):
+    predictions = opened(tmp_path)
+    add(predictions, tmp_path)
+    predictions.fail("a", "damaged")
+    assert content(tmp_path)["cases"] == {}
+
+
+def test_two_commands_with_the_same_weights_share_a_folder(tmp_path):
+    first, second = opened(tmp_path), opened(tmp_path)
+    add(first, tmp_path, "a")
+    add(second, tmp_path, "b")
+    assert sorted(content(tmp_path)["cases"]) == ["a", "b"]
+    opened(tmp_path, "2")
+    with pytest.raises(ConfigError, match="was changed by another command"):
+        add(first, tmp_path, "c")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"cases": 1}', '{"cases": {"a": 2}}'])
+def test_a_damaged_file_is_made_again(tmp_path, text):
+    (tmp_path / "predictions.json").write_text(text)
+    predictions = opened(tmp_path)
+    assert predictions.finished("a", SOURCE) is None
+    add(predictions, tmp_path)
+    assert list(content(tmp_path)["cases"]) == ["a"]
