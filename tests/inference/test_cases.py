@@ -10,7 +10,6 @@ from misfm.data.scan import ScanSource, find_scans
 from misfm.errors import DataError
 from misfm.inference.cases import Case, group_channels
 
-
 AFFINE = np.diag([-2.0, -2, 3, 1])
 
 
