@@ -136,6 +136,11 @@ class Volume:
         return Volume(self.data[:, *box.slices], affine)
 
 
+def empty_volume(shape: Shape, affine: Affine) -> Volume:
+    """Return a volume (1, D, H, W) of zeros that takes no memory, for what is asked of its grid."""
+    return Volume(np.broadcast_to(np.uint8(0), (1, *shape)), affine)
+
+
 def nearest_axes(affine: Affine) -> Shape:
     """Return the world axis (0 right-left, 1 anterior-posterior, 2 superior-inferior) of each voxel axis.
 

@@ -62,7 +62,10 @@ def test_what_is_no_store_cannot_be_checked(tmp_path, run_command):
     for path in (tmp_path, tmp_path / "nowhere"):
         done = run_command("info", path, "--check")
         assert done.status == 2
-        assert done.error == f"Error: --check is for a store, and {path} is none; give the folder of one."
+        assert (
+            done.error
+            == f"Error: --check is for a store or a dataset, and {path} is none; give the folder of one."
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 1])

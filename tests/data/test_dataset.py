@@ -105,6 +105,72 @@ def test_files_that_a_mac_leaves_behind_are_no_cases(folder):
     assert [case.name for case in Dataset.open(folder).cases()] == ["a_1", "b"]
 
 
+def test_one_channel_needs_no_number(tmp_path):
+    folder = describe(tmp_path / "Task09", channel_names={"0": "CT"})
+    for name in ("spleen_10", "spleen_9"):
+        save(folder / f"imagesTr/{name}.nii.gz", np.zeros((4, 5, 6), np.int16))
+        save(folder / f"labelsTr/{name}.nii.gz", np.ones((4, 5, 6), np.uint8))
+    cases = Dataset.open(folder).cases()
+    assert [(case.name, case.image_paths[0].name) for case in cases] == [
+        ("spleen_10", "spleen_10.nii.gz"),
+        ("spleen_9", "spleen_9.nii.gz"),
+    ]
+    assert Dataset.open(folder).read_case(cases[0])[1] is not None
+
+
+def test_numbers_that_are_of_cases_are_no_channels(tmp_path):
+    folder = describe(tmp_path / "ds", channel_names={"0": "CT"})
+    for number in (1, 2):
+        save(folder / f"imagesTr/img_000{number}.nii.gz", np.zeros((4, 5, 6), np.int16))
+    assert [case.name for case in Dataset.open(folder).cases()] == ["img_0001", "img_0002"]
+
+
+def test_channels_in_one_file_are_a_sentence_with_the_command(tmp_path):
+    folder = describe(tmp_path / "Task01")
+    save(folder / "imagesTr/b_1.nii.gz", np.zeros((4, 5, 6, 2), np.int16))
+    with pytest.raises(DataError, match=r"b_1\.nii\.gz.*CASE_0000.*misfm convert .*Task01 --out"):
+        Dataset.open(folder).cases()
+
+
+def test_another_ending_is_told(tmp_path):
+    folder = describe(tmp_path / "ds", channel_names={"0": "CT"})
+    save(folder / "imagesTr/a_0000.nii", np.zeros((4, 5, 6), np.int16))
+    with pytest.raises(DataError, match=r"ends in \.nii\.gz, but such as a_0000\.nii; write .*file_ending"):
+        Dataset.open(folder).cases()
+
+
+def test_files_that_are_listed_lie_anywhere(tmp_path):
+    save(tmp_path / "p0/ct.nii.gz", np.zeros((4, 5, 6), np.int16))
+    save(tmp_path / "p0/seg.nii.gz", np.ones((4, 5, 6), np.uint8))
+    listed = {
+        "p1": {"images": ["../p1/ct.nii.gz"]},
+        "p0": {"images": ["../p0/ct.nii.gz"], "label": "../p0/seg.nii.gz"},
+    }
+    dataset = Dataset.open(describe(tmp_path / "ds", channel_names={"0": "CT"}, dataset=listed))
+    first, second = dataset.cases()
+    assert (first.name, second.name, second.label_path) == ("p0", "p1", None)
+    image, label = dataset.read_case(first)
+    assert image.shape == (6, 5, 4)
+    assert label is not None
+
+
+@pytest.mark.parametrize(
+    ("listed", "reason"),
+    [
+        ({}, "with a case at least"),
+        ([], "with a case at least"),
+        ({"p0": []}, "'images' of case 'p0'"),
+        ({"p0": {"images": [1]}}, "'images' of case 'p0'"),
+        ({"p0": {"images": ["a", "b"]}}, "2 images of case 'p0' and names 1 channels"),
+        ({"p0": {"images": ["a"], "label": 3}}, "'label' of case 'p0'"),
+        ({"p\n0": {"images": ["a"]}}, "cannot be shown"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(tmp_path, listed, reason):
+    with pytest.raises(DataError, match=reason):
+        Dataset.open(describe(tmp_path / "ds", channel_names={"0": "CT"}, dataset=listed))
+
+
 def test_a_channel_that_has_no_name_is_refused(folder):
     describe(folder, channel_names={"0": "CT"})
     with pytest.raises(DataError, match=r"a_1_0001\.nii\.gz is of channel 1, and dataset\.json names 1"):

@@ -71,6 +71,34 @@ def test_a_source_with_nothing_in_it(tmp_path):
         find_scans([tmp_path / "notes.txt"])
 
 
+def test_scans_of_other_formats_are_told_by_number_and_name(tmp_path, caplog):
+    scan(tmp_path / "a.nii.gz")
+    for name in ("b.mgz", "c.img", "c.hdr", "d.hdr", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [found.case for found in find_scans([tmp_path])] == ["a"]
+    assert "3 file(s) that look like scans" in caplog.text
+    assert "(1 .hdr, 1 .img, 1 .mgz: b.mgz, c.img, d.hdr)" in caplog.text
+    caplog.clear()
+    find_scans([tmp_path], by_name=False)
+    assert "(1 .hdr, 1 .img, 1 .mgz)" in caplog.text
+    assert str(tmp_path) not in caplog.text
+    (tmp_path / "a.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"holds no scan but files of formats that are not read \(.*b\.mgz"):
+        find_scans([tmp_path])
+
+
+def test_a_dataset_that_lists_its_files_gives_the_images_of_the_list(tmp_path):
+    scan(tmp_path / "elsewhere" / "p0" / "ct.nii.gz")
+    listed = {"p0": {"images": ["../elsewhere/p0/ct.nii.gz"], "label": "../elsewhere/p0/seg.nii.gz"}}
+    (tmp_path / "ds").mkdir()
+    (tmp_path / "ds" / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "dataset": listed})
+    )
+    found = find_scans([tmp_path / "ds"])
+    image = (tmp_path / "elsewhere" / "p0" / "ct.nii.gz").resolve()
+    assert [(one.case, one.kind, one.path.resolve()) for one in found] == [("p0", "ct", image)]
+
+
 def test_a_dataset_gives_its_images_but_not_its_labels(tmp_path):
     folder = dataset(tmp_path / "tree" / "Dataset001_Organ")
     for source in (tmp_path / "tree", folder, folder / "dataset.json"):

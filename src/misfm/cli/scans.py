@@ -60,7 +60,9 @@ def info(
             "'published' for a list; or a name in one."
         ),
     ],
-    check: Annotated[bool, typer.Option("--check", help="Read all of a store and verify it.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read all of a store or dataset, verify it.")
+    ] = False,
     quarantine: Annotated[
         bool, typer.Option("--quarantine", help="List the quarantined scans of a store, with evidence.")
     ] = False,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from misfm.commands.arm import SCORES, read_arm, train_arm
-from misfm.commands.finetune import Shared
+from misfm.commands.finetune import Shared, tell_doubts
 from misfm.commands.pretrain import pretrain
 from misfm.commands.trials import Trial, finetune_settings, finetunings, pretrain_settings, pretrainings
 from misfm.config import CompareSettings, FinetuneSettings
@@ -88,6 +88,7 @@ def compare_here(
 ) -> dict[str, Any]:
     """Do what :func:`compare` does, in a folder that is ours."""
     images = DatasetFingerprint.open(Dataset.open(settings.dataset), out)
+    tell_doubts(images.dataset)
     check(settings, images)
     settings = share_grid(settings, images)
     share_cases(settings, out, images)

@@ -20,6 +20,7 @@ from misfm.commands.start import Transferred, choose_start, inherited_licence, s
 from misfm.commands.unlabelled import unlabelled_patches, with_unlabelled
 from misfm.config import CompleteSettings, FinetuneSettings
 from misfm.data.dataset import Case, Dataset
+from misfm.data.dataset_faults import doubts
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.ingest import ingest_dataset
 from misfm.data.patches import LabelledPatches, UnlabelledPatches, padding_notice
@@ -175,6 +176,8 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
     """Choose, open, plan, build and check; what is wrong is found here and leaves nothing behind."""
     dataset = Dataset.open(settings.dataset)
     split = (split_of_run(dataset, settings, out) if resume else None) or shared.split
+    if shared.split is None:
+        tell_doubts(dataset)
     training, held_out = find_cases(dataset, split) if split else choose_cases(dataset, settings)
     run = RunFolder(out)
     run.refuse_taken(resume=resume)
@@ -200,6 +203,12 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
         scans_seen=check_leaks(complete, images, (training, held_out), weights, unlabelled),
         licence=inherited_licence(complete.weights, weights),
     )
+
+
+def tell_doubts(dataset: Dataset) -> None:
+    """Warn of images without label maps and whatever else of the dataset is passed over."""
+    for doubt in doubts(dataset):
+        logger.warning("%s", doubt)
 
 
 def stored_cases(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from misfm.commands.finetune import Shared, build_model, finetune, stored_cases
+from misfm.commands.finetune import Shared, build_model, finetune, stored_cases, tell_doubts
 from misfm.commands.start import choose_start, start_from
 from misfm.commands.unlabelled import unlabelled_patches
 from misfm.config import CompleteSettings, FinetuneSettings
@@ -69,6 +69,7 @@ def cross_validate_here(settings: FinetuneSettings, out: Path, *, resume: bool) 
     if RunFolder(out).config.exists():
         raise ConfigError(f"{out} holds a single run: choose another --out for the folds.")
     dataset = Dataset.open(settings.dataset)
+    tell_doubts(dataset)
     begun = RunFolder(out / "fold_0").config.exists()
     RunFolder(out / "fold_0").refuse_taken(resume=resume)
     folds = read_split(out / FOLDS) if begun and (out / FOLDS).exists() else divide(dataset, settings)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from misfm.commands import catalogue
+from misfm.commands.review import check_dataset
 from misfm.data.dataset import Dataset
 from misfm.data.readers import is_volume_name
 from misfm.data.store import Store
@@ -100,7 +101,7 @@ def describe_store(store: Store) -> dict[str, Any]:
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """Count what a dataset holds."""
+    """Count what a dataset holds, and say what its names and headers show to be wrong."""
     training = dataset.cases("Tr")
     return {
         "kind": "dataset",
@@ -109,8 +110,16 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "training_cases": len(training),
         "labelled_cases": sum(case.label_path is not None for case in training),
         "test_cases": len(dataset.cases("Ts")),
-        "folds": len(dataset.splits()),
+        "folds": _num_folds(dataset),
+        **check_dataset(dataset, voxels=False),
     }
+
+
+def _num_folds(dataset: Dataset) -> int:
+    try:
+        return len(dataset.splits())
+    except DataError:  # among the faults
+        return 0
 
 
 def describe_run(run: RunFolder) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Looking after a store: verify it, see which scans stood aside and why, put one back."""
+"""Looking after a store or a dataset: verify it; see which scans of a store stood aside, put one back."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ import os
 from pathlib import Path
 from typing import Any
 
+from misfm.data.case_files import PARTS
+from misfm.data.dataset import Dataset
+from misfm.data.dataset_faults import faults
 from misfm.data.store import Store
 from misfm.errors import ConfigError, DataError
+from misfm.terminal import Progress
 
 UNCHECKED = (
     "made by an earlier misfm without checksums, so only what cannot be read was noticed; "
     "'misfm ingest' of any scan into it adds them"
 )
 
+SHALLOW = "names and headers; with --check all voxels, too"
+
 
 def review(
     path: str | os.PathLike[str], *, check: bool = False, quarantine: bool = False, release: str | None = None
 ) -> dict[str, Any]:
-    """Do one of the three with a store; returns what was found, ready for JSON.
+    """Do one of the three with a store, or check a dataset; returns what was found, ready for JSON.
 
     Args:
-        path: folder of the store.
+        path: folder of the store or dataset.
         check: read all of it and verify it.
         quarantine: list the scans that stood aside.
         release: name of the scan to put back.
@@ -34,8 +40,11 @@ def review(
         raise ConfigError("--check, --quarantine and --release are for one at a time; leave out the others.")
     folder = Path(path)
     if not (folder / "store.json").exists():
+        if check and (folder / "dataset.json").exists():
+            return {"kind": "dataset", **check_dataset(Dataset.open(folder), voxels=True)}
         option = "--check" if check else "--quarantine" if quarantine else "--release"
-        raise ConfigError(f"{option} is for a store, and {path} is none; give the folder of one.")
+        kind = "a store or a dataset" if check else "a store"
+        raise ConfigError(f"{option} is for {kind}, and {path} is none; give the folder of one.")
     if check:
         return check_store(folder)
     store = Store.open(folder)
@@ -51,6 +60,15 @@ def check_store(folder: Path) -> dict[str, Any]:
     faults = store.faults()
     notes = {} if store.is_checked else {"note": UNCHECKED}
     return {"kind": "store", "whole": not faults, "faults": faults, **notes}
+
+
+def check_dataset(dataset: Dataset, *, voxels: bool) -> dict[str, Any]:
+    """Say in a sentence each what is wrong with a dataset, by names and headers or by all voxels, too."""
+    if not voxels:
+        return {"faults": faults(dataset), "checked": SHALLOW}
+    with Progress("Checking") as progress:
+        found = faults(dataset, voxels=True, progress=progress.update)
+    return {"cases": sum(len(dataset.cases(part)) for part in PARTS), "whole": not found, "faults": found}
 
 
 def list_quarantine(store: Store) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from misfm.data.case_files import Case, Part, find_cases, parse_listed
 from misfm.data.case_notes import check_cases, guess_subject, parse_annotated, parse_subjects
 from misfm.data.dataset_json import parse_channels, parse_file_ending, parse_labels, read_dataset_json
 from misfm.data.intensity import Kind
@@ -17,23 +17,9 @@ from misfm.data.readers import read_volume
 from misfm.data.splits import Split, read_split
 from misfm.errors import ConfigError, DataError
 from misfm.settings import shown
-from misfm.text import one_line
 from misfm.volume import Volume, grid_difference
 
-
-@dataclass(frozen=True)
-class Case:
-    """Image and label map of a subject.
-
-    Attributes:
-        name: the file name without channel number and ending.
-        image_paths: one file for each channel.
-        label_path: None where the dataset has no label map of this case.
-    """
-
-    name: str
-    image_paths: tuple[Path, ...]
-    label_path: Path | None
+__all__ = ["Case", "Dataset", "check_grid"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +34,7 @@ class Dataset:
         file_ending: of images and label maps.
         annotated: label values, 0 included, that were contoured in the cases where not all were.
         subjects: of the cases of which ``dataset.json`` tells it; see :meth:`subject`.
+        listed: training cases whose files ``dataset.json`` lists; None where they are those in ``imagesTr``.
     """
 
     path: Path
@@ -57,6 +44,7 @@ class Dataset:
     file_ending: str
     annotated: Mapping[str, frozenset[int]] = field(default_factory=dict)
     subjects: Mapping[str, str] = field(default_factory=dict)
+    listed: tuple[Case, ...] | None = None
 
     @classmethod
     def open(cls, path: str | Path) -> Dataset:
@@ -74,7 +62,8 @@ class Dataset:
         values = _by_value(labels, ignore, file)
         annotated = parse_annotated(content, labels, file)
         subjects, ending = parse_subjects(content, file), parse_file_ending(content, file)
-        dataset = cls(path, names, values, ignore, ending, annotated, subjects)
+        listed = parse_listed(content, len(names), file)
+        dataset = cls(path, names, values, ignore, ending, annotated, subjects, listed)
         if annotated or subjects:
             known = (case.name for case in (*dataset.cases("Tr"), *dataset.cases("Ts")))
             check_cases((*annotated, *subjects), known, file)
@@ -88,9 +77,11 @@ class Dataset:
             DataError: no such file, or one that does not name the channels.
         """
         path = Path(path)
-        content = read_dataset_json(path / "dataset.json")
-        names = parse_channels(content, path / "dataset.json")
-        return cls(path, names, {}, None, parse_file_ending(content, path / "dataset.json"))
+        file = path / "dataset.json"
+        content = read_dataset_json(file)
+        names = parse_channels(content, file)
+        listed = parse_listed(content, len(names), file)
+        return cls(path, names, {}, None, parse_file_ending(content, file), listed=listed)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -105,33 +96,18 @@ class Dataset:
         """Values of the labels, 0 included, that were contoured in a case."""
         return self.annotated.get(case_name, frozenset(self.label_names))
 
-    def cases(self, split: Literal["Tr", "Ts"] = "Tr") -> list[Case]:
-        """Cases of ``imagesTr`` or ``imagesTs``, ordered by name; files of missing channels are named too.
+    def cases(self, part: Part = "Tr") -> list[Case]:
+        """Cases to train on (those listed in ``dataset.json``, else of ``imagesTr``) or of ``imagesTs``.
 
-        Hidden files, such as those that macOS leaves beside others, are none of them.
+        Ordered by name; see :func:`misfm.data.case_files.find_cases`.
 
         Raises:
-            DataError: no images named like ``CASE_0000.nii.gz`` in ``imagesTr``, one of a channel that
-                dataset.json does not name, or a name that is no text.
+            DataError: no case to train on, an image of a channel that dataset.json does not name, or a name
+                that is no text.
         """
-        folder = self.path / f"images{split}"
-        pattern = re.compile(rf"([^.].*)_(\d{{4}}){re.escape(self.file_ending)}")
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
-        names = set()
-        for file in files:
-            match = pattern.fullmatch(file.name)
-            if match and int(match[2]) >= len(self.channel_names):
-                raise DataError(
-                    f"{file} is of channel {int(match[2])}, and dataset.json names {len(self.channel_names)} "
-                    "under 'channel_names': name the channel there, or take the file away."
-                )
-            if match and match[1] != one_line(match[1]):
-                raise DataError(f"{file} has characters in its name that cannot be shown; rename it.")
-            if match:
-                names.add(match[1])
-        if not names and split == "Tr":
-            raise DataError(f"{folder} holds no image; name images CASE_0000{self.file_ending}.")
-        return [self._case(name, split) for name in sorted(names)]
+        if part == "Tr" and self.listed is not None:
+            return list(self.listed)
+        return find_cases(self.path, part, self.channel_names, self.file_ending)
 
     def splits(self) -> list[Split]:
         """Folds of ``splits_final.json`` as {"train": names, "val": names}; empty without that file.
@@ -187,13 +163,6 @@ class Dataset:
         label = read_volume(case.label_path)
         check_grid(case.label_path, label, case.image_paths[0], image)
         return image, Volume(self._check_labels(label, case), image.affine)
-
-    def _case(self, name: str, split: str) -> Case:
-        numbers = range(len(self.channel_names))
-        folder = self.path / f"images{split}"
-        images = tuple(folder / f"{name}_{number:04d}{self.file_ending}" for number in numbers)
-        label = self.path / f"labels{split}" / f"{name}{self.file_ending}"
-        return Case(name, images, label if label.exists() else None)
 
     def _check_labels(self, label: Volume, case: Case) -> Any:
         path, annotated = case.label_path, self.annotated_labels(case.name)

@@ -92,7 +92,7 @@ def ingest(
     parse_intensity(settings.intensity)
     if scheduler is None:
         check_workers(workers, "--workers")  # before a folder is made
-    scans = find_scans(sources)
+    scans = find_scans(sources, by_name=pseudonyms is None)
     if pseudonyms is not None:
         scans = give_pseudonyms(scans, Path(pseudonyms), Path(store_path))
     counts: Counter[Outcome] = Counter()

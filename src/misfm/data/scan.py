@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from misfm.data import unread
+from misfm.data.case_files import LISTED_KEY
 from misfm.data.checks import check_regular, readable
 from misfm.data.dataset import Dataset, check_grid
 from misfm.data.intensity import Kind
@@ -28,6 +30,7 @@ from misfm.data.readers import (
 )
 from misfm.documents import read_json
 from misfm.errors import DataError
+from misfm.terminal import logger
 from misfm.text import one_line, path_text
 from misfm.volume import Volume
 
@@ -111,7 +114,7 @@ class ScanSource:
         return Volume((mask.data != 0).astype(np.uint8), scan.affine)
 
 
-def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
+def find_scans(sources: Sequence[str | Path], *, by_name: bool = True) -> list[ScanSource]:
     """Find all scans in files and trees, in the order of sources, then paths; each path once.
 
     A tree may hold files that any reader takes (:mod:`misfm.data.readers`: NIfTI, NRRD, MetaImage; DICOM with
@@ -122,7 +125,12 @@ def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
     both listed with a mask of what was removed from it and found elsewhere keeps the mask. Links to folders
     are followed, each folder once; hidden files and folders are passed over. A damaged DICOM file, a listed
     file that is missing, a folder that cannot be read and a damaged list or dataset below a source are
-    returned as well, so that reading them tells what is wrong.
+    returned as well, so that reading them tells what is wrong. Files that look like scans of formats that
+    are not read (:mod:`misfm.data.unread`) are warned of.
+
+    Args:
+        sources: files and folders.
+        by_name: whether a warning may name files.
 
     Raises:
         DataError: a source that does not exist, holds no scan or is a damaged list.
@@ -134,9 +142,20 @@ def find_scans(sources: Sequence[str | Path]) -> list[ScanSource]:
             raise DataError(f"{source} does not exist; check the path.")
         if not path.is_dir():
             check_regular(path)
-        scans = _in_tree(path) if path.is_dir() else _in_file(path)
+        foreign: list[Path] = []
+        scans = _in_tree(path, foreign) if path.is_dir() else _in_file(path)
+        passed = unread.told(foreign, by_name=by_name) if foreign else ""
         if not scans:
-            raise DataError(f"{source} holds no scan; give files of {formats()}, or a folder of them.")
+            beside = f" but files of formats that are not read ({passed})" if passed else ""
+            raise DataError(
+                f"{source} holds no scan{beside}; give files of {formats()}, or a folder of them."
+            )
+        if passed:
+            logger.warning(
+                "%s: %d file(s) that look like scans are of formats that are not read, and were passed over "
+                "(%s); convert them to NIfTI.",
+                *(source if by_name else "The source", len(foreign), passed),
+            )
         for scan in scans:
             if scan.anonymised_path or scan.path not in found:
                 found[scan.path] = scan
@@ -154,7 +173,8 @@ def _in_file(path: Path) -> list[ScanSource]:
     return [ScanSource(path, stem(path))] if reader else []
 
 
-def _in_tree(root: Path) -> list[ScanSource]:
+def _in_tree(root: Path, foreign: list[Path]) -> list[ScanSource]:
+    """Scans in a tree; files that look like scans and that no reader takes are added to ``foreign``."""
     scans: list[ScanSource] = []
     files: dict[type[Reader], list[Path]] = {}
     unreadable: list[Path] = []
@@ -178,6 +198,8 @@ def _in_tree(root: Path) -> list[ScanSource]:
                 else:
                     if reader:
                         files.setdefault(type(reader), []).append(path)
+                    elif unread.looks_like_a_scan(path):
+                        foreign.append(path)
     scans += [ScanSource(path, stem(path)) for path in unreadable]
     for kind, paths in files.items():
         scans += [_placed(scan, root) for scan in _sources(kind(), paths)]
@@ -215,11 +237,20 @@ def _walk(root: Path, unreadable: list[Path]) -> Iterator[tuple[Path, list[str],
             continue
         is_new = (status.st_dev, status.st_ino) not in seen
         seen.add((status.st_dev, status.st_ino))
-        is_dataset = "dataset.json" in names and "imagesTr" in subfolders
+        is_dataset = "dataset.json" in names and ("imagesTr" in subfolders or _lists(Path(folder)))
         enter = is_new and not is_dataset and "pretrain_data.json" not in names
         subfolders[:] = sorted(name for name in subfolders if enter and not name.startswith("."))
         if is_new:
             yield Path(folder), sorted(name for name in names if not name.startswith(".")), is_dataset
+
+
+def _lists(folder: Path) -> bool:
+    """Whether a ``dataset.json`` lists the files of its cases."""
+    try:
+        content = read_json(folder / "dataset.json")
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and LISTED_KEY in content and "channel_names" in content
 
 
 def _from_series(series: Iterable[Series]) -> list[ScanSource]:
@@ -234,9 +265,15 @@ def _from_series(series: Iterable[Series]) -> list[ScanSource]:
 
 
 def _in_dataset(folder: Path) -> list[ScanSource]:
-    """Images of ``imagesTr``: each channel a scan, and files without a channel's number, as the Medical
-    Segmentation Decathlon has them."""
+    """Images of ``imagesTr``, or those listed: each channel a scan, and files without a channel's number, as
+    the Medical Segmentation Decathlon has them."""
     dataset = Dataset.images_only(folder)
+    if dataset.listed is not None:
+        return [
+            ScanSource(path, case.name if len(dataset.kinds) == 1 else f"{case.name}_{number:04d}", kind)
+            for case in dataset.listed
+            for number, (path, kind) in enumerate(zip(case.image_paths, dataset.kinds, strict=True))
+        ]
     images = folder / "imagesTr"
     files = [path for path in images.iterdir() if is_volume_name(path)] if images.is_dir() else []
     only = dataset.kinds[0] if len(dataset.kinds) == 1 else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from misfm.registry import Registry
-from misfm.volume import Volume
+from misfm.volume import Volume, empty_volume
 
 
 class Reader(ABC):
@@ -49,6 +49,17 @@ class Reader(ABC):
             DataError: no scan that can be used.
             Exception: whatever the library raises.
         """
+
+    def grid(self, path: Path) -> Volume:
+        """Read the grid of a scan, by its header alone where that can be done.
+
+        Args and errors are those of :meth:`read`.
+
+        Returns:
+            A volume (1, D, H, W) whose voxels mean nothing.
+        """
+        volume = self.read(path)
+        return empty_volume(volume.shape, volume.affine)
 
     def beside(self, path: Path) -> list[Path]:
         """Further files that a file needs, such as that of the voxels of a header."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from misfm.data.checks import REVERSED, check_affine, check_dtype, check_shape, make_volume
 from misfm.data.quiet import quiet_logger
 from misfm.data.readers.base import READERS, Reader
-from misfm.data.readers.content import open_content
-from misfm.volume import Volume
+from misfm.data.readers.content import Content, open_content
+from misfm.volume import Affine, Shape, Volume, empty_volume
 
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 _SECOND = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
@@ -31,17 +31,29 @@ class NiftiReader(Reader):
     def read(self, path: Path) -> Volume:
         """Read one file; the sform is trusted before the qform, and its unit is made millimetres."""
         with open_content(path, packed=path.name.lower().endswith(".gz")) as content:
-            header = _parse(content.start(nib.Nifti2Header.sizeof_hdr))
+            header, (w, h, d), affine = _checked(content, path)
             dtype = header.get_data_dtype()
-            check_dtype(dtype, path)
-            w, h, d = check_shape(header.get_data_shape(), path)
-            unit = header.get_xyzt_units()[0]
-            affine = np.diag([_MILLIMETRES.get(unit, 1.0)] * 3 + [1.0]) @ header.get_best_affine()
-            check_affine(affine, path)
             stored = content.read(w * h * d * dtype.itemsize, skip=header.get_data_offset())
         slope, offset = header.get_slope_inter()
         voxels = _scaled(stored.view(dtype).reshape(d, h, w), slope or 1.0, offset or 0.0)
         return make_volume(voxels, affine[:, REVERSED], path)
+
+    @quiet_logger("nibabel")
+    def grid(self, path: Path) -> Volume:
+        """Read the header alone."""
+        with open_content(path, packed=path.name.lower().endswith(".gz")) as content:
+            _, (w, h, d), affine = _checked(content, path)
+        return empty_volume((d, h, w), affine[:, REVERSED])
+
+
+def _checked(content: Content, path: Path) -> tuple[Any, Shape, Affine]:
+    """The header, its shape (W, H, D) and its affine in mm, checked."""
+    header = _parse(content.start(nib.Nifti2Header.sizeof_hdr))
+    check_dtype(header.get_data_dtype(), path)
+    shape = check_shape(header.get_data_shape(), path)
+    unit = header.get_xyzt_units()[0]
+    affine = np.diag([_MILLIMETRES.get(unit, 1.0)] * 3 + [1.0]) @ header.get_best_affine()
+    return header, shape, check_affine(affine, path)
 
 
 def _parse(start: bytes) -> Any:

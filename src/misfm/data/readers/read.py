@@ -6,6 +6,7 @@ file becomes one DataError that names it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from misfm.data.checks import check_regular, readable
@@ -28,7 +29,21 @@ def read_volume(path: str | Path) -> Volume:
             infinite voxels; colour voxels; an affine that is singular, shearing or not finite; a DICOM series
             with unevenly spaced slices.
     """
-    path = Path(path)
+    return _read(Path(path), lambda reader, one: reader.read(one))
+
+
+def read_grid(path: str | Path) -> Volume:
+    """Read where the voxels of a scan lie, by its header alone where its format allows that.
+
+    Args and errors are those of :func:`read_volume`, but for what is wrong with voxels.
+
+    Returns:
+        Volume (1, D, H, W) whose voxels mean nothing.
+    """
+    return _read(Path(path), lambda reader, one: reader.grid(one))
+
+
+def _read(path: Path, read: Callable[[Reader, Path], Volume]) -> Volume:
     with readable(path):
         if not path.is_dir():
             check_regular(path)
@@ -37,7 +52,7 @@ def read_volume(path: str | Path) -> Volume:
         raise not_readable(path)
     try:
         with readable(path):
-            return reader.read(path)
+            return read(reader, path)
     except DataError:
         # A name may mislead: the content is looked at where the name's reader fails, so that good files are
         # opened once.
@@ -45,7 +60,7 @@ def read_volume(path: str | Path) -> Volume:
         if other is None or type(other) is type(reader):
             raise
     with readable(path):
-        return other.read(path)
+        return read(other, path)
 
 
 def reader_of(path: Path) -> Reader | None:
