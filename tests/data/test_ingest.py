@@ -371,6 +371,16 @@ def test_labelled_cases_keep_every_label(tmp_path, dataset, to_grid):
     assert ingest_dataset(dataset, dataset.cases(), tmp_path / "s", NATIVE).records() == store.records()
 
 
+def test_it_is_known_where_labels_lie_apart_from_the_patient(tmp_path, dataset):
+    voxels = np.full((24, 24, 60), -1000, np.int16)
+    voxels[..., :30] = 40
+    save(dataset.path / "imagesTr" / "b_0000.nii.gz", voxels)
+    save(dataset.path / "labelsTr" / "b.nii.gz", (np.indices(voxels.shape)[2] == 59).astype(np.uint8))
+    near, apart = ingest_dataset(dataset, dataset.cases(), tmp_path / "s", NATIVE).records()
+    assert not near.labels_apart
+    assert apart.labels_apart
+
+
 def test_a_damaged_case_is_read_again(tmp_path, dataset):
     store = ingest_dataset(dataset, dataset.cases(), tmp_path / "s", NATIVE)
     label = store.path / "volumes" / f"{store.records()[1].id}.label.b2nd"

@@ -179,6 +179,16 @@ def test_content_box_leaves_out_air_and_table():
     assert 45 <= box.stop[2] <= 48
 
 
+def test_content_box_holds_arms_and_hands_beside_the_trunk():
+    data = np.full((1, 30, 60, 100), -1000, np.int16)
+    data[0, :, 15:40, 30:70] = 40
+    data[0, :, 25:31, 2:8] = 40  # an arm, 3 % of the trunk
+    data[0, 10:14, 25:31, 90:96] = 40  # 1.7 ml: some tube
+    box = content_box(Volume(data, grid((3, 2, 2))), "ct", margin_mm=0)
+    assert box.start[2] <= 2
+    assert 70 <= box.stop[2] < 90
+
+
 @pytest.mark.parametrize("kind", ["ct", "mr"])
 @pytest.mark.parametrize("value", [-1000, 0, 50])
 def test_content_box_of_a_constant_volume_is_all_of_it(kind, value):

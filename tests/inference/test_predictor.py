@@ -154,6 +154,15 @@ def test_mr_is_normalised_over_the_whole_scan():
     assert (masks[0] != masks[1]).mean() < 1e-3
 
 
+def test_weights_whose_labels_lay_apart_from_the_patient_have_whole_scans_labelled():
+    voxels = np.full((1, 12, 12, 48), -1000, np.int16)
+    voxels[..., :12] = 40
+    voxels[..., 47] = 700
+    volume = Volume(voxels, np.diag([2.0, 2, 2, 1]))
+    assert not predictor().predict(volume).data[..., 47].any()
+    assert predictor(whole_scans=True).predict(volume).data[..., 47].all()
+
+
 def test_empty_scan_is_background():
     air = Volume(np.full((1, 9, 9, 9), -1000, np.int16), np.eye(4))
     assert not predictor().predict(air).data.any()

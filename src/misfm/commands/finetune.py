@@ -122,7 +122,7 @@ def finetune_here(
     )
     records, judged = records[: len(ready.training)], records[len(ready.training) :]
     trained = train(ready, run, store, records, judged)
-    info, reason = weights_info(ready, records), reason_not_to_choose(complete, judged)
+    info, reason = weights_info(ready, records, judged), reason_not_to_choose(complete, judged)
     choice = choose(
         candidates(trained, ready.model, run, alone=bool(reason)),
         info,
@@ -299,7 +299,7 @@ def labelled_patches(
     )
 
 
-def weights_info(ready: Ready, records: Sequence[Record]) -> WeightsInfo:
+def weights_info(ready: Ready, records: Sequence[Record], judged: Sequence[Record]) -> WeightsInfo:
     """Describe weights trained on ``records`` for all steps so that they suffice to predict with."""
     settings, names = ready.settings, ready.images.dataset.label_names
     return WeightsInfo(
@@ -310,6 +310,7 @@ def weights_info(ready: Ready, records: Sequence[Record]) -> WeightsInfo:
         patch_size=settings.patch_size,
         spacing=None if settings.spacing == "native" else settings.spacing,
         intensity=intensity_rule(settings.intensity).model_dump(mode="json"),
+        whole_scans=any(record.labels_apart for record in (*records, *judged)),
         mirror_axes=settings.augmentation.flip_axes,
         recipe=settings.recipe,
         steps=settings.training.steps,

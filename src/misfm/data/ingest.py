@@ -230,6 +230,7 @@ def prepare(
         for rule, channel in zip(rules, image.data, strict=True)
     )
     box = content_box(image, kind)
+    patient = box
     if label is not None:
         label = canonical(label)
         box = _around_labels(box, label)
@@ -242,6 +243,8 @@ def prepare(
         # One HU is far below the noise of any CT, and int16 halves the store.
         image = image.with_data(np.rint(image.data).astype(np.int16))
     entry = make_entry(origin, image, label, kind, normalisation, settings)
+    if box != patient:
+        entry = replace(entry, record=entry.record.model_copy(update={"labels_apart": True}))
     return entry if anonymised is None else anonymise(entry, anonymised)
 
 

@@ -24,6 +24,8 @@ Target = Sequence[float | None] | Literal["native"]
 
 ANISOTROPIC = 3.0
 """An axis this many times coarser than the next one is never interpolated (nnU-Net's threshold)."""
+_APART_ML = 2.0
+"""Parts of this many ml, a fingertip, are of the patient wherever they lie: arms beside the trunk, hands."""
 _RESAMPLING_BYTES = 12
 """Memory that a voxel of a resampled volume takes meanwhile: float32, before and after an axis is turned."""
 
@@ -41,8 +43,9 @@ def canonical(volume: Volume) -> Volume:
 def content_box(volume: Volume, kind: Kind | None = None, margin_mm: float = 8.0) -> Box:
     """Return the box around the patient, grown by a margin and cut at the border; never empty.
 
-    Parts not connected to the largest one (table, tubes, noise) do not count unless they hold a tenth of its
-    voxels; they are judged at about 4 mm, after an opening, for the table mostly touches the skin somewhere.
+    Parts not connected to the largest one (tubes, noise) do not count unless they have 2 ml, or a tenth of
+    its voxels where that is small itself. They are judged at about 4 mm, after an opening: it takes the table
+    away, which is thin and mostly touches the skin somewhere.
     """
     mask = content_mask(volume, kind or detect(volume))
     step = [max(1, round(4.0 / spacing)) for spacing in volume.spacing]
@@ -51,9 +54,9 @@ def content_box(volume: Volume, kind: Kind | None = None, margin_mm: float = 8.0
     coarse = opened if opened.any() else coarse if coarse.any() else np.ones_like(coarse)
     parts, _ = ndimage.label(coarse)
     sizes = np.bincount(parts.ravel())[1:]
-    boxes = [
-        box for box, size in zip(ndimage.find_objects(parts), sizes, strict=True) if size * 10 >= sizes.max()
-    ]
+    voxel_ml = float(np.prod([a * b for a, b in zip(step, volume.spacing, strict=True)])) / 1000
+    least = min(sizes.max() / 10, _APART_ML / voxel_ml)
+    boxes = [box for box, size in zip(ndimage.find_objects(parts), sizes, strict=True) if size >= least]
     start, stop = [], []
     for axis, (side, spacing) in enumerate(zip(volume.shape, volume.spacing, strict=True)):
         margin = int(np.ceil(margin_mm / spacing)) + step[axis]

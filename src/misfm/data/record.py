@@ -79,6 +79,8 @@ class Record(Settings):
     """Label values that occur, 0 included, or null without a label map."""
     fingerprint: str
     """Hash of the scan's own voxels before any preprocessing."""
+    labels_apart: bool = False
+    """Whether labelled voxels lie outside of the box around the patient, which was grown to hold them."""
     anonymised: bool = False
     """Whether there is a mask of what was removed to make the patient unknown."""
     checks: Checks | None = None

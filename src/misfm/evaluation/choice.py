@@ -8,6 +8,7 @@ nnU-Net, whose labels need not be one piece).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,6 +29,12 @@ from misfm.weights import WeightsInfo
 
 MARGIN = 0.002
 """Dice by which the best weights must be ahead of the last ones to be kept instead."""
+LEAST_MAPS = 5
+"""Label maps in which a label must be one piece to be taken for an organ that always is.
+
+Two or three cases show the same field of view, and what is one piece there, such as bone, may be several in a
+larger one: all but one would be lost.
+"""
 
 CaseScores = dict[str, dict[int, LabelScores | None]]
 
@@ -157,14 +164,14 @@ class Choice:
 
 
 def labels_in_one_piece(store: Store, records: Iterable[Record], dataset: Dataset) -> list[int]:
-    """Return the labels that occur in these label maps, and in each of them as one piece."""
+    """Return the labels that occur in enough of these label maps, and in each of them as one piece."""
     candidates = {label for label in dataset.label_names if label != 0}
-    seen: set[int] = set()
+    seen: Counter[int] = Counter()
     for record in records:
         label_map = store.read_label(record).data[0]
         candidates -= labels_in_pieces(label_map, sorted(candidates))
-        seen |= set(np.unique(label_map).tolist())
-    return sorted(candidates & seen)
+        seen.update(np.unique(label_map).tolist())
+    return sorted(label for label in candidates if seen[label] >= LEAST_MAPS)
 
 
 def choose(

@@ -52,6 +52,7 @@ def predictor_for(
         patch_size=info.patch_size,
         spacing=info.spacing,
         rules=info.rules,
+        whole_scans=info.whole_scans,
         num_classes=info.num_classes,
     )
     return Predictor(
@@ -102,7 +103,8 @@ def load_weights(
         )
     network = networks[0] if len(networks) == 1 else Ensemble(networks)
     cleaned = [label for label in infos[0].largest_part if all(label in info.largest_part for info in infos)]
-    info = infos[0].model_copy(update={"largest_part": tuple(cleaned)})
+    whole = any(info.whole_scans for info in infos)
+    info = infos[0].model_copy(update={"largest_part": tuple(cleaned), "whole_scans": whole})
     if cleaned:
         logger.info("largest part only, as the weights say: %s", ", ".join(info.largest_part_names))
     predictor = predictor_for(network.to(best_device()), info, overlap=overlap, mirror_axes=axes)

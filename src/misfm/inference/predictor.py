@@ -39,6 +39,8 @@ class PredictionSpec(Settings):
     """mm per voxel along (D, H, W); null keeps the scan's own."""
     rules: Annotated[tuple[IntensityRule, ...], Field(min_length=1)]
     """How voxels become network input, one rule for each channel of the scan."""
+    whole_scans: bool = False
+    """Whether all of a scan is labelled, rather than the box around the patient."""
     num_classes: Annotated[int, Field(gt=1, le=MAX_CLASSES)]
     """Classes, background included."""
 
@@ -134,7 +136,8 @@ class Predictor:
         # Of the whole scan, as at ingest: how a scan was cropped must not change its intensities.
         channels = zip(self.spec.rules, upright.data, strict=True)
         normalisations = [fit(rule, Volume(channel[None], upright.affine)) for rule, channel in channels]
-        box = content_box(upright, self.spec.rules[0].kind)
+        whole = Box((0, 0, 0), upright.shape)
+        box = whole if self.spec.whole_scans else content_box(upright, self.spec.rules[0].kind)
         body = upright.crop(box)
         image = resample(body, self.spec.spacing or "native")
         logits = predict_logits(

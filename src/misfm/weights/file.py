@@ -83,6 +83,8 @@ class WeightsInfo(Settings):
     """The intensity rule, as preprocessing recorded it."""
     mirror_axes: tuple[AxisName, ...] = ()
     """Axes mirrored while training on label maps; prediction may mirror them too."""
+    whole_scans: bool = False
+    """Whether prediction looks outside of the box around the patient, too: where labels lay in training."""
     kept: Literal["last", "best"] | None = None
     """Which weights of their run these are, chosen on its validation cases; null: nothing was chosen."""
     largest_part: tuple[Annotated[int, Field(ge=1)], ...] = ()
