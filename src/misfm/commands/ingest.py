@@ -30,6 +30,8 @@ def ingest_scans(
             progress.update(event.done, event.total)
             if event.outcome == "quarantined":
                 progress.say(f"quarantined: {event.reason}")
+            elif event.outcome == "added" and event.reason:
+                progress.say(f"{event.source}: {event.reason}")
 
         report = ingest(
             sources,
@@ -46,4 +48,5 @@ def ingest_scans(
         f"{store}: {report.added} added, {report.skipped} unchanged, {report.duplicates} duplicates, "
         f"{len(report.quarantined)} quarantined"
     )
-    return {"store": str(store), **counts, "quarantined": quarantined}, line
+    repaired = [{"source": source, "notes": notes} for source, notes in report.repaired]
+    return {"store": str(store), **counts, "quarantined": quarantined, "repaired": repaired}, line

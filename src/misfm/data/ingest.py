@@ -40,7 +40,7 @@ class IngestEvent:
     Attributes:
         source: its path, or its pseudonym.
         outcome: "added", "skipped" (unchanged since it was ingested), "duplicate" or "quarantined".
-        reason: why it was quarantined, or what it duplicates; else empty.
+        reason: why it was quarantined, what it duplicates, or what reading it had to repair; else empty.
         done: sources done so far.
         total: all sources.
     """
@@ -54,12 +54,14 @@ class IngestEvent:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """Numbers of sources by outcome, and the quarantined ones of this run with their reasons."""
+    """Numbers of sources by outcome; the quarantined ones of this run with their reasons, and those that were
+    repaired when they were read, with what was done."""
 
     added: int
     skipped: int
     duplicates: int
     quarantined: tuple[tuple[str, str], ...]
+    repaired: tuple[tuple[str, str], ...] = ()
 
 
 def ingest(
@@ -96,12 +98,14 @@ def ingest(
     if pseudonyms is not None:
         scans = give_pseudonyms(scans, Path(pseudonyms), Path(store_path))
     counts: Counter[Outcome] = Counter()
-    quarantined = []
+    quarantined, repaired = [], []
 
     def finish(scan: ScanSource, outcome: Outcome, reason: str = "") -> None:
         counts[outcome] += 1
         if outcome == "quarantined":
             quarantined.append((scan.source, reason))
+        elif outcome == "added" and reason:
+            repaired.append((scan.source, reason))
         if progress:
             progress(IngestEvent(scan.source, outcome, reason, counts.total(), len(scans)))
 
@@ -117,8 +121,8 @@ def ingest(
             if store.has(scan.source, scan.stamp):
                 known.append(scan)
                 finish(scan, "skipped")
-        paths = {scan.path for scan in known}
-        pending = [scan for scan in scans if scan.path not in paths]
+        there = {scan.source for scan in known}
+        pending = [scan for scan in scans if scan.source not in there]
         for scan, result in workplace.map(prepared, pending, _lost):
             finish(scan, *_put(store, scan, result))
         # Copies of a volume that went, for its own file holds something else now: they were the known ones.
@@ -126,7 +130,9 @@ def ingest(
         counts["skipped"] -= len(orphans)
         for scan, result in workplace.map(prepared, orphans, _lost):
             finish(scan, *_put(store, scan, result))
-    return IngestReport(counts["added"], counts["skipped"], counts["duplicate"], tuple(quarantined))
+    return IngestReport(
+        counts["added"], counts["skipped"], counts["duplicate"], tuple(quarantined), tuple(repaired)
+    )
 
 
 def _put(store: Store, scan: ScanSource, result: Entry | Refusal) -> tuple[Outcome, str]:
@@ -143,7 +149,8 @@ def _put(store: Store, scan: ScanSource, result: Entry | Refusal) -> tuple[Outco
         record = store.add(result, scan.stamp)
         if twin is not None and unmasked:  # the mask counts, whichever copy of a scan it came with
             store.add_duplicate(twin.source, "", record)
-        return "added", ""
+        notes = "; ".join(result.notes)
+        return "added", without_names(notes, scan) if scan.pseudonym else notes
     store.add_duplicate(source, scan.stamp, twin)
     return ("skipped", "") if twin.source == source else ("duplicate", twin.source)
 
@@ -258,7 +265,8 @@ def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | Refusal
             kind: Kind = scan.kind or detect(volume, scan.modality)
             rule = parse_intensity(settings.intensity) or IntensityRule(kind=kind)
             origin = Origin(scan.case, scan.source, fingerprint(volume))
-            return prepare(origin, volume, None, [rule], settings, scan.read_anonymised(volume))
+            entry = prepare(origin, volume, None, [rule], settings, scan.read_anonymised(volume))
+            return replace(entry, notes=tuple(scan.notes))
     except MisfmError as error:
         return refuse(scan, str(error), volume=volume, judged=isinstance(error, Doubtful))
 

@@ -52,3 +52,15 @@ def quiet_logger(name: str) -> Quiet:
         return lambda: logger.setLevel(level)
 
     return Quiet(silence)
+
+
+def _silence_itk() -> Undo:
+    import SimpleITK as sitk
+
+    before = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    return lambda: sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+
+quiet_itk = Quiet(_silence_itk)
+"""Keeps ITK from printing warnings."""

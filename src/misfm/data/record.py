@@ -103,6 +103,7 @@ class Entry:
         anchors: (N, 3) int16 coordinates of content voxels.
         label_anchors: (N, 4) int16, a label value and coordinates in each row.
         anonymised: compressed (1, D, H, W) mask of what was removed to make the patient unknown, if any.
+        notes: what reading its scan had to repair; told, not kept.
     """
 
     record: Record
@@ -111,6 +112,7 @@ class Entry:
     anchors: NDArray[np.int16]
     label_anchors: NDArray[np.int16]
     anonymised: bytes | None = None
+    notes: tuple[str, ...] = ()
 
     def checks(self) -> Checks:
         """Checksums of all its parts."""

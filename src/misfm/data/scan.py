@@ -66,8 +66,12 @@ class ScanSource:
 
     @property
     def source(self) -> str:
-        """What records, JSON and the index of a store know it by: its path, or its pseudonym."""
-        return self.pseudonym or path_text(self.path)
+        """What records, JSON and the index of a store know it by: its path, or its pseudonym.
+
+        Of several scans in one file the part follows the path.
+        """
+        part = f"#{one_line(self.series.part)}" if self.series and self.series.part else ""
+        return self.pseudonym or path_text(self.path) + part
 
     @property
     def modality(self) -> str | None:
@@ -126,7 +130,8 @@ def find_scans(sources: Sequence[str | Path], *, by_name: bool = True) -> list[S
     are followed, each folder once; hidden files and folders are passed over. A damaged DICOM file, a listed
     file that is missing, a folder that cannot be read and a damaged list or dataset below a source are
     returned as well, so that reading them tells what is wrong. Files that look like scans of formats that
-    are not read (:mod:`misfm.data.unread`) are warned of.
+    are not read (:mod:`misfm.data.unread`), and DICOM that is no scan, such as scouts and reports, are passed
+    over with a warning.
 
     Args:
         sources: files and folders.
@@ -135,7 +140,8 @@ def find_scans(sources: Sequence[str | Path], *, by_name: bool = True) -> list[S
     Raises:
         DataError: a source that does not exist, holds no scan or is a damaged list.
     """
-    found: dict[Path, ScanSource] = {}
+    found: dict[str, ScanSource] = {}
+    passed: dict[str, list[Path]] = {}
     for source in sources:
         path = Path(source).absolute()
         if not path.exists():
@@ -143,22 +149,26 @@ def find_scans(sources: Sequence[str | Path], *, by_name: bool = True) -> list[S
         if not path.is_dir():
             check_regular(path)
         foreign: list[Path] = []
-        scans = _in_tree(path, foreign) if path.is_dir() else _in_file(path)
-        passed = unread.told(foreign, by_name=by_name) if foreign else ""
+        scans = _in_tree(path, foreign, passed) if path.is_dir() else _in_file(path)
+        unknown = unread.told(foreign, by_name=by_name) if foreign else ""
         if not scans:
-            beside = f" but files of formats that are not read ({passed})" if passed else ""
+            beside = f" but files of formats that are not read ({unknown})" if unknown else ""
+            beside += "".join(f", {len(files)} x {what}" for what, files in passed.items())
             raise DataError(
                 f"{source} holds no scan{beside}; give files of {formats()}, or a folder of them."
             )
-        if passed:
+        if unknown:
             logger.warning(
                 "%s: %d file(s) that look like scans are of formats that are not read, and were passed over "
                 "(%s); convert them to NIfTI.",
-                *(source if by_name else "The source", len(foreign), passed),
+                *(source if by_name else "The source", len(foreign), unknown),
             )
         for scan in scans:
-            if scan.anonymised_path or scan.path not in found:
-                found[scan.path] = scan
+            if scan.anonymised_path or scan.source not in found:
+                found[scan.source] = scan
+    for what, files in passed.items():
+        example = f" (first: {files[0]})" if by_name else ""
+        logger.warning("Passed over in DICOM: %d x %s%s.", len(files), what, example)
     return list(found.values())
 
 
@@ -173,8 +183,9 @@ def _in_file(path: Path) -> list[ScanSource]:
     return [ScanSource(path, stem(path))] if reader else []
 
 
-def _in_tree(root: Path, foreign: list[Path]) -> list[ScanSource]:
-    """Scans in a tree; files that look like scans and that no reader takes are added to ``foreign``."""
+def _in_tree(root: Path, foreign: list[Path], passed: dict[str, list[Path]]) -> list[ScanSource]:
+    """Scans in a tree; files that look like scans and that no reader takes are added to ``foreign``, and what
+    readers know as something else than scans to ``passed``."""
     scans: list[ScanSource] = []
     files: dict[type[Reader], list[Path]] = {}
     unreadable: list[Path] = []
@@ -202,7 +213,7 @@ def _in_tree(root: Path, foreign: list[Path]) -> list[ScanSource]:
                         foreign.append(path)
     scans += [ScanSource(path, stem(path)) for path in unreadable]
     for kind, paths in files.items():
-        scans += [_placed(scan, root) for scan in _sources(kind(), paths)]
+        scans += [_placed(scan, root) for scan in _sources(kind(), paths, passed)]
     return sorted(scans, key=lambda scan: scan.path)
 
 
@@ -212,12 +223,14 @@ def _placed(scan: ScanSource, root: Path) -> ScanSource:
     return replace(scan, folders=below)
 
 
-def _sources(reader: Reader, files: Sequence[Path]) -> list[ScanSource]:
+def _sources(reader: Reader, files: Sequence[Path], passed: dict[str, list[Path]]) -> list[ScanSource]:
     """The scans in files of one reader; damaged files of series are scans of their own, for their error."""
     if not isinstance(reader, SeriesReader):
         return [ScanSource(path, stem(path)) for path in files]
-    series, damaged = reader.list_series(files)
-    return _from_series(series) + [ScanSource(path, stem(path)) for path in damaged]
+    listing = reader.list_series(files)
+    for what, some in listing.passed.items():
+        passed.setdefault(what, []).extend(some)
+    return _from_series(listing.series) + [ScanSource(path, stem(path)) for path in listing.damaged]
 
 
 def _walk(root: Path, unreadable: list[Path]) -> Iterator[tuple[Path, list[str], bool]]:
@@ -260,7 +273,10 @@ def _from_series(series: Iterable[Series]) -> list[ScanSource]:
     scans = []
     for one, folder in zip(series, folders, strict=True):
         path = folder if folders.count(folder) == 1 else one.files[0]
-        scans.append(ScanSource(path, path.name if path == folder else stem(path), series=one))
+        case = path.name if path == folder else stem(path)
+        if one.part:
+            case += "_" + one.part.replace(" ", "-")
+        scans.append(ScanSource(path, case, series=one))
     return scans
 
 

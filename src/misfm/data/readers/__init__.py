@@ -1,6 +1,6 @@
 """Scans from files: one file a family of formats; :mod:`misfm.data.readers.base` has their contract."""
 
-from misfm.data.readers.base import READERS, Reader, Series, SeriesReader
+from misfm.data.readers.base import READERS, Listing, Reader, Series, SeriesReader
 from misfm.data.readers.read import (
     files_beside,
     formats,
@@ -13,6 +13,7 @@ from misfm.data.readers.read import (
 
 __all__ = [
     "READERS",
+    "Listing",
     "Reader",
     "Series",
     "SeriesReader",

@@ -93,16 +93,27 @@ class Series(ABC):
         """Read the scan; see :meth:`Reader.read`."""
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What files of a format hold.
+
+    Attributes:
+        series: the scans, in the order of their files.
+        damaged: files that cannot be read.
+        passed: files that hold no scan, by what they are instead, in words for people.
+    """
+
+    series: list[Series]
+    damaged: list[Path] = field(default_factory=list)
+    passed: dict[str, list[Path]] = field(default_factory=dict)
+
+
 class SeriesReader(Reader):
     """Reads formats in which one scan is many files."""
 
     @abstractmethod
-    def list_series(self, files: Iterable[Path]) -> tuple[list[Series], list[Path]]:
-        """Group files that this reader takes, wherever they lie; what is no image is left out.
-
-        Returns:
-            The series, ordered by their first file, and the damaged files.
-        """
+    def list_series(self, files: Iterable[Path]) -> Listing:
+        """Group files that this reader takes, wherever they lie; what is no scan is passed over."""
 
     @abstractmethod
     def series_at(self, path: Path) -> Series:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from misfm.data import dicom
-from misfm.data.readers.base import READERS, Series, SeriesReader
+from misfm.data.readers.base import READERS, Listing, Series, SeriesReader
 from misfm.data.readers.read import not_readable
 
 
@@ -18,12 +18,12 @@ class DicomReader(SeriesReader):
     suffixes = (".dcm",)
 
     def recognises(self, path: Path) -> bool:
-        """Whether a file bears the DICOM mark, or any file of a folder does."""
+        """Whether a file is DICOM by its content, or any file of a folder is."""
         files = path.iterdir() if path.is_dir() else [path]
         return any(file.is_file() and dicom.is_dicom(file) for file in files)
 
-    def list_series(self, files: Iterable[Path]) -> tuple[list[Series], list[Path]]:
-        """Group files by SeriesInstanceUID; see :func:`misfm.data.dicom.list_series`."""
+    def list_series(self, files: Iterable[Path]) -> Listing:
+        """Group files by patient and series; see :func:`misfm.data.dicom.list_series`."""
         return dicom.list_series(files)
 
     def series_at(self, path: Path) -> Series:

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from misfm.data.checks import LPS_TO_RAS, REVERSED, check_affine, check_shape, make_volume
-from misfm.data.quiet import Quiet, Undo
+from misfm.data.quiet import quiet_itk
 from misfm.data.readers.base import READERS, Reader
 from misfm.data.readers.content import open_content
 from misfm.data.readers.itk_header import Voxels, find_voxels
@@ -34,12 +34,6 @@ _DENSEST = 1000
 """Voxels that a byte stands for at the most where they are written in text or packed otherwise."""
 
 
-def _silence() -> Undo:
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    return lambda: sitk.ProcessObject.SetGlobalWarningDisplay(before)
-
-
 class ItkReader(Reader):
     """Reads what SimpleITK reads; the formats differ in their names only.
 
@@ -50,7 +44,7 @@ class ItkReader(Reader):
     detached: ClassVar[str]
     """The suffix of headers with their voxels in a file beside them."""
 
-    @Quiet(_silence)
+    @quiet_itk
     def read(self, path: Path) -> Volume:
         """Read one file."""
         voxels = find_voxels(path)
