@@ -42,7 +42,7 @@ class Case:
     @property
     def source(self) -> CaseSource:
         """What the case is known by: its files, or the UIDs of its DICOM series."""
-        known = [channel.series.uid if channel.series else channel.source for channel in self.channels]
+        known = [(one.series.uid if one.series else "") or one.source for one in self.channels]
         stamp = "; ".join(channel.stamp for channel in self.channels)
         return CaseSource(known[0] if len(known) == 1 else known, self.channels[0].source, stamp)
 
