@@ -2,7 +2,7 @@
 
 nnU-Net names images ``imagesTr/CASE_0000.nii.gz``, the number being that of the channel. The Medical
 Segmentation Decathlon has no numbers. ``dataset.json`` may also list the files of each training case under
-``"dataset"``, wherever they lie: ``{"CASE": {"images": ["a/ct.nii.gz"], "label": "a/seg.nii.gz"}}``.
+``"dataset"``, wherever they lie: ``{"CASE": {"images": ["a/ct.nii.gz"], "label": "a/liver.nii.gz"}}``.
 """
 
 from __future__ import annotations
