@@ -22,6 +22,7 @@ EXCEPTIONS = {
     ("pretext/openmind_vf.py", "foreground"): "I_f of Volume Fusion",
     ("commands/demo_report.py", "foreground"): "I_f of Volume Fusion, in its pictures",
     ("report/pictures.py", "foreground"): "I_f of Volume Fusion, in its pictures",
+    ("data/nifti_place.py", "pixdim"): "a field of NIfTI's header",
     ("report/pictures.py", "center"): "matplotlib's name of a place",
     ("weights/nnunet_plans.py", "foreground"): "nnU-Net's name of the intensities of labelled voxels",
     ("weights/nnssl_resenc.py", "stage"): "nnU-Net's name in its tensors",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from typing import Any, TypeVar
 
@@ -70,16 +70,34 @@ _ENDS = ("LR", "PA", "IS")
 
 
 @dataclass(frozen=True)
+class NiftiPlace:
+    """Where a NIfTI header says that its voxels lie, which it does twice, and not always the same.
+
+    Programs differ in which they trust, so a label map gets both as its scan has them.
+
+    Attributes:
+        fields: of the header, by their names: those that place voxels, and their unit.
+        other: (4, 4) as ``Volume.affine``, by the statement that this one does not come from; None where
+            there is no other.
+    """
+
+    fields: Mapping[str, NDArray[Any]]
+    other: Affine | None
+
+
+@dataclass(frozen=True)
 class Volume:
     """A 3D image or label map and its place in the patient.
 
     Attributes:
         data: voxels, shape (C, D, H, W). A label map has one channel and an integer type.
         affine: (4, 4) float64, voxel index (d, h, w, 1) to millimetres in RAS (right, anterior, superior).
+        place: what the file says of the place beyond the affine; kept while the grid is that of the file.
     """
 
     data: NDArray[Any]
     affine: Affine
+    place: NiftiPlace | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.data.ndim != 4:
@@ -127,7 +145,7 @@ class Volume:
         data = data[None] if data.ndim == 3 else data
         if data.shape[1:] != self.data.shape[1:]:
             raise ValueError(f"expected voxels on grid {self.shape}, got {data.shape[1:]}")
-        return Volume(data, self.affine)
+        return replace(self, data=data)
 
     def crop(self, box: Box) -> Volume:
         """Return the part inside ``box``, which must lie within the volume; the affine moves with it."""
@@ -171,7 +189,14 @@ def grid_difference(volume: Volume, reference: Volume) -> str:
     if volume.shape != reference.shape:
         return f"its shape is {volume.shape}, not {reference.shape}"
     corners = np.array([(*corner, 1) for corner in product(*((0, side - 1) for side in volume.shape))])
-    distance = np.linalg.norm(corners @ (volume.affine - reference.affine).T, axis=1).max()
-    if distance <= GRID_TOLERANCE * min(reference.spacing):
+    places = product(_affines(volume), _affines(reference))
+    distances = [float(np.linalg.norm(corners @ (a - b).T, axis=1).max()) for a, b in places]
+    if min(distances) <= GRID_TOLERANCE * min(reference.spacing):
         return ""
-    return f"their affines place a corner {distance:.3g} mm apart"
+    return f"their affines place a corner {distances[0]:.3g} mm apart"
+
+
+def _affines(volume: Volume) -> list[Affine]:
+    """All places that a file gives: what was drawn on a scan has that which the program trusted."""
+    other = volume.place.other if volume.place else None
+    return [volume.affine] if other is None else [volume.affine, other]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from misfm.errors import DataError, MisfmError
 from misfm.memory import available_bytes, in_gib, is_out_of_memory
 from misfm.text import one_line
-from misfm.volume import Affine, FloatTriple, Shape, Volume, triple
+from misfm.volume import Affine, FloatTriple, NiftiPlace, Shape, Volume, triple
 
 MAX_SHEAR = 0.01
 """Largest cosine between two axes of a grid that still counts as rounding of the header (0.6 degrees)."""
@@ -188,7 +188,7 @@ def compact(voxels: NDArray[Any]) -> NDArray[Any]:
     return voxels.astype(np.float32, copy=False)
 
 
-def make_volume(voxels: NDArray[Any], affine: Affine, path: Path) -> Volume:
+def make_volume(voxels: NDArray[Any], affine: Affine, path: Path, place: NiftiPlace | None = None) -> Volume:
     """Check voxels (D, H, W) and affine and join them.
 
     Raises:
@@ -204,7 +204,7 @@ def make_volume(voxels: NDArray[Any], affine: Affine, path: Path) -> Volume:
         data = compact(voxels)
     if not np.isfinite(data.max()):
         raise DataError(f"{path} has voxels beyond the range of float32; rescale its intensities.")
-    return Volume(np.ascontiguousarray(data)[None], np.asarray(affine, dtype=np.float64))
+    return Volume(np.ascontiguousarray(data)[None], np.asarray(affine, dtype=np.float64), place)
 
 
 def _times(sides: Sequence[int]) -> str:

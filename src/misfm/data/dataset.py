@@ -157,7 +157,7 @@ class Dataset:
             check_grid(file, channel, case.image_paths[0], channels[0])
         kind = np.result_type(*(channel.data.dtype for channel in channels))
         data = np.concatenate([channel.data for channel in channels]).astype(kind, copy=False)
-        image = Volume(data, channels[0].affine)
+        image = channels[0].with_data(data)
         if case.label_path is None:
             return image, None
         label = read_volume(case.label_path)

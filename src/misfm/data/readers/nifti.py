@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from misfm.data.checks import REVERSED, check_affine, check_dtype, check_shape, make_volume
+from misfm.data.checks import check_affine, check_dtype, check_shape, make_volume
+from misfm.data.nifti_place import affine_of, place_of
 from misfm.data.quiet import quiet_logger
 from misfm.data.readers.base import READERS, Reader
 from misfm.data.readers.content import Content, open_content
 from misfm.volume import Affine, Shape, Volume, empty_volume
 
-_MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 _SECOND = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
 """What NIfTI-2 begins with, in either byte order: the length of its header, 540."""
 
@@ -36,24 +37,22 @@ class NiftiReader(Reader):
             stored = content.read(w * h * d * dtype.itemsize, skip=header.get_data_offset())
         slope, offset = header.get_slope_inter()
         voxels = _scaled(stored.view(dtype).reshape(d, h, w), slope or 1.0, offset or 0.0)
-        return make_volume(voxels, affine[:, REVERSED], path)
+        return make_volume(voxels, affine, path, place_of(header))
 
     @quiet_logger("nibabel")
     def grid(self, path: Path) -> Volume:
         """Read the header alone."""
         with open_content(path, packed=path.name.lower().endswith(".gz")) as content:
-            _, (w, h, d), affine = _checked(content, path)
-        return empty_volume((d, h, w), affine[:, REVERSED])
+            header, (w, h, d), affine = _checked(content, path)
+        return replace(empty_volume((d, h, w), affine), place=place_of(header))
 
 
 def _checked(content: Content, path: Path) -> tuple[Any, Shape, Affine]:
-    """The header, its shape (W, H, D) and its affine in mm, checked."""
+    """The header, its shape (W, H, D) and the affine of (d, h, w), checked."""
     header = _parse(content.start(nib.Nifti2Header.sizeof_hdr))
     check_dtype(header.get_data_dtype(), path)
     shape = check_shape(header.get_data_shape(), path)
-    unit = header.get_xyzt_units()[0]
-    affine = np.diag([_MILLIMETRES.get(unit, 1.0)] * 3 + [1.0]) @ header.get_best_affine()
-    return header, shape, check_affine(affine, path)
+    return header, shape, check_affine(affine_of(header), path)
 
 
 def _parse(start: bytes) -> Any:

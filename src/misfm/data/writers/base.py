@@ -6,11 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from misfm.data.scan import ScanSource
+from misfm.errors import DataError
 from misfm.registry import Registry
 from misfm.volume import Volume
 
@@ -73,6 +75,19 @@ class MaskWriter(ABC):
 
     def write_shared(self, folder: Path, labels: Labels) -> None:  # noqa: B027, most have nothing to share
         """Write what all label maps of a folder share, such as a table of names."""
+
+
+def label_voxels(path: Path, label_map: Volume) -> NDArray[Any]:
+    """The voxels (D, H, W) of a label map in the smaller type that holds them.
+
+    Raises:
+        DataError: negative labels, or some beyond int16; it names ``path``, which cannot be written.
+    """
+    labels: NDArray[Any] = label_map.data[0]
+    highest = np.iinfo(np.int16).max
+    if labels.min() < 0 or labels.max() > highest:
+        raise DataError(f"{path} cannot be written: labels must lie between 0 and {highest}.")
+    return labels.astype(np.uint8 if labels.max() <= 255 else np.int16)
 
 
 WRITERS: Registry[type[MaskWriter]] = Registry("format of label maps", "misfm.data.writers")

@@ -6,18 +6,21 @@ import gzip
 from pathlib import Path
 
 import nibabel as nib
-import numpy as np
 
 from misfm.data.checks import REVERSED
-from misfm.data.writers.base import WRITERS, LabelledScan, MaskWriter
+from misfm.data.nifti_place import with_place
+from misfm.data.writers.base import WRITERS, LabelledScan, Labels, MaskWriter, label_voxels
+from misfm.data.writers.names import snap_table
 from misfm.errors import DataError
-from misfm.files import write_bytes
+from misfm.files import write_bytes, write_text
 from misfm.volume import Volume
+
+TABLE = "labels.txt"
 
 
 @WRITERS.register("nifti")
 class NiftiWriter(MaskWriter):
-    """Writes ``CASE.nii.gz``."""
+    """Writes ``CASE.nii.gz``, and the names of the labels once: NIfTI has no place for them."""
 
     suffix = ".nii.gz"
 
@@ -25,9 +28,16 @@ class NiftiWriter(MaskWriter):
         """Write one label map; see :func:`write_label_map`."""
         write_label_map(path, labelled.label_map)
 
+    def write_shared(self, folder: Path, labels: Labels) -> None:
+        """Write ``labels.txt``, which ITK-SNAP reads."""
+        write_text(folder / TABLE, snap_table(labels))
+
 
 def write_label_map(path: str | Path, volume: Volume) -> None:
     """Write a label map as NIfTI with exactly the volume's affine.
+
+    A label map on the grid of a NIfTI scan has its qform, its sform and the codes of both, so that every
+    program finds it on the scan, whichever it trusts.
 
     Args:
         path: a name ending on ``.nii.gz`` or ``.nii``; its folder is made where missing.
@@ -39,17 +49,22 @@ def write_label_map(path: str | Path, volume: Volume) -> None:
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise DataError(f"{path} is no name for a label map; end it on .nii.gz.")
-    labels = volume.data[0]
-    if labels.min() < 0 or labels.max() > np.iinfo(np.int16).max:
-        raise DataError(f"{path} cannot be written: labels must lie between 0 and {np.iinfo(np.int16).max}.")
-    dtype = np.uint8 if labels.max() <= 255 else np.int16
-    image = nib.Nifti1Image(labels.astype(dtype).transpose(2, 1, 0), volume.affine[:, REVERSED])
+    image = nib.Nifti1Image(label_voxels(path, volume).transpose(2, 1, 0), volume.affine[:, REVERSED])
     image.header.set_xyzt_units("mm")
     # Code 1, scanner coordinates, in both, so that every reader finds the same place whichever it trusts.
     image.set_sform(image.affine, code=1)
     image.set_qform(image.affine, code=1)
-    content = image.to_bytes()
+    content = _placed(image.to_bytes(), volume)
     if path.name.endswith(".gz"):
         # A fixed time stamp: the same label map is the same file.
         content = gzip.compress(content, compresslevel=6, mtime=0)
     write_bytes(path, content)
+
+
+def _placed(content: bytes, volume: Volume) -> bytes:
+    """A NIfTI file with what the header of the volume's own file says of its place, if that is its place."""
+    size = nib.Nifti1Header.sizeof_hdr
+    header = nib.Nifti1Header(content[:size])
+    # Whoever made the volume may have moved it since it was read.
+    placed = with_place(header, volume.place) if volume.place else None
+    return content if placed is None else placed.binaryblock + content[size:]
