@@ -31,7 +31,7 @@ from misfm.config import CompleteSettings, FinetuneSettings, PretrainSettings
 from misfm.data.dataset import Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.ingest import ingest
-from misfm.data.intensity import parse_intensity
+from misfm.data.intensity_text import parse_intensity
 from misfm.data.label_maps import ingest_label_maps, read_table
 from misfm.data.record import IngestSettings
 from misfm.data.scan import find_scans

@@ -150,7 +150,8 @@ class FinetuneSettings(RunSettings):
     transfer: Literal["all", "encoder"] = "all"
     """all: encoder and decoder; encoder: encoder only."""
     intensity: str | None = None
-    """auto, ct, mr or ct:LOW,HIGH (intensity window, HU); null takes that of the weights, or auto."""
+    """auto, or ct, ct:LOW,HIGH (intensity window, HU), mr, pet, nonorm, rescale_to_0_1 or rgb_to_0_1; ct/pet
+    gives each channel its own; null takes that of the weights, or auto: by the names of the channels."""
     spacing: Spacing | Literal["native"] | None = None
     """mm per voxel along (D, H, W) or "native"; null takes that of the weights, or the dataset's median."""
     cases: tuple[str, ...] | int | None = None
@@ -197,7 +198,7 @@ class CompleteSettings(FinetuneSettings):
     spacing: Spacing | Literal["native"]
     """mm per voxel along (D, H, W) or "native"."""
     intensity: str
-    """auto, ct, mr or ct:LOW,HIGH (intensity window, HU)."""
+    """A rule for all channels, or one for each with / between them."""
 
 
 class CompareSettings(Settings):

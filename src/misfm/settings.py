@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from misfm.errors import ConfigError
 from misfm.registry import closest
@@ -70,6 +80,21 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         str_max_length=MOST_CHARACTERS,
     )
+
+
+class Extended(Settings):
+    """Settings with fields that came after files of them were written.
+
+    A field of ``newer`` is written only where it differs from its default, so that all else is written as it
+    always was: readers that do not know it, and what is hashed, see no difference.
+    """
+
+    newer: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unused = {name for name in self.newer if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in serialise(self).items() if name not in unused}
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)

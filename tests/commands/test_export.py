@@ -199,6 +199,21 @@ def test_weights_of_mr_z_score_every_channel(weights_of, tmp_path):
     assert exported_plans(tmp_path / "out")[1]["normalization_schemes"] == ["ZScoreNormalization"]
 
 
+def test_channels_of_different_kinds_are_planned_each_by_its_own(weights_of, tmp_path):
+    rules = ({"kind": "ct", "window": (-200.0, 600.0)}, {"kind": "pet"}, {"kind": "nonorm"})
+    path, _ = weights_of("resenc", in_channels=3, intensity=rules)
+    done = export(path, "nnunet", tmp_path / "out")
+    plans, configuration = exported_plans(tmp_path / "out")
+    expected = ["CTNormalization", "ZScoreNormalization", "NoNormalization"]
+    assert configuration["normalization_schemes"] == expected
+    assert plans["foreground_intensity_properties_per_channel"]["0"]["percentile_00_5"] == -200
+    assert any("PET was compressed" in note for note in done["notes"])
+    folder = dataset_plans(tmp_path / "D", channels=("ZScoreNormalization", "CTNormalization"))
+    export(path, "nnunet", tmp_path / "other", dataset=folder)  # other channels: as its own plans say
+    schemes = exported_plans(tmp_path / "other")[1]["normalization_schemes"]
+    assert schemes == ["ZScoreNormalization", "CTNormalization"]
+
+
 @pytest.mark.parametrize("name", ["unet", "pctnet", "fmunet", "primus"])
 def test_only_resenc_goes_to_nnunet(weights_of, tmp_path, run_command, name):
     path, _ = weights_of(name)

@@ -17,7 +17,7 @@ from misfm.config import FinetuneSettings, PretrainSettings
 from misfm.data.dataset import Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.errors import ConfigError, DataError, WeightsError
-from misfm.planning.fill_defaults import fill_defaults, rule_text
+from misfm.planning.fill_defaults import fill_defaults
 from misfm.planning.splits import choose_cases
 from misfm.planning.volumes import split_records
 from misfm.training.run import RunFolder
@@ -169,19 +169,6 @@ def test_settled_settings_settle_to_themselves(dataset, pretrained):
     once = filled(dataset, bare(dataset, weights=str(pretrained)))
     again = FinetuneSettings.model_validate(once.model_dump(mode="json"))
     assert filled(dataset, again) == once
-
-
-@pytest.mark.parametrize(
-    ("rule", "text"),
-    [
-        ({"kind": "mr"}, "mr"),
-        ({"kind": "ct", "window": None}, "ct"),
-        ({"kind": "ct", "window": [-200.0, 600.0]}, "ct:-200,600"),
-        ({"kind": "ct", "window": [-1000.5, 2000.0]}, "ct:-1000.5,2000"),
-    ],
-)
-def test_intensity_rules_read_as_the_option_that_gives_them(rule, text):
-    assert rule_text(rule) == text
 
 
 def test_the_seed_decides_the_first_weights_and_nothing_else_does(dataset, finetune_settings):

@@ -23,7 +23,7 @@ def entry(seed=0):
     image = Volume(generator.integers(-1000, 1000, (1, 4, 5, 6)).astype(np.int16), np.eye(4))
     label = Volume(generator.integers(0, 3, (1, 4, 5, 6)).astype(np.uint8), np.eye(4))
     origin = Origin(f"case{seed}", f"/scans/{seed}.nii.gz", f"voxels {seed}")
-    return make_entry(origin, image, label, "ct", (RULE,), IngestSettings())
+    return make_entry(origin, image, label, ["ct"], (RULE,), IngestSettings())
 
 
 def add(index, one, stamp="monday"):

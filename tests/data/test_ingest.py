@@ -218,7 +218,7 @@ def test_faults_that_stop_an_ingest(tmp_path, scans):
     with pytest.raises(DataError, match="does not exist"):
         ingest([tmp_path / "nowhere"], tmp_path / "s", NATIVE)
     with pytest.raises(ConfigError, match="intensity rule"):
-        ingest([scans], tmp_path / "s", IngestSettings(intensity="pet"))
+        ingest([scans], tmp_path / "s", IngestSettings(intensity="us"))
     assert not (tmp_path / "s").exists()
     ingest([scans], tmp_path / "s", NATIVE)
     with pytest.raises(ConfigError, match="made with spacing native"):

@@ -1,4 +1,4 @@
-"""CT or MR, and what becomes of the voxels."""
+"""CT, MR or PET, and what becomes of the voxels."""
 
 import numpy as np
 import pytest
@@ -10,10 +10,10 @@ from misfm.data.intensity import (
     content_mask,
     detect,
     fit,
+    kind_of_name,
     normalise,
-    parse_intensity,
+    patient_channel,
 )
-from misfm.errors import ConfigError
 from misfm.volume import Volume
 
 
@@ -35,26 +35,6 @@ def mr(dtype=np.float32):
     return volume(data.astype(dtype))
 
 
-@pytest.mark.parametrize(
-    ("text", "rule"),
-    [
-        ("auto", None),
-        ("ct", IntensityRule(kind="ct")),
-        ("mr", IntensityRule(kind="mr")),
-        ("ct:-200,600", IntensityRule(kind="ct", window=(-200, 600))),
-        ("ct:-200.5, 600", IntensityRule(kind="ct", window=(-200.5, 600))),
-    ],
-)
-def test_rules_have_names(text, rule):
-    assert parse_intensity(text) == rule
-
-
-@pytest.mark.parametrize("text", ["pet", "ct:600,-200", "ct:1", "mr:0,1", "", "CT "])
-def test_unknown_rules_are_refused_with_a_hint(text):
-    with pytest.raises(ConfigError, match="hoose from: auto, ct, mr"):
-        parse_intensity(text)
-
-
 def test_ct_and_mr_are_told_apart_by_their_voxels():
     assert detect(ct()) == "ct"
     assert detect(mr()) == "mr"
@@ -71,6 +51,7 @@ def test_dicom_modality_decides_unless_the_voxels_are_no_hounsfield_units():
     assert detect(crop_without_air, "CT") == "ct"
     assert detect(ct(), "MR") == "mr"
     assert detect(mr(), "CT") == "mr"
+    assert detect(mr(), "PT") == "pet"
 
 
 def test_ct_window_becomes_minus_one_to_one():
@@ -101,7 +82,76 @@ def test_mr_does_not_depend_on_the_scale_of_the_file(factor):
     assert fit(rule, scaled).apply(scaled.data) == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["ct", "mr"])
+def pet(scale=1.0):
+    """Air, a body of uptake 1, an organ of 8 and a lesion of 30."""
+    data = np.random.default_rng(0).gamma(1, 0.01, (20, 20, 20)).astype(np.float32)
+    data[3:17, 3:17, 3:17] = 1
+    data[5:7, 5:7, 5:7] = 8
+    data[9, 9, 9] = 30
+    return volume(data * np.float32(scale))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1, 2e5])
+def test_pet_is_in_multiples_of_the_median_uptake_and_keeps_its_lesions(scale):
+    image = pet(scale)
+    out = fit(IntensityRule(kind="pet"), image).apply(image.data)[0]
+    assert out[4, 4, 4] == pytest.approx(0, abs=1e-4)
+    assert out[0].max() < -0.7
+    assert out[5, 5, 5] == pytest.approx(np.arcsinh(8) - np.arcsinh(1), abs=1e-3)
+    assert out[9, 9, 9] == pytest.approx(np.arcsinh(30) - np.arcsinh(1), abs=1e-3)
+
+
+def test_pet_without_uptake_or_below_zero_stays_finite():
+    data = np.full((4, 4, 4), -2, np.float32)
+    data[0, 0, 0] = -1
+    for image in (volume(data), volume(np.zeros((4, 4, 4), np.float32))):
+        assert np.isfinite(fit(IntensityRule(kind="pet"), image).apply(image.data)).all()
+
+
+def test_arrays_and_tensors_of_pet_are_normalised_alike():
+    image = pet()
+    rule = fit(IntensityRule(kind="pet"), image)
+    assert rule.apply(torch.from_numpy(image.data)).numpy() == pytest.approx(rule.apply(image.data), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("nonorm", [0, 5, 255]), ("rescale_to_0_1", [0, 5 / 255, 1]), ("rgb_to_0_1", [0, 5 / 255, 1])],
+)
+def test_names_of_nnunet_normalise_as_there(kind, expected):
+    image = volume(np.array([[[0, 5, 255]]], np.int16))
+    assert fit(IntensityRule(kind=kind), image).apply(image.data).ravel() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("CT", "ct"), (" ct ", "ct"), ("CTres", "mr"), ("T1", "mr"), ("zscore", "mr")),
+        *(("PET", "pet"), ("PT", "pet"), ("FDG-PET", "pet"), ("SUV_bw", "pet"), ("PTV", "mr")),
+        *(("noNorm", "nonorm"), ("rescale_to_0_1", "rescale_to_0_1"), ("rgb_to_0_1", "rgb_to_0_1")),
+    ],
+)
+def test_names_of_channels_say_what_they_are(name, kind):
+    assert kind_of_name(name) == kind
+
+
+def test_a_normalisation_without_a_unit_is_written_as_before():
+    plain = Normalisation(lower=-1, upper=1, shift=0, scale=1)
+    assert plain.model_dump_json() == '{"lower":-1.0,"upper":1.0,"shift":0.0,"scale":1.0}'
+    curved = plain.model_copy(update={"unit": 2.0})
+    assert Normalisation.model_validate_json(curved.model_dump_json()) == curved
+
+
+def test_ct_outlines_the_patient_and_without_it_the_first_channel_that_shows_anything():
+    both = Volume(np.concatenate([pet().data, np.full((1, 20, 20, 20), -1000, np.float32)]), np.eye(4))
+    assert patient_channel(both, ["pet", "ct"])[1] == "ct"
+    empty_first = Volume(both.data[::-1].copy(), np.eye(4))
+    channel, kind = patient_channel(empty_first, ["mr", "mr"])
+    assert kind == "mr"
+    assert np.array_equal(channel.data[0], pet().data[0])
+
+
+@pytest.mark.parametrize("kind", ["ct", "mr", "pet", "nonorm", "rescale_to_0_1", "rgb_to_0_1"])
 @pytest.mark.parametrize("value", [-1000, 0, 7.5, 1e30])
 def test_constant_volumes_never_become_nan(kind, value):
     image = volume(np.full((4, 4, 4), value, np.float32))

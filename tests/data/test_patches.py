@@ -39,7 +39,7 @@ def add_case(store, name, shape, removed=None):
     affine = np.diag([1.0, 1, 1, 1])
     origin = Origin(name, f"{name}.nii.gz", name)
     image, label_map = Volume(voxels, affine), Volume(label, affine)
-    entry = make_entry(origin, image, label_map, "ct", (RULE,), SETTINGS)
+    entry = make_entry(origin, image, label_map, ["ct"], (RULE,), SETTINGS)
     return store.add(entry if removed is None else anonymise(entry, Volume(removed, affine)))
 
 

@@ -170,7 +170,7 @@ def body_on_a_table():
 
 
 def test_content_box_leaves_out_air_and_table():
-    box = content_box(body_on_a_table(), "ct", margin_mm=0)
+    box = content_box(body_on_a_table(), ["ct"], margin_mm=0)
     assert box.start[0] == 0
     assert box.size[0] == 30
     assert 12 <= box.start[1] <= 15
@@ -193,11 +193,11 @@ def test_content_box_holds_arms_and_hands_beside_the_trunk():
 @pytest.mark.parametrize("value", [-1000, 0, 50])
 def test_content_box_of_a_constant_volume_is_all_of_it(kind, value):
     volume = Volume(np.full((1, 5, 6, 7), value, np.int16), grid((1, 1, 1)))
-    assert content_box(volume, kind) == Box((0, 0, 0), (5, 6, 7))
+    assert content_box(volume, [kind]) == Box((0, 0, 0), (5, 6, 7))
 
 
 def test_content_box_holds_a_single_voxel():
     data = np.full((1, 40, 40, 40), -1000, np.int16)
     data[0, 37, 3, 20] = 0
-    box = content_box(Volume(data, grid((1, 1, 1))), "ct")
+    box = content_box(Volume(data, grid((1, 1, 1))), ["ct"])
     assert (Volume(data, grid((1, 1, 1))).crop(box).data == 0).any()

@@ -165,7 +165,7 @@ def test_voxels_beside_a_header_count_in_its_stamp(tmp_path, ending):
 
 def test_channels_of_a_dataset_are_scans_of_their_own(tmp_path):
     found = find_scans([dataset(tmp_path / "d", ("CT", "PET"))])
-    assert [(one.case, one.kind) for one in found][:2] == [("a_0000", "ct"), ("a_0001", "mr")]
+    assert [(one.case, one.kind) for one in found][:2] == [("a_0000", "ct"), ("a_0001", "pet")]
     assert len(found) == 4
 
 

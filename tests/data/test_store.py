@@ -29,7 +29,7 @@ def entry(seed=0, shape=(1, 20, 70, 40), case="case", labelled=True, dtype=np.in
     image = Volume(generator.integers(-1000, 1000, shape).astype(dtype), AFFINE)
     label = Volume(generator.integers(0, 3, (1, *shape[1:])).astype(np.uint8), AFFINE) if labelled else None
     origin = Origin(case, f"/scans/{case}.nii.gz", fingerprint(image))
-    return image, label, make_entry(origin, image, label, "ct", (RULE,) * shape[0], SETTINGS)
+    return image, label, make_entry(origin, image, label, ["ct"] * shape[0], (RULE,) * shape[0], SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_channels_are_padded_each_with_its_own_lowest_value(tmp_path):
     image, _, _ = entry(shape=(2, 5, 6, 7), dtype=np.float32)
     image.data[1] += 5000
     origin = Origin("two", "two", fingerprint(image))
-    record = store.add(make_entry(origin, image, None, "mr", (RULE, RULE), SETTINGS))
+    record = store.add(make_entry(origin, image, None, ["mr", "mr"], (RULE, RULE), SETTINGS))
     patch, _ = store.read_patch(record, Box((-1, 0, 0), (2, 6, 7)))
     assert (patch[0, 0] == image.data[0].min()).all()
     assert (patch[1, 0] == image.data[1].min()).all()

@@ -5,6 +5,7 @@ from importlib.resources import files
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -14,7 +15,7 @@ from misfm.errors import DataError, WeightsError
 from misfm.models import create
 from misfm.seeding import generator_for
 from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, describe, from_pretrained, save
-from misfm.weights.file import parse, read
+from misfm.weights.file import parse, read, rules_to_keep
 
 INFO = WeightsInfo(
     network=NetworkInfo(name="unet", options={"channels": [4, 8]}),
@@ -53,7 +54,7 @@ def test_description_is_json_with_every_promised_field(tmp_path):
     description = json.loads(json.dumps(describe(tmp_path)))
     promised = {"format_version", "network", "in_channels", "num_classes", "label_names", "patch_size"}
     promised |= {"spacing", "intensity", "mirror_axes", "pretext", "recipe", "steps", "data"}
-    promised |= {"licence", "versions", "kept", "largest_part"}
+    promised |= {"licence", "versions", "kept", "largest_part", "channel_names", "whole_scans"}
     assert promised == WeightsInfo.model_fields.keys()
     assert promised < description.keys()
     assert description["network"] == {"name": "unet", "options": {"channels": [4, 8]}}
@@ -146,7 +147,7 @@ def test_files_of_others_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps({**INFO.model_dump(mode="json"), "format_version": 2}), "update misfm"),
+        (json.dumps({**INFO.model_dump(mode="json"), "format_version": 3}), "update misfm"),
         (json.dumps({**INFO.model_dump(mode="json"), "num_classes": 0}), "not valid"),
         (json.dumps({**INFO.model_dump(mode="json"), "colour": "red"}), "not valid"),
         ("{", "not valid"),
@@ -222,3 +223,26 @@ def test_one_rule_is_that_of_every_channel():
     info = INFO.model_copy(update={"in_channels": 2})
     assert info.rules == (IntensityRule(kind="ct", window=(-1000, 1000)),) * 2
     assert INFO.model_copy(update={"intensity": {}}).rules == ()
+
+
+def test_channels_that_differ_have_a_rule_each(tmp_path):
+    rules = (IntensityRule(kind="ct", window=(-200, 600)), IntensityRule(kind="pet"))
+    fields = {"in_channels": 2, "intensity": rules_to_keep(rules), "channel_names": ("CT", "PET")}
+    info = INFO.model_copy(update=fields)
+    save(tmp_path / "w.safetensors", model(), info)
+    _, found = read(tmp_path / "w.safetensors")
+    assert found.rules == rules
+    assert (found.channel_names, found.format_version) == (("CT", "PET"), 2)
+    assert rules_to_keep(rules[:1] * 2) == rules[0].model_dump(mode="json")
+
+
+def test_what_older_readers_know_is_written_for_them(tmp_path):
+    written = json.loads(INFO.as_json())
+    assert written["format_version"] == 1
+    assert "channel_names" not in written
+    assert json.loads(INFO.model_copy(update={"intensity": {"kind": "pet"}}).as_json())["format_version"] == 2
+
+
+def test_another_number_of_rules_than_channels_is_refused():
+    with pytest.raises(ValidationError, match="another number of rules"):
+        WeightsInfo(**{**INFO.model_dump(), "intensity": [{"kind": "ct"}, {"kind": "pet"}]})

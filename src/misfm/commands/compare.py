@@ -25,6 +25,7 @@ from misfm.data.generated import SETTINGS as GENERATED_SETTINGS
 from misfm.data.generated import is_generated
 from misfm.data.ingest import ingest_dataset
 from misfm.data.intensity import Kind
+from misfm.data.intensity_text import AUTO, intensity_text, rules_for
 from misfm.data.record import IngestSettings
 from misfm.data.splits import Split, read_split
 from misfm.data.store import Store
@@ -142,7 +143,7 @@ def share_grid(settings: CompareSettings, images: DatasetFingerprint) -> Compare
     held, kinds = GENERATED_SETTINGS, set[Kind](("ct",))
     if not is_generated(settings.store):
         store = Store.open(settings.store)
-        held, kinds = store.settings, {record.kind for record in store.records()}
+        held, kinds = store.settings, {kind for record in store.records() for kind in record.channel_kinds}
     spacing, intensity = common_grid(fine, held, kinds, images)
     given = (f"spacing={json.dumps(spacing)}", f"intensity={json.dumps(intensity)}")
     logger.info("all fine-tunings: %s %s", *given)
@@ -173,7 +174,8 @@ def is_finished(trial: Trial, out: Path) -> bool:
 def ingest_settings(fine: FinetuneSettings, dataset: Dataset) -> IngestSettings:
     """How the cases of fine-tunings with one spacing and intensity rule are prepared."""
     assert fine.spacing is not None
-    intensity = dataset.kinds[0] if fine.intensity in (None, "auto") else str(fine.intensity)
+    given = fine.intensity or AUTO
+    intensity = intensity_text(rules_for(AUTO, dataset.kinds)) if given == AUTO else given
     return IngestSettings(spacing=fine.spacing, intensity=intensity)
 
 

@@ -96,7 +96,11 @@ def fill(source: Source, patch_size: Shape | None = None, plans: DatasetPlans | 
     take_head(model, opened.translated(model.backbone).tensors, report)
     network = NetworkInfo(name=opened.info.network.name, options=model.backbone.options)
     known = {name: getattr(opened.info, name) for name in WeightsInfo.model_fields}
-    sizes = {"in_channels": in_channels, "patch_size": recorded}
+    sizes: dict[str, Any] = {"in_channels": in_channels, "patch_size": recorded}
+    if in_channels != opened.info.in_channels:
+        sizes["channel_names"] = ()
+        if not isinstance(opened.info.intensity, dict):  # of other channels
+            sizes["intensity"] = {}
     info = WeightsInfo(**{**known, **sizes, "network": network})
     return ExportedModel(model, info, size, report, plans)
 

@@ -23,6 +23,7 @@ from misfm.data.dataset import Case, Dataset
 from misfm.data.dataset_faults import doubts
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.ingest import ingest_dataset
+from misfm.data.intensity_text import rules_for
 from misfm.data.patches import LabelledPatches, UnlabelledPatches, padding_notice
 from misfm.data.record import IngestSettings, Record, fingerprint_of
 from misfm.data.splits import Split
@@ -35,7 +36,7 @@ from misfm.evaluation.validation import SCORE, DiceValidation
 from misfm.files import write_checked_json, write_text
 from misfm.inference.predictor import MAX_CLASSES
 from misfm.models import SegmentationModel, create
-from misfm.planning.fill_defaults import fill_defaults, intensity_rule, recall
+from misfm.planning.fill_defaults import fill_defaults, recall
 from misfm.planning.leakage import check_leaks
 from misfm.planning.room import check_room
 from misfm.planning.splits import SPLIT, choose_cases, find_cases, split_of, split_of_run
@@ -51,6 +52,7 @@ from misfm.weights import (
     Opened,
     WeightsInfo,
 )
+from misfm.weights.file import rules_to_keep
 
 ROTATION_MARGIN = 0.1
 """Voxels read beyond each side of a patch over that side, for rotation to find voxels at the corners."""
@@ -301,16 +303,18 @@ def labelled_patches(
 
 def weights_info(ready: Ready, records: Sequence[Record], judged: Sequence[Record]) -> WeightsInfo:
     """Describe weights trained on ``records`` for all steps so that they suffice to predict with."""
-    settings, names = ready.settings, ready.images.dataset.label_names
+    settings, dataset = ready.settings, ready.images.dataset
+    names, rules = dataset.label_names, rules_for(settings.intensity, dataset.kinds)
     return WeightsInfo(
         network=NetworkInfo(name=settings.network.name, options=ready.model.backbone.options),
-        in_channels=len(ready.images.dataset.channel_names),
+        in_channels=len(dataset.channel_names),
         num_classes=max(names) + 1,
         label_names=tuple(names.get(value, f"class {value}") for value in range(max(names) + 1)),
         patch_size=settings.patch_size,
         spacing=None if settings.spacing == "native" else settings.spacing,
-        intensity=intensity_rule(settings.intensity).model_dump(mode="json"),
         whole_scans=any(record.labels_apart for record in (*records, *judged)),
+        intensity=rules_to_keep(rules),
+        channel_names=dataset.channel_names if len(set(rules)) > 1 else (),
         mirror_axes=settings.augmentation.flip_axes,
         recipe=settings.recipe,
         steps=settings.training.steps,

@@ -93,7 +93,7 @@ def describe_store(store: Store) -> dict[str, Any]:
         "kind": "store",
         "settings": store.settings.model_dump(mode="json"),
         "volumes": len(records),
-        "modalities": dict(Counter(record.kind for record in records)),
+        "modalities": dict(Counter("+".join(record.channel_kinds) for record in records)),
         "quarantined": [{"source": source, "reason": reason} for source, reason in store.quarantined()],
         "released": [release.model_dump(mode="json") for release in store.released()],
         "fingerprint": store.fingerprint(),

@@ -22,7 +22,7 @@ from misfm.data.generated import (
     open_store,
     parts_of,
 )
-from misfm.data.intensity import IntensityRule, parse_intensity
+from misfm.data.intensity_text import rules_for
 from misfm.data.label_maps import is_of_people, read_table
 from misfm.data.patches import JoinedPatches, MixedPatches, UnlabelledPatches, padding_notice
 from misfm.data.record import Record, fingerprint_of
@@ -43,6 +43,7 @@ from misfm.training.loop import Validation, fit
 from misfm.training.objectives import PretextObjective
 from misfm.training.run import RunFolder, steps_taken
 from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, save
+from misfm.weights.file import rules_to_keep
 from misfm.weights.source import Opened
 
 SCORES = (
@@ -291,10 +292,8 @@ def weights_info(
     weights: Opened | None,
 ) -> WeightsInfo:
     """Describe the pretrained weights: what they saw and how scans have to be prepared for them."""
-    spacing, rule = store.settings.spacing, parse_intensity(store.settings.intensity)
-    licence, kinds = settings.licence, {record.kind for record in training}
-    if rule is None and len(kinds) == 1:
-        rule = IntensityRule(kind=kinds.pop())
+    spacing, licence = store.settings.spacing, settings.licence
+    rules = {rules_for(store.settings.intensity, record.channel_kinds) for record in training}
     return WeightsInfo(
         network=NetworkInfo(
             name=settings.network.name, options=cast(Backbone, model.get_submodule("backbone")).options
@@ -303,7 +302,8 @@ def weights_info(
         num_classes=model.num_classes if isinstance(model, SegmentationModel) else 1,
         patch_size=settings.patch_size,
         spacing=None if spacing == "native" else spacing,
-        intensity={} if rule is None else rule.model_dump(mode="json"),
+        intensity=rules_to_keep(rules.pop() if len(rules) == 1 else ()),
+        channel_names=training[0].channel_names,
         pretext=settings.pretext.name,
         recipe=settings.recipe,
         steps=settings.training.steps,

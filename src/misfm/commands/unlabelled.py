@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from misfm.config import CompleteSettings
+from misfm.data.channels import same_names
 from misfm.data.dataset import Dataset
-from misfm.data.intensity import parse_intensity
+from misfm.data.intensity_text import rules_for
 from misfm.data.patches import LabelledPatches, UnlabelledPatches
+from misfm.data.record import Record
 from misfm.data.store import Store
 from misfm.errors import ConfigError
 from misfm.models import SegmentationModel
-from misfm.planning.fill_defaults import intensity_rule
 from misfm.seeding import derive_seed
 from misfm.settings import as_option
 from misfm.training.loop import Objective
@@ -34,17 +36,14 @@ def unlabelled_patches(settings: CompleteSettings, dataset: Dataset) -> Unlabell
     store = Store.open(settings.unlabelled.store)
     records = store.records()
     wanted = f"--spacing {as_option(settings.spacing)} --intensity {settings.intensity}"
-    if not records or not fits(store, settings):
+    if len(dataset.channel_names) > 1:
+        wanted += " --channels together"
+    if not records or not fits(store, records, settings, dataset):
         held = store.settings
         raise ConfigError(
             f"The store {store.path} with {len(records)} volumes at --spacing {as_option(held.spacing)} "
-            f"--intensity {held.intensity} does not fit the fine-tuning: make one with "
-            f"`misfm ingest SCANS --store DIR {wanted}`."
-        )
-    if len(dataset.channel_names) > 1:
-        raise ConfigError(
-            f"The cases of {dataset.path} have {len(dataset.channel_names)} channels and volumes of a store "
-            "have one each: learning from unlabelled scans of several channels is not supported yet."
+            f"--intensity {held.intensity} --channels {held.channels} does not fit the fine-tuning: make one "
+            f"with `misfm ingest SCANS --store DIR {wanted}`."
         )
     return UnlabelledPatches(
         store,
@@ -56,18 +55,20 @@ def unlabelled_patches(settings: CompleteSettings, dataset: Dataset) -> Unlabell
     )
 
 
-def fits(store: Store, settings: CompleteSettings) -> bool:
-    """Whether a store's scans were prepared as those of the fine-tuning."""
+def fits(store: Store, records: Sequence[Record], settings: CompleteSettings, dataset: Dataset) -> bool:
+    """Whether a store's volumes have the channels of the fine-tuning, prepared as its cases are."""
     theirs, ours = store.settings.spacing, settings.spacing
     if theirs == "native" or ours == "native":
         alike = theirs == ours
     else:
         alike = all(math.isclose(a, b, rel_tol=SPACING_TOLERANCE) for a, b in zip(theirs, ours, strict=True))
-    rule, wanted = parse_intensity(store.settings.intensity), intensity_rule(settings.intensity)
-    if rule is None:  # each scan by its own kind
-        detected = all(record.kind == wanted.kind for record in store.records())
-        return alike and detected and wanted.window is None
-    return alike and rule == wanted
+    wanted = rules_for(settings.intensity, dataset.kinds)
+    return alike and all(
+        record.channels == len(wanted)
+        and rules_for(store.settings.intensity, record.channel_kinds) == wanted
+        and same_names(record.channel_names, dataset.channel_names)
+        for record in records
+    )
 
 
 def with_unlabelled(

@@ -12,7 +12,7 @@ import numpy as np
 from misfm.data.case_files import Case, Part, find_cases, parse_listed
 from misfm.data.case_notes import check_cases, guess_subject, parse_annotated, parse_subjects
 from misfm.data.dataset_json import parse_channels, parse_file_ending, parse_labels, read_dataset_json
-from misfm.data.intensity import Kind
+from misfm.data.intensity import Kind, kind_of_name
 from misfm.data.readers import read_volume
 from misfm.data.splits import Split, read_split
 from misfm.errors import ConfigError, DataError
@@ -85,8 +85,8 @@ class Dataset:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """ "ct" or "mr" for each channel; as in nnU-Net, only the name CT means HU."""
-        return tuple("ct" if name.strip().upper() == "CT" else "mr" for name in self.channel_names)
+        """Of each channel, by its name; see :func:`misfm.data.intensity.kind_of_name`."""
+        return tuple(kind_of_name(name) for name in self.channel_names)
 
     def subject(self, case_name: str) -> str:
         """Whose scan a case is: as ``dataset.json`` says, else ``sub-XXX`` before the name, else its name."""

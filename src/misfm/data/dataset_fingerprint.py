@@ -42,7 +42,8 @@ class ImageFingerprint(Settings):
     spacing: Spacing
     """mm per voxel along (D, H, W), likewise."""
     content: PositiveShape | None
-    """Voxels along (D, H, W) of the box around the patient; only of first channels in ``imagesTr``."""
+    """Voxels along (D, H, W) of the box around the patient; only of channels in ``imagesTr`` that show
+    best where it is."""
     scan: str
     """Fingerprint of the voxels; empty where they are all equal. An empty channel stands for one that was not
     taken, in many cases of some datasets: it identifies no scan."""
@@ -147,13 +148,20 @@ class DatasetFingerprint:
 
     @property
     def measured(self) -> list[ImageFingerprint]:
-        """First channels of up to 32 evenly chosen cases of ``imagesTr``.
+        """Channels, one of each, of up to 32 evenly chosen cases of ``imagesTr``: CT, or the first.
 
         Raises:
             DataError: one that cannot be read.
         """
         cases = self.dataset.cases()
-        return [self.image(case.image_paths[0]) for case in cases[:: -(-len(cases) // MAX_MEASURED)]]
+        some = cases[:: -(-len(cases) // MAX_MEASURED)]
+        return [self.image(case.image_paths[self.outlining]) for case in some]
+
+    @property
+    def outlining(self) -> int:
+        """Number of the channel that shows best where the patient is: the first CT, without one the first."""
+        kinds = self.dataset.kinds
+        return kinds.index("ct") if "ct" in kinds else 0
 
     @property
     def spacing(self) -> Spacing:
@@ -173,7 +181,8 @@ class DatasetFingerprint:
     def _look(self, path: Path, stamp: str) -> ImageFingerprint:
         volume = read_volume(path)
         upright = canonical(volume)
-        first = path.parent.name == "imagesTr" and path.name.endswith(f"_0000{self.dataset.file_ending}")
+        channel = f"_{self.outlining:04d}{self.dataset.file_ending}"
+        outlines = path.parent.name == "imagesTr" and path.name.endswith(channel)
         empty = volume.data.min() == volume.data.max()
         held = sum(kept.data.nbytes for kept in self._kept.values())
         if path in self.to_ingest and held + volume.data.nbytes <= KEPT_BYTES:
@@ -182,6 +191,6 @@ class DatasetFingerprint:
             stamp=stamp,
             shape=upright.shape,
             spacing=upright.spacing,
-            content=content_box(upright, self.dataset.kinds[0]).size if first else None,
+            content=content_box(upright, [self.dataset.kinds[self.outlining]]).size if outlines else None,
             scan="" if empty else fingerprint(volume),
         )

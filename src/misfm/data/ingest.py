@@ -15,7 +15,8 @@ from misfm.data.checks import usable
 from misfm.data.dataset import Case, Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.fingerprint import fingerprint
-from misfm.data.intensity import IntensityRule, Kind, detect, fit, parse_intensity
+from misfm.data.intensity import IntensityRule, Kind, detect, fit
+from misfm.data.intensity_text import parse_intensity, rules_for
 from misfm.data.preprocess import canonical, content_box, resample
 from misfm.data.pseudonyms import give_pseudonyms, without_names
 from misfm.data.quarantine import Doubtful, Refusal, refuse
@@ -23,7 +24,7 @@ from misfm.data.readers import read_volume
 from misfm.data.record import Entry, IngestSettings, Origin, anonymise, make_entry
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.store import Store
-from misfm.errors import DataError, MisfmError
+from misfm.errors import ConfigError, DataError, MisfmError
 from misfm.parallel import check_workers, pool
 from misfm.text import one_line, path_text
 from misfm.volume import Box, Volume, bounding_box
@@ -91,7 +92,11 @@ def ingest(
         ConfigError: the store was made with other settings, with names instead of pseudonyms or the reverse;
             or there are far more workers than processors.
     """
-    parse_intensity(settings.intensity)
+    if len(parse_intensity(settings.intensity)) > 1 and settings.channels == "apart":
+        raise ConfigError(
+            f"The intensity '{settings.intensity}' gives each channel a rule of its own: add --channels "
+            "together, or give one rule."
+        )
     if scheduler is None:
         check_workers(workers, "--workers")  # before a folder is made
     scans = find_scans(sources, by_name=pseudonyms is None)
@@ -167,7 +172,7 @@ def ingest_dataset(
     """Bring labelled cases into a store, image and label map side by side; unchanged cases are skipped.
 
     Args:
-        dataset: the dataset the cases belong to; its channel names decide CT or MR under "auto".
+        dataset: the dataset the cases belong to; its channel names decide what they are under "auto".
         cases: those to add, each with a label map.
         store_path: folder of the store, made where missing.
         settings: spacing and intensity; must be those of an existing store.
@@ -179,7 +184,7 @@ def ingest_dataset(
             asked for by name, so it is not passed over.
         ConfigError: the store was made with other settings.
     """
-    rule = parse_intensity(settings.intensity)
+    rules = rules_for(settings.intensity, dataset.kinds)
     cases = list(cases)
     with Store.writing(store_path, settings) as store:
         for done, case in enumerate(cases, start=1):
@@ -189,7 +194,6 @@ def ingest_dataset(
                 with usable(case.image_paths[0]):
                     known = images.scan(case) if images else None
                     image, label = dataset.read_case(case, images.read if images else read_volume)
-                    rules = [rule or IntensityRule(kind=kind) for kind in dataset.kinds]
                     origin = Origin(case.name, source, known or fingerprint(image))
                     entry = prepare(origin, image, label, rules, settings)
                 store.add(entry, stamp)
@@ -230,13 +234,13 @@ def prepare(
     Raises:
         DataError: nothing of the patient is left.
     """
-    kind = rules[0].kind
+    kinds = [rule.kind for rule in rules]
     image = canonical(image)
     normalisation = tuple(
         fit(rule, Volume(channel[None], image.affine))
         for rule, channel in zip(rules, image.data, strict=True)
     )
-    box = content_box(image, kind)
+    box = content_box(image, kinds)
     patient = box
     if label is not None:
         label = canonical(label)
@@ -246,10 +250,10 @@ def prepare(
         anonymised = resample(canonical(anonymised).crop(box), settings.spacing, label=True)
     is_whole = image.data.dtype.kind in "iu"
     image = resample(image.crop(box), settings.spacing)
-    if is_whole and all(rule.kind == "ct" for rule in rules):
+    if is_whole and all(kind == "ct" for kind in kinds):
         # One HU is far below the noise of any CT, and int16 halves the store.
         image = image.with_data(np.rint(image.data).astype(np.int16))
-    entry = make_entry(origin, image, label, kind, normalisation, settings)
+    entry = make_entry(origin, image, label, kinds, normalisation, settings)
     if box != patient:
         entry = replace(entry, record=entry.record.model_copy(update={"labels_apart": True}))
     return entry if anonymised is None else anonymise(entry, anonymised)
@@ -263,9 +267,9 @@ def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | Refusal
             volume = scan.read()
             _check_scan(volume, scan)
             kind: Kind = scan.kind or detect(volume, scan.modality)
-            rule = parse_intensity(settings.intensity) or IntensityRule(kind=kind)
+            rules = rules_for(settings.intensity, [kind])
             origin = Origin(scan.case, scan.source, fingerprint(volume))
-            entry = prepare(origin, volume, None, [rule], settings, scan.read_anonymised(volume))
+            entry = prepare(origin, volume, None, rules, settings, scan.read_anonymised(volume))
             return replace(entry, notes=tuple(scan.notes))
     except MisfmError as error:
         return refuse(scan, str(error), volume=volume, judged=isinstance(error, Doubtful))

@@ -1,27 +1,28 @@
-"""Intensities: CT or MR, how voxels become network input, and which voxels show the patient."""
+"""Intensities: what kind a scan is, how voxels become network input, and which voxels show the patient."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from misfm.errors import ConfigError
-from misfm.registry import closest
-from misfm.settings import Settings
+from misfm.settings import Extended, Settings
 from misfm.volume import Volume
 
-Kind = Literal["ct", "mr"]
+Kind = Literal["ct", "mr", "pet", "nonorm", "rescale_to_0_1", "rgb_to_0_1"]
+"""What a channel is. The last three say only how it is normalised, as nnU-Net's names of channels do."""
 Voxels = TypeVar("Voxels")
 
 BODY_HU = -600.0
 """CT voxels above this are body: between lung (-700 to -900 with its vessels) and skin, fat and the table."""
 
+_PET_WORDS = {"pet", "pt", "suv", "suvbw", "fdg", "psma"}
+"""One of which is in the name of a PET channel: ``PT`` (DICOM), ``SUV``, ``FDG-PET``."""
 _MR_PERCENTILES = (0.5, 99.5)
 _MR_LIMIT = 5.0
 _MR_NOISE = 0.06
@@ -32,7 +33,9 @@ class IntensityRule(Settings):
 
     kind: Kind
     """ct maps an intensity window linearly to [-1, 1]; mr clips to the percentiles 0.5 and 99.5 of the
-    content, then subtracts its mean, divides by its standard deviation and clips to [-5, 5]."""
+    content, then subtracts its mean, divides by its standard deviation and clips to [-5, 5]; pet divides by
+    the median of the content, takes asinh, and subtracts that of one. nonorm keeps voxels, rescale_to_0_1
+    maps the lowest and highest voxel to 0 and 1, rgb_to_0_1 divides by 255 (the names of nnU-Net)."""
     window: tuple[float, float] | None = None
     """Intensity window: lowest and highest HU; CT only."""
 
@@ -43,8 +46,13 @@ class IntensityRule(Settings):
         return self
 
 
-class Normalisation(Settings):
-    """A rule fitted to one volume: normalised = (clip(x, lower, upper) - shift) / scale."""
+class Normalisation(Extended):
+    """A rule fitted to one volume: normalised = (f(clip(x, lower, upper)) - shift) / scale.
+
+    f(x) is asinh(x / unit) where there is a unit, and x elsewhere.
+    """
+
+    newer: ClassVar[tuple[str, ...]] = ("unit",)
 
     lower: float
     """Least value that is kept; below it, this."""
@@ -54,12 +62,18 @@ class Normalisation(Settings):
     """Subtracted after clipping."""
     scale: float
     """Divided by at last."""
+    unit: float | None = Field(default=None, gt=0)
+    """What asinh counts in, after clipping: about linear below, logarithmic above; null: linear all over."""
 
     def apply(self, voxels: Voxels) -> Voxels:
         """Return normalised float32 voxels of a numpy array or torch tensor; the input is kept."""
         source = cast(Any, voxels)
         values = source.astype(np.float32) if isinstance(source, np.ndarray) else source.float()
-        return cast(Voxels, (values.clip(self.lower, self.upper) - self.shift) / self.scale)
+        values = values.clip(self.lower, self.upper)
+        if self.unit is not None:
+            values = values / self.unit
+            values = np.arcsinh(values) if isinstance(values, np.ndarray) else values.asinh()
+        return cast(Voxels, (values - self.shift) / self.scale)
 
 
 def normalise(normalisations: Sequence[Normalisation], voxels: NDArray[Any]) -> NDArray[np.float32]:
@@ -68,28 +82,8 @@ def normalise(normalisations: Sequence[Normalisation], voxels: NDArray[Any]) -> 
     return np.stack([normalisation.apply(channel) for normalisation, channel in pairs])
 
 
-def parse_intensity(text: str) -> IntensityRule | None:
-    """Return the rule called ``"ct"``, ``"mr"`` or ``"ct:LOW,HIGH"``, and None for ``"auto"``.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    if text == "auto":
-        return None
-    if text == "ct":
-        return IntensityRule(kind="ct")
-    if text == "mr":
-        return IntensityRule(kind="mr")
-    number = r"([-+]?\d+(?:\.\d+)?)"
-    window = re.fullmatch(rf"ct:{number},{number}", text.replace(" ", ""))
-    if window and -math.inf < float(window[1]) < float(window[2]) < math.inf:
-        return IntensityRule(kind="ct", window=(float(window[1]), float(window[2])))
-    hint = closest(text, ["auto", "ct", "mr", "ct:-200,600"])
-    raise ConfigError(f"There is no intensity rule '{text}'; {hint}")
-
-
 def detect(volume: Volume, modality_hint: str | None = None) -> Kind:
-    """Tell CT from MR.
+    """Tell CT, MR and PET apart; without a hint, PET is taken for MR.
 
     Args:
         volume: the scan (C, D, H, W) as read from its file.
@@ -98,7 +92,8 @@ def detect(volume: Volume, modality_hint: str | None = None) -> Kind:
     """
     lowest = float(volume.data.min())
     if modality_hint is not None:
-        return "ct" if modality_hint.strip().upper() == "CT" and lowest < -50 else "mr"
+        kind = kind_of_name(modality_hint)
+        return "mr" if kind == "ct" and lowest >= -50 else kind
     # HU reach from air at about -1000 upwards; MR magnitude images have no negative voxels worth speaking of.
     return "ct" if lowest <= -200 and float(volume.data.max()) > 0 and _is_whole(volume.data) else "mr"
 
@@ -106,7 +101,9 @@ def detect(volume: Volume, modality_hint: str | None = None) -> Kind:
 def content_mask(volume: Volume, kind: Kind) -> NDArray[np.bool_]:
     """Return which voxels (D, H, W) show the patient rather than air; all of them if none stands out.
 
-    Only the first channel is looked at, for the others may be of another kind (PET beside CT).
+    Args:
+        volume: of which the first channel is looked at; see :func:`patient_channel`.
+        kind: of that channel.
     """
     image = volume.data[0]
     if kind == "ct":
@@ -120,6 +117,19 @@ def content_mask(volume: Volume, kind: Kind) -> NDArray[np.bool_]:
     return mask
 
 
+def patient_channel(volume: Volume, kinds: Sequence[Kind]) -> tuple[Volume, Kind]:
+    """Return the channel (1, D, H, W) that shows best where the patient is, and its kind.
+
+    That is the first CT, where air is far from everything else; without one, the first channel in which
+    voxels differ, for a channel that was not taken is empty in some datasets.
+    """
+    best = next((number for number, kind in enumerate(kinds) if kind == "ct"), None)
+    if best is None:
+        differ = (number for number, channel in enumerate(volume.data) if channel.min() < channel.max())
+        best = next(differ, 0) if len(volume.data) > 1 else 0
+    return volume.with_data(volume.data[best : best + 1]), kinds[best]
+
+
 def fit(rule: IntensityRule, volume: Volume) -> Normalisation:
     """Return the normalisation of a volume with one channel; a constant volume becomes zero, never NaN.
 
@@ -128,6 +138,10 @@ def fit(rule: IntensityRule, volume: Volume) -> Normalisation:
     """
     if rule.kind == "ct":
         return ct_normalisation(rule)
+    if rule.kind == "pet":
+        return _pet_normalisation(volume)
+    if rule.kind != "mr":
+        return _plain_normalisation(rule.kind, volume)
     values = volume.data[0][content_mask(volume, "mr")].astype(np.float64)
     lower, upper = (float(value) for value in np.percentile(values, _MR_PERCENTILES))
     values = values.clip(lower, upper)
@@ -142,6 +156,44 @@ def ct_normalisation(rule: IntensityRule) -> Normalisation:
     """The normalisation of every CT: the window of the rule, -1000 to 1000 HU by default, to [-1, 1]."""
     lower, upper = rule.window or (-1000.0, 1000.0)
     return Normalisation(lower=lower, upper=upper, shift=(lower + upper) / 2, scale=(upper - lower) / 2)
+
+
+def _pet_normalisation(volume: Volume) -> Normalisation:
+    """Multiples of the median uptake, compressed: air is -0.9, median 0, and 30 times as much 3.2.
+
+    Uptake is skewed: lesions, brain and bladder are few voxels and up to a hundred times the rest, so that
+    percentiles would clip the lesions away, and one bladder would double a standard deviation. The median of
+    the body is neither, and makes Bq/ml, counts and SUV alike.
+    """
+    image = volume.data[0]
+    unit = float(np.median(image[content_mask(volume, "pet")]))
+    unit = unit if unit > 0 else max(float(image.max()), 0.0) or 1.0
+    is_constant = image.min() == image.max()
+    upper = max(float(image.max()), 0.0)
+    shift = math.asinh(upper / unit if is_constant else 1.0)
+    return Normalisation(lower=0.0, upper=upper, shift=shift, scale=1.0, unit=unit)
+
+
+def _plain_normalisation(kind: Kind, volume: Volume) -> Normalisation:
+    lowest, highest = float(volume.data[0].min()), float(volume.data[0].max())
+    if kind == "rgb_to_0_1":
+        return Normalisation(lower=0.0, upper=255.0, shift=0.0, scale=255.0)
+    if kind == "nonorm":
+        return Normalisation(lower=lowest, upper=highest, shift=0.0, scale=1.0)
+    return Normalisation(lower=lowest, upper=highest, shift=lowest, scale=highest - lowest or 1.0)
+
+
+def kind_of_name(name: str) -> Kind:
+    """Return what a channel or DICOM modality of this name is; what says nothing is MR, hence a z-score.
+
+    As in nnU-Net, CT alone means HU, and ``noNorm``, ``rescale_to_0_1`` and ``rgb_to_0_1`` ask for just that;
+    unlike there, PET has a rule of its own.
+    """
+    plain = name.strip().casefold()
+    if plain in ("ct", "nonorm", "rescale_to_0_1", "rgb_to_0_1"):
+        return cast(Kind, plain)
+    words = set(re.split(r"[^a-z0-9]+", plain))
+    return "pet" if words & _PET_WORDS and "ct" not in words else "mr"
 
 
 def _is_whole(voxels: NDArray[Any]) -> bool:

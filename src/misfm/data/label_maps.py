@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from misfm.data.checksums import checksum_of_json
 from misfm.data.fingerprint import fingerprint
-from misfm.data.intensity import ct_normalisation, parse_intensity
+from misfm.data.intensity import ct_normalisation
+from misfm.data.intensity_text import rules_for
 from misfm.data.preprocess import canonical, content_box, resample
 from misfm.data.readers import read_volume
 from misfm.data.record import Entry, IngestSettings, Origin, Record, make_entry
@@ -262,9 +263,8 @@ def entries_of(
     translate = np.full(65536, FIRST, dtype=np.uint8)
     for value, new in stored.items():
         translate[value] = new
-    box = content_box(whole.with_data(as_ct(whole.data > 0)), "ct")
-    seen, rule = fingerprint(whole), parse_intensity(settings.intensity)
-    assert rule is not None
+    box = content_box(whole.with_data(as_ct(whole.data > 0)), ["ct"])
+    seen, (rule,) = fingerprint(whole), rules_for(settings.intensity, ["ct"])
     targets = range(FIRST + 1, FIRST + 1 + num_targets)
     spacings = spacings_of(whole)
     for spacing in spacings:
@@ -273,7 +273,7 @@ def entries_of(
         source = path_text(path.absolute()) + (f"{AT}{spacing:g} mm" if spacing != spacings[-1] else "")
         origin = Origin(one_line(path.name.removesuffix(".gz").removesuffix(".nii")), source, seen)
         image = label.with_data(as_ct(label.data > FIRST))
-        entry = make_entry(origin, image, label, "ct", (ct_normalisation(rule),), settings)
+        entry = make_entry(origin, image, label, ["ct"], (ct_normalisation(rule),), settings)
         yield replace(entry, anchors=balanced(entry, targets))
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
 from misfm.data.checks import MAX_SIDE
-from misfm.data.intensity import Kind, content_mask, detect
+from misfm.data.intensity import Kind, content_mask, detect, patient_channel
 from misfm.errors import DataError
 from misfm.memory import available_bytes, in_gib
 from misfm.volume import Box, FloatTriple, Shape, Volume, triple
@@ -40,14 +40,14 @@ def canonical(volume: Volume) -> Volume:
     return turned.with_data(np.ascontiguousarray(turned.data))
 
 
-def content_box(volume: Volume, kind: Kind | None = None, margin_mm: float = 8.0) -> Box:
+def content_box(volume: Volume, kinds: Sequence[Kind] = (), margin_mm: float = 8.0) -> Box:
     """Return the box around the patient, grown by a margin and cut at the border; never empty.
 
     Parts not connected to the largest one (tubes, noise) do not count unless they have 2 ml, or a tenth of
     its voxels where that is small itself. They are judged at about 4 mm, after an opening: it takes the table
     away, which is thin and mostly touches the skin somewhere.
     """
-    mask = content_mask(volume, kind or detect(volume))
+    mask = content_mask(*patient_channel(volume, kinds or (detect(volume),)))
     step = [max(1, round(4.0 / spacing)) for spacing in volume.spacing]
     coarse = mask[:: step[0], :: step[1], :: step[2]]
     opened = ndimage.binary_opening(np.pad(coarse, 1, mode="edge"))[1:-1, 1:-1, 1:-1]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
 from misfm.data.checksums import Checksum, checksum_of
-from misfm.data.intensity import Kind, Normalisation, content_mask
+from misfm.data.intensity import Kind, Normalisation, content_mask, patient_channel
 from misfm.errors import DataError
-from misfm.settings import Settings, Spacing
+from misfm.settings import Extended, Settings, Spacing
 from misfm.volume import Affine, FloatTriple, Shape, Volume
 
 MAX_ANCHORS = 4096
@@ -27,13 +27,17 @@ _BLOCK = (16, 32, 32)
 Row = tuple[float, float, float, float]
 
 
-class IngestSettings(Settings):
+class IngestSettings(Extended):
     """How scans become volumes of a store; the same for all of its volumes."""
+
+    newer: ClassVar[tuple[str, ...]] = ("channels",)
 
     spacing: Spacing | Literal["native"] = "native"
     """mm per voxel along (D, H, W), or "native" to keep every scan's own."""
     intensity: str = "auto"
-    """auto, ct, mr or ct:LOW,HIGH (intensity window, HU)."""
+    """auto, or a rule: ct, ct:LOW,HIGH (intensity window, HU), mr, pet, ...; ct/pet: one for each channel."""
+    channels: Literal["apart", "together"] = "apart"
+    """Whether each channel of a case is a volume of its own, or all of them are one."""
 
 
 class Checks(Settings):
@@ -51,8 +55,10 @@ class Checks(Settings):
     """Of such places for each label."""
 
 
-class Record(Settings):
+class Record(Extended):
     """One volume of a store."""
+
+    newer: ClassVar[tuple[str, ...]] = ("kinds", "channel_names", "scans", "labels_apart")
 
     id: str
     """Hash of stored voxels, affine, settings and, where there are any, label map and case name, and the mask
@@ -70,7 +76,11 @@ class Record(Settings):
     rows: tuple[Row, Row, Row, Row]
     """The affine of the stored grid, row by row; see ``affine``."""
     kind: Kind
-    """ct or mr, of the first channel."""
+    """Of the first channel: ct, mr, pet, or how it is normalised."""
+    kinds: tuple[Kind, ...] = ()
+    """Of each channel, where they differ; see ``channel_kinds``."""
+    channel_names: tuple[str, ...] = ()
+    """Of each channel, where there are several and they have names."""
     normalisation: tuple[Normalisation, ...]
     """One for each channel."""
     lowest: tuple[float, ...]
@@ -81,6 +91,8 @@ class Record(Settings):
     """Hash of the scan's own voxels before any preprocessing."""
     labels_apart: bool = False
     """Whether labelled voxels lie outside of the box around the patient, which was grown to hold them."""
+    scans: tuple[str, ...] = ()
+    """Such a hash of each channel that shows anything, where there are several."""
     anonymised: bool = False
     """Whether there is a mask of what was removed to make the patient unknown."""
     checks: Checks | None = None
@@ -90,6 +102,11 @@ class Record(Settings):
     def affine(self) -> Affine:
         """(4, 4), stored voxel (d, h, w, 1) to RAS millimetres."""
         return np.array(self.rows, dtype=np.float64)
+
+    @property
+    def channel_kinds(self) -> tuple[Kind, ...]:
+        """Kind of each channel."""
+        return self.kinds or (self.kind,) * self.channels
 
 
 @dataclass(frozen=True)
@@ -127,11 +144,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a volume came from: case name, path and hash of the scan's own voxels."""
+    """Where a volume came from.
+
+    Attributes:
+        case: its name.
+        source: path of the scan.
+        fingerprint: hash of the scan's own voxels.
+        channel_names: of each channel, where there are several.
+        scans: hash of each channel, likewise.
+    """
 
     case: str
     source: str
     fingerprint: str
+    channel_names: tuple[str, ...] = ()
+    scans: tuple[str, ...] = ()
 
 
 def fingerprint_of(records: Iterable[Record]) -> str:
@@ -144,7 +171,7 @@ def make_entry(
     origin: Origin,
     image: Volume,
     label: Volume | None,
-    kind: Kind,
+    kinds: Sequence[Kind],
     normalisation: tuple[Normalisation, ...],
     settings: IngestSettings,
 ) -> Entry:
@@ -154,7 +181,7 @@ def make_entry(
         origin: where it came from.
         image: (C, D, H, W) int16 or float32 (other types become float32), not normalised.
         label: (1, D, H, W) whole numbers on the same grid, or None.
-        kind: "ct" or "mr", of the first channel.
+        kinds: of each channel.
         normalisation: one for each channel.
         settings: those of the store.
     """
@@ -175,13 +202,16 @@ def make_entry(
         shape=image.shape,
         spacing=image.spacing,
         rows=image.affine.tolist(),
-        kind=kind,
+        kind=kinds[0],
+        kinds=tuple(kinds) if len(set(kinds)) > 1 else (),
+        channel_names=origin.channel_names,
         normalisation=normalisation,
         lowest=tuple(float(channel.min()) for channel in voxels),
         labels=None if values is None else tuple(int(value) for value in np.unique(values)),
         fingerprint=origin.fingerprint,
+        scans=origin.scans,
     )
-    anchors = _pick(content_mask(image, kind), MAX_ANCHORS, generator)
+    anchors = _pick(content_mask(*patient_channel(image, kinds)), MAX_ANCHORS, generator)
     by_label = [np.empty((0, 4), dtype=np.int16)]
     for value in record.labels or ():
         if value != 0 and values is not None:

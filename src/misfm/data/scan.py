@@ -16,7 +16,7 @@ from misfm.data import unread
 from misfm.data.case_files import LISTED_KEY
 from misfm.data.checks import check_regular, readable
 from misfm.data.dataset import Dataset, check_grid
-from misfm.data.intensity import Kind
+from misfm.data.intensity import Kind, kind_of_name
 from misfm.data.readers import (
     Reader,
     Series,
@@ -42,7 +42,7 @@ class ScanSource:
     Attributes:
         path: the file, or the folder of a series (its first file where the folder holds several).
         case: name of the case, in one printable line; no file name, which :func:`misfm.text.file_name` makes.
-        kind: "ct" or "mr" where a dataset says so, which is trusted.
+        kind: "ct", "mr", "pet", ... where a dataset says so, which is trusted.
         series: the files of a scan that is many, as in DICOM; None for other formats.
         anonymised_path: the mask of what was removed to make the patient unknown, such as the face.
         fault: why a list of scans cannot be read that was found instead of a scan.
@@ -331,8 +331,8 @@ def _in_nnssl(file: Path) -> list[ScanSource]:
 def _nnssl_image(file: Path, case: str, image: dict[str, Any]) -> ScanSource:
     if not Path(image["image_path"]).parts:
         raise DataError(f"{file} gives no image_path for {case}; correct it.")
-    modality = str(image.get("modality") or "").strip().upper()
-    kind: Kind | None = None if not modality else "ct" if modality == "CT" else "mr"
+    modality = str(image.get("modality") or "").strip()
+    kind = kind_of_name(modality) if modality else None
     mask = (image.get("associated_masks") or {}).get("anonymization_mask")
     return ScanSource(
         _nnssl_path(file, image["image_path"]),

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from misfm.data.intensity_text import intensity_text
 from misfm.data.splits import read_split
 from misfm.errors import ConfigError, WeightsError
 from misfm.weights import WeightsInfo
@@ -17,7 +18,7 @@ FOLDS = "folds.json"
 SHARED = {
     "patch_size": "patch",
     "spacing": "spacing",
-    "intensity": "intensity rule",
+    "rules": "intensity rules",
     "in_channels": "number of channels",
     "num_classes": "number of classes",
     "label_names": "label names",
@@ -71,6 +72,8 @@ def check_compatible(source: Source, info: WeightsInfo, first_source: Source, fi
     for field, words in SHARED.items():
         own, expected = getattr(info, field), getattr(first, field)
         if own != expected:
+            if field == "rules":
+                own, expected = intensity_text(own), intensity_text(expected)
             raise ConfigError(
                 f"{source} and {first_source} differ in their {words} ({own} and {expected}) and cannot "
                 "label together: predict with each alone."

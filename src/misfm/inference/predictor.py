@@ -137,7 +137,8 @@ class Predictor:
         channels = zip(self.spec.rules, upright.data, strict=True)
         normalisations = [fit(rule, Volume(channel[None], upright.affine)) for rule, channel in channels]
         whole = Box((0, 0, 0), upright.shape)
-        box = whole if self.spec.whole_scans else content_box(upright, self.spec.rules[0].kind)
+        kinds = [rule.kind for rule in self.spec.rules]
+        box = whole if self.spec.whole_scans else content_box(upright, kinds)
         body = upright.crop(box)
         image = resample(body, self.spec.spacing or "native")
         logits = predict_logits(

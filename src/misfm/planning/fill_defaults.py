@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from misfm.augment.labelled import AugmentSettings
@@ -10,9 +10,9 @@ from misfm.augment.mirrors import safe_flip_axes
 from misfm.config import CompleteSettings, FinetuneSettings, NetworkSettings
 from misfm.data.dataset import Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
-from misfm.data.intensity import IntensityRule, Kind, parse_intensity
+from misfm.data.intensity import IntensityRule, Kind
+from misfm.data.intensity_text import AUTO, intensity_text, kinds_text, parse_intensity, rules_for
 from misfm.data.record import IngestSettings
-from misfm.errors import ConfigError
 from misfm.models import NETWORKS
 from misfm.planning.machine import present_machine
 from misfm.planning.plan import Facts, Plan, plan
@@ -38,7 +38,7 @@ def fill_defaults(
     """Fill in network, spacing, intensity rule and mirrors, then plan patch, batch and steps.
 
     The network is that of the weights, with the given options on top. Spacing and intensity rule are theirs
-    too, unless they were trained on the other modality: HU mean nothing in MR. Mirroring across the midline
+    too, for channels of a kind that they were trained on: HU mean nothing in MR. Mirroring across the midline
     is on only where no label tells left from right. What is planned is logged with its reason (see
     :mod:`misfm.planning.plan`) and the reasons are returned, for there may be no run folder yet.
 
@@ -49,7 +49,7 @@ def fill_defaults(
         weights: to start from.
 
     Raises:
-        ConfigError: an unknown network, or CT beside other channels.
+        ConfigError: an unknown network or intensity rule, or another number of rules than of channels.
         DataError: an image that cannot be read.
     """
     check_network(settings.network)
@@ -57,24 +57,15 @@ def fill_defaults(
     known: Mapping[str, Any] = (
         {} if weights is None or weights.info is None else weights.info.model_dump(mode="json")
     )
-    kind = kind_of(dataset)
-    rule = known.get("intensity") or {"kind": kind}
-    fits = rule["kind"] == kind
-    if not fits and (settings.intensity is None or settings.spacing is None):
-        logger.warning(
-            "%s was trained on %s and %s is %s: intensities and spacing are taken from the dataset.",
-            *(settings.weights, rule["kind"].upper(), dataset.path.name, kind.upper()),
-        )
-    given = kind if settings.intensity == "auto" else settings.intensity
-    intensity = given or (rule_text(rule) if fits else kind)
-    intensity_rule(intensity)
+    theirs = () if weights is None or weights.info is None else weights.info.rules
+    fits = not theirs or any(rule.kind in dataset.kinds for rule in theirs)
     augmentation = fill_flips(settings.augmentation, dataset)
     network = fill_network(settings.network, known.get("network"))
     settings = settings.model_copy(
         update={
             "weights": settings.weights or NO_WEIGHTS,
             "network": network,
-            "intensity": intensity,
+            "intensity": fill_intensity(settings, dataset, theirs, fits=fits),
             "augmentation": augmentation,
         }
     )
@@ -94,18 +85,40 @@ def fill_defaults(
     return fill(settings.model_copy(update={"spacing": spacing}), plan(settings, facts))
 
 
-def kind_of(dataset: Dataset) -> Kind:
-    """Return the kind of all channels.
+def fill_intensity(
+    settings: FinetuneSettings, dataset: Dataset, theirs: Sequence[IntensityRule], *, fits: bool
+) -> str:
+    """Return the rule of all channels, or one for each; say so where the weights were of other kinds.
 
     Raises:
-        ConfigError: CT beside other channels.
+        ConfigError: no such rule, or another number of rules than of channels.
     """
-    if len(set(dataset.kinds)) > 1:
-        raise ConfigError(
-            f"{dataset.path} mixes CT with other channels, which misfm cannot normalise together yet: "
-            "train on the channels of one kind."
+    if not fits and (settings.intensity is None or settings.spacing is None):
+        logger.warning(
+            "%s was trained on %s and %s is %s: intensities and spacing are taken from the dataset.",
+            *(settings.weights, kinds_text(rule.kind for rule in theirs)),
+            *(dataset.path.name, kinds_text(dataset.kinds)),
         )
-    return dataset.kinds[0]
+    intensity = settings.intensity or intensity_text(rules_of(dataset.kinds, theirs))
+    if intensity == AUTO:
+        intensity = intensity_text(rules_for(intensity, dataset.kinds))
+    rules_for(intensity, dataset.kinds)
+    return intensity
+
+
+def rules_of(kinds: Sequence[Kind], theirs: Sequence[IntensityRule]) -> tuple[IntensityRule, ...]:
+    """Return a rule for each channel: that of weights or a store for its kind, or that of the kind itself.
+
+    Args:
+        kinds: of the channels.
+        theirs: what the weights or the store were made with; channel by channel where the kinds are the same.
+    """
+    if tuple(rule.kind for rule in theirs) == tuple(kinds):
+        return tuple(theirs)
+    known: dict[Kind, IntensityRule] = {}
+    for rule in theirs:
+        known.setdefault(rule.kind, rule)
+    return tuple(known.get(kind, IntensityRule(kind=kind)) for kind in kinds)
 
 
 def check_network(network: NetworkSettings | None) -> None:
@@ -136,14 +149,15 @@ def common_grid(
         DataError: an image that cannot be read.
     """
     dataset = images.dataset
-    kind = dataset.kinds[0]
-    fits = kind in kinds
+    fits = any(kind in kinds for kind in dataset.kinds)
     if not fits:
         logger.warning(
             "%s is %s, which the pretraining never sees: spacing and intensities are the dataset's.",
-            *(dataset.path.name, kind.upper()),
+            *(dataset.path.name, kinds_text(dataset.kinds)),
         )
-    intensity = settings.intensity or (held.intensity if fits and held.intensity != "auto" else kind)
+    intensity = settings.intensity or intensity_text(
+        rules_of(dataset.kinds, parse_intensity(held.intensity) if fits else ())
+    )
     if settings.spacing is not None:
         return settings.spacing, intensity
     known = held.spacing if fits and held.spacing != "native" else None
@@ -217,21 +231,3 @@ def fill_spacing(known: Spacing | None, measured: Spacing) -> Spacing:
             *(known, measured),
         )
     return known
-
-
-def rule_text(rule: Mapping[str, Any]) -> str:
-    """Write an intensity rule as the option that gives it: ``ct``, ``mr`` or ``ct:LOW,HIGH``."""
-    window = rule.get("window")
-    return f"{rule['kind']}:{window[0]:g},{window[1]:g}" if window else str(rule["kind"])
-
-
-def intensity_rule(text: str) -> IntensityRule:
-    """Return the rule of an ``intensity`` that is filled in, which is never ``auto``.
-
-    Raises:
-        ConfigError: no such rule.
-    """
-    rule = parse_intensity(text)
-    if rule is None:
-        raise ConfigError("The intensity rule of a fine-tuning is 'ct', 'mr' or 'ct:LOW,HIGH'.")
-    return rule

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from misfm.augment.mirrors import AxisName
@@ -23,7 +23,12 @@ from misfm.settings import PositiveShape, Settings, Spacing
 from misfm.weights.reading import check_plain, check_room, reading
 from misfm.weights.seal import METADATA_KEY, check, metadata_of, sealed, split
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest that is read and written."""
+SINCE_2 = {"channel_names", "whole_scans"}
+"""Fields of a description that came with format 2."""
+KINDS_OF_1 = {"ct", "mr"}
+"""Kinds of channels that readers of format 1 know; they know one rule for all channels, too."""
 FILE_NAME = "weights.safetensors"
 """What the weights of a run folder are called."""
 
@@ -65,8 +70,8 @@ class WeightsInfo(Settings):
     Fields without a default may be None where a foreign file does not say.
     """
 
-    format_version: int = FORMAT_VERSION
-    """Changes when older readers would fail."""
+    format_version: int = 1
+    """2 where there is a field of :data:`SINCE_2` or a rule that readers of 1 would misunderstand."""
     network: NetworkInfo
     """What rebuilds the network."""
     in_channels: Annotated[int, Field(ge=1, le=MOST)]
@@ -79,8 +84,10 @@ class WeightsInfo(Settings):
     """Voxels along (D, H, W) of the patches it was trained on."""
     spacing: Spacing | None
     """mm per voxel along (D, H, W) the scans were resampled to; null: their own."""
-    intensity: dict[str, Any] = Field(default={})
-    """The intensity rule, as preprocessing recorded it."""
+    intensity: dict[str, Any] | tuple[dict[str, Any], ...] = Field(default={})
+    """The intensity rule of all channels, or that of each where they differ; see ``rules``."""
+    channel_names: tuple[str, ...] = ()
+    """Of each channel, where there are several that were pretrained together or differ in their rules."""
     mirror_axes: tuple[AxisName, ...] = ()
     """Axes mirrored while training on label maps; prediction may mirror them too."""
     whole_scans: bool = False
@@ -104,9 +111,12 @@ class WeightsInfo(Settings):
 
     @field_validator("intensity")
     @classmethod
-    def _is_a_rule(cls, intensity: dict[str, Any]) -> dict[str, Any]:
-        if intensity:
-            IntensityRule.model_validate(intensity)
+    def _are_rules(
+        cls, intensity: dict[str, Any] | tuple[dict[str, Any], ...], known: ValidationInfo
+    ) -> dict[str, Any] | tuple[dict[str, Any], ...]:
+        rules = parse_rules(intensity)
+        if not isinstance(intensity, dict) and len(rules) != known.data.get("in_channels"):
+            raise ValueError("its intensity has another number of rules than there are channels")
         return intensity
 
     @property
@@ -123,14 +133,36 @@ class WeightsInfo(Settings):
     @property
     def rules(self) -> tuple[IntensityRule, ...]:
         """The intensity rule of each channel; empty where the weights do not say."""
-        rule = IntensityRule.model_validate(self.intensity) if self.intensity else None
-        return () if rule is None else (rule,) * self.in_channels
+        rules = parse_rules(self.intensity)
+        return rules * self.in_channels if len(rules) == 1 else rules
 
     @property
     def largest_part_names(self) -> list[str]:
         """Names of the labels of which the largest part is kept, or their values where they have none."""
         names = dict(enumerate(self.label_names))
         return [names.get(label, str(label)) for label in self.largest_part]
+
+    def as_json(self) -> str:
+        """Return the description as files hold it: with nothing that older readers do not know, if it can."""
+        unused = {name for name in SINCE_2 if not getattr(self, name)}
+        new_rules = not isinstance(self.intensity, dict) or any(r.kind not in KINDS_OF_1 for r in self.rules)
+        newer = self.model_copy(update={"format_version": 2 if new_rules or unused < SINCE_2 else 1})
+        return newer.model_dump_json(exclude=unused)
+
+
+def parse_rules(intensity: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> tuple[IntensityRule, ...]:
+    """Return the rules that a description holds: none, one for all channels, or one for each."""
+    if isinstance(intensity, Mapping):
+        return (IntensityRule.model_validate(intensity),) if intensity else ()
+    return tuple(IntensityRule.model_validate(rule) for rule in intensity)
+
+
+def rules_to_keep(rules: Sequence[IntensityRule]) -> dict[str, Any] | tuple[dict[str, Any], ...]:
+    """Return the rules of channels as a description holds them; one where all are alike."""
+    each = tuple(rule.model_dump(mode="json") for rule in rules)
+    if len(set(rules)) > 1:
+        return each
+    return each[0] if each else {}
 
 
 def save(
@@ -160,7 +192,7 @@ def write(
 ) -> None:
     """Write named tensors as :func:`save` does: all of a model, or those that are known."""
     stored = {name: _stored(tensor, dtype) for name, tensor in tensors.items()}
-    parts = sealed(safetensors.torch.save(stored), info.model_dump_json())
+    parts = sealed(safetensors.torch.save(stored), info.as_json())
     with atomic_write(Path(path)) as temporary, temporary.open("wb") as out:
         for part in parts:
             out.write(part)

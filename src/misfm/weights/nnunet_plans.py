@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from misfm.data.intensity import IntensityRule, ct_normalisation
+from misfm.data.intensity import IntensityRule, Kind, ct_normalisation
 from misfm.documents import read_json
 from misfm.errors import DataError
 from misfm.models.resenc import ResEnc
@@ -31,6 +31,15 @@ KNOWN_PLANS = ("nnUNetPlans", *(f"nnUNetResEncUNet{size}Plans" for size in ("", 
 """What nnU-Net's own planners call their plans."""
 
 CT, Z_SCORE = "CTNormalization", "ZScoreNormalization"
+SCHEMES: Mapping[Kind, str] = {
+    "ct": CT,
+    "mr": Z_SCORE,
+    "pet": Z_SCORE,
+    "nonorm": "NoNormalization",
+    "rescale_to_0_1": "RescaleTo01Normalization",
+    "rgb_to_0_1": "RGBTo01Normalization",
+}
+"""nnU-Net's name of how each kind of channel is normalised, or of what comes nearest."""
 AXES = (0, 1, 2)
 BATCH_SIZE = 2
 MEDIANS = ("original_median_spacing_after_transp", "original_median_shape_after_transp")
@@ -259,17 +268,20 @@ def _intensities(info: WeightsInfo, dataset: DatasetPlans | None) -> tuple[list[
     nnU-Net's CT normalisation clips, shifts and scales by statistics of the plans, hence a window of HU is
     planned exactly. Weights of CT leave the other channels of a dataset to its own plans.
     """
-    rule = IntensityRule.model_validate(info.intensity) if info.intensity else None
-    schemes = [Z_SCORE] * info.in_channels
+    rules = info.rules
+    number = len(dataset.schemes) if dataset else info.in_channels
+    each: Sequence[IntensityRule | None] = [None] * number
+    if len(set(rules)) == 1:
+        each = [rules[0]] * number
+    elif len(rules) == number:
+        each = rules
+    schemes = [SCHEMES[rule.kind] if rule else Z_SCORE for rule in each]
     if dataset:
-        schemes = list(dataset.schemes)
-    elif rule and rule.kind == "ct":
-        schemes = [CT] * info.in_channels
-    if rule and rule.kind == "mr":
-        schemes = [Z_SCORE] * len(schemes)
+        pairs = zip(each, schemes, dataset.schemes, strict=True)
+        schemes = [theirs if rule is None or scheme == CT else scheme for rule, scheme, theirs in pairs]
     measured = dataset.top.get("foreground_intensity_properties_per_channel", {}) if dataset else {}
     properties: dict[str, Any] = {}
-    for channel, scheme in enumerate(schemes):
+    for channel, (rule, scheme) in enumerate(zip(each, schemes, strict=True)):
         properties[str(channel)] = measured.get(str(channel), {})
         if rule and rule.kind == "ct" and scheme == CT:
             window = ct_normalisation(rule)

@@ -1,0 +1,135 @@
+"""Channels of different kinds, CT beside PET: from the dataset to weights, masks, ensembles and exports."""
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from misfm.commands.predict import predict
+from misfm.data.readers import read_volume
+from misfm.data.store import Store
+from misfm.volume import Volume
+from misfm.weights import describe
+
+SIDE = 24
+
+
+def ct_and_pet(seed):
+    """A body in air with two balls, which take up ten times as much; the mask of the balls."""
+    generator = np.random.default_rng(seed)
+    grid = np.indices((SIDE,) * 3) - SIDE / 2
+    body = (grid**2).sum(0) < (0.45 * SIDE) ** 2
+    balls = np.zeros_like(body)
+    for _ in range(2):
+        centre = generator.uniform(-0.2, 0.2, (3, 1, 1, 1)) * SIDE
+        balls |= ((grid - centre) ** 2).sum(0) < 9
+    ct = np.where(body, 40, -1000) + generator.normal(0, 10, body.shape)
+    pet = 4000.0 * (np.where(balls, 10, 1) * body + generator.gamma(1, 0.02, body.shape))
+    return np.rint(ct).astype(np.int16), pet.astype(np.float32), balls.astype(np.uint8)
+
+
+def save(path, voxels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, np.diag([3.0, 3, 3, 1])), path)
+
+
+def write_dataset(folder, names=("CT", "PET"), num_cases=3):
+    for i in range(num_cases):
+        ct, pet, label = ct_and_pet(i)
+        for number, name in enumerate(names):
+            save(folder / f"imagesTr/c{i}_{number:04d}.nii.gz", ct if name == "CT" else pet)
+        save(folder / f"labelsTr/c{i}.nii.gz", label)
+    content = {
+        "channel_names": {str(number): name for number, name in enumerate(names)},
+        "labels": {"background": 0, "lesion": 1},
+        "numTraining": num_cases,
+        "file_ending": ".nii.gz",
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pet_dataset(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("pet") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def run(pet_dataset, tmp_path_factory):
+    """A run on CT and PET, of 40 steps: enough for the balls."""
+    from misfm.commands.finetune import finetune
+    from misfm.config import FinetuneSettings
+    from misfm.resolve import resolve
+
+    options = {"dataset": str(pet_dataset), "patch_size": (16, 16, 16), "batch_size": 2, "weights": "none"}
+    options |= {"training.steps": 40, "network.name": "unet", "network.options.channels": [8, 16]}
+    out = tmp_path_factory.mktemp("run") / "run"
+    finetune(resolve(FinetuneSettings, recipe="small", options=options), out)
+    return out
+
+
+def case(seed, scale=1.0):
+    ct, pet, _ = ct_and_pet(seed)
+    affine = np.diag([3.0, 3, 3, 1])
+    return Volume(np.stack([ct, pet * np.float32(scale)]).astype(np.float32), affine)
+
+
+def test_each_channel_is_prepared_by_its_own_rule(run):
+    record = Store.open(run / "cases").records()[0]
+    ct, pet = record.normalisation
+    assert (ct.lower, ct.upper, ct.unit) == (-1000, 1000, None)
+    assert pet.unit == pytest.approx(4000, rel=0.1)
+    assert record.channel_kinds == ("ct", "pet")
+
+
+def test_weights_say_what_each_channel_is(run):
+    found = describe(run / "weights.safetensors")
+    assert [rule["kind"] for rule in found["intensity"]] == ["ct", "pet"]
+    assert found["channel_names"] == ["CT", "PET"]
+    assert found["format_version"] == 2
+
+
+def test_masks_do_not_depend_on_the_unit_of_the_pet(run):
+    expected = predict(str(run), case(9))
+    assert expected.data.any(), "an empty mask has no unit"
+    again = predict(str(run), case(9, scale=1e-3))
+    assert (again.data == expected.data).mean() > 0.999
+
+
+def test_files_are_labelled_as_volumes_are(run, tmp_path, run_command):
+    ct, pet, _ = ct_and_pet(9)
+    save(tmp_path / "in/p_0000.nii.gz", ct)
+    save(tmp_path / "in/p_0001.nii.gz", pet)
+    done = run_command("predict", "--run", run, "--input", tmp_path / "in", "--output", tmp_path / "out")
+    assert done.status == 0
+    volume = read_volume(tmp_path / "in/p_0000.nii.gz")
+    both = np.stack([volume.data[0], read_volume(tmp_path / "in/p_0001.nii.gz").data[0]])
+    expected = predict(str(run), volume.with_data(both))
+    assert np.array_equal(read_volume(tmp_path / "out/p.nii.gz").data, expected.data)
+
+
+def test_runs_of_other_rules_do_not_label_together(run, pet_dataset, tmp_path, run_command, tiny_finetuning):
+    other = ["--dataset", pet_dataset, "--out", tmp_path / "run", *tiny_finetuning]
+    done = run_command("finetune", *other, "--set", "intensity=ct:-200,600/mr", "--set", "weights=none")
+    assert done.status == 0, done.err
+    scans = [pet_dataset / "imagesTr", "--output", tmp_path / "out"]
+    done = run_command("predict", "--run", run, "--run", tmp_path / "run", "--input", *scans)
+    assert done.status == 2
+    assert "intensity rules (ct:-200,600/mr and ct/pet)" in done.error
+
+
+def test_as_many_rules_as_channels(pet_dataset, tmp_path, run_command, tiny_finetuning):
+    command = ["finetune", "--dataset", pet_dataset, "--out", tmp_path / "run", *tiny_finetuning]
+    done = run_command(*command, "--set", "intensity=ct/pet/pet", "--set", "weights=none")
+    assert done.status == 2
+    assert "'ct/pet/pet' has 3 rules and the images have 2 channel(s)" in done.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_channels_of_a_dataset_become_scans_of_their_own_kind(pet_dataset, tmp_path, run_command):
+    shutil.copytree(pet_dataset, tmp_path / "d")
+    assert run_command("ingest", tmp_path / "d", "--store", tmp_path / "store").status == 0
+    kinds = {record.case: record.kind for record in Store.open(tmp_path / "store").records()}
+    assert (kinds["c0_0000"], kinds["c0_0001"]) == ("ct", "pet")
