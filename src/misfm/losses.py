@@ -134,6 +134,79 @@ def segmentation_loss(
     return {"dice_loss": dice, "cross_entropy": cross_entropy}
 
 
+def region_loss(
+    outputs: Tensor | Sequence[Tensor],
+    target: Tensor,
+    regions: Tensor,
+    *,
+    balance: float = 0.0,
+    annotated: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Dice and binary cross-entropy of regions that may overlap, as :func:`segmentation_loss` for classes.
+
+    Each region is a question of its own, inside or outside, answered by the sigmoid of its output.
+
+    Args:
+        outputs: logits (B, R, D, H, W), or a list of them, finest first.
+        target: (B, D, H, W) int64, classes 0..K-1 or :data:`IGNORE`.
+        regions: (R, K) bool, which classes lie in which region.
+        balance: 0 counts all voxels alike; up to 1, the rarer of inside and outside of a region weighs more,
+            as classes do in :func:`cross_entropy_loss`.
+        annotated: (B, R) bool, the regions annotated in each sample, which alone count; None stands for all.
+
+    Returns:
+        ``{"dice_loss": …, "binary_cross_entropy": …}``, scalars already halved: their sum is the loss.
+    """
+    levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    counts = target.new_ones(len(target), len(regions), dtype=torch.bool) if annotated is None else annotated
+    dice = cross_entropy = target.new_zeros((), dtype=torch.float32)
+    for weight, logits in zip(deep_supervision_weights(len(levels)), levels, strict=True):
+        labels = shrink(target, logits.shape[2:])
+        inside = in_regions(labels, regions).float()
+        keep = (labels != IGNORE)[:, None] & counts[:, :, None, None, None]
+        dice = dice + 0.5 * weight * _soft_region_dice(logits, inside, keep)
+        cross_entropy = cross_entropy + 0.5 * weight * _binary_cross_entropy(logits, inside, keep, balance)
+    return {"dice_loss": dice, "binary_cross_entropy": cross_entropy}
+
+
+def in_regions(target: Tensor, regions: Tensor) -> Tensor:
+    """Return which voxels lie in which region, (B, R, D, H, W) bool; ignored ones in none.
+
+    Args:
+        target: (B, D, H, W) int64, classes or :data:`IGNORE`.
+        regions: (R, K) bool.
+    """
+    table = torch.cat([regions, torch.zeros_like(regions[:, :1])], 1).T  # IGNORE, -1, is the last row
+    return table[target].movedim(-1, 1)
+
+
+def _soft_region_dice(logits: Tensor, inside: Tensor, keep: Tensor, smooth: float = 1e-5) -> Tensor:
+    """1 minus the mean soft Dice of regions (B, R, D, H, W), with sums over the batch and the kept voxels."""
+    axes = (0, 2, 3, 4)
+    probabilities = logits.float().sigmoid() * keep
+    inside = inside * keep
+    overlap, total = (probabilities * inside).sum(axes), probabilities.sum(axes) + inside.sum(axes)
+    counted = keep.any(4).any(3).any(2).any(0)
+    dice = (2 * overlap + smooth) / (total + smooth)
+    return ((1 - dice) * counted).sum() / counted.sum().clamp(min=1)
+
+
+def _binary_cross_entropy(logits: Tensor, inside: Tensor, keep: Tensor, balance: float) -> Tensor:
+    """Mean binary cross-entropy in nats over the kept voxels of all regions (B, R, D, H, W); 0 for none."""
+    weights = keep.float()
+    if balance:
+        axes = (0, 2, 3, 4)
+        total = keep.sum(axes, keepdim=True)
+        within = (inside * keep).sum(axes, keepdim=True)
+        rare, common = (
+            (total / count.clamp(min=1)).pow(balance).clamp(max=MAX_WEIGHT)
+            for count in (within, total - within)
+        )
+        weights = weights * torch.where(inside > 0, rare, common)
+    entropy = F.binary_cross_entropy_with_logits(logits.float(), inside, weights, reduction="sum")
+    return entropy / weights.sum().clamp(min=1)
+
+
 def shrink(target: Tensor, size: Sequence[int]) -> Tensor:
     """Bring a class map (B, D, H, W) to a coarser grid by taking every second, fourth, … voxel."""
     if target.shape[1:] == tuple(size):
@@ -149,6 +222,16 @@ def hard_dice(logits: Tensor, target: Tensor) -> Tensor:
     confusion = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
     confusion = confusion.view(num_classes, num_classes).double()
     return 2 * confusion.diagonal() / (confusion.sum(0) + confusion.sum(1))
+
+
+def hard_region_dice(logits: Tensor, target: Tensor, regions: Tensor, annotated: Tensor | None) -> Tensor:
+    """Dice of the regions found, (R,) in [0, 1], of what :func:`region_loss` takes; NaN for none."""
+    keep = (target != IGNORE)[:, None].expand_as(logits)
+    if annotated is not None:
+        keep = keep & annotated[:, :, None, None, None]
+    found, inside = (logits > 0) & keep, in_regions(target, regions) & keep
+    axes = (0, 2, 3, 4)
+    return 2 * (found & inside).sum(axes) / (found.sum(axes) + inside.sum(axes)).double()
 
 
 def dice_score(logits: Tensor, labels: Tensor) -> Mapping[str, float]:

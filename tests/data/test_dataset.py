@@ -85,11 +85,14 @@ def test_ignore_and_the_first_version(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"labels": {"background": 0, "both": [1, 2]}}, "region"),
-        ({"labels": {"background": 0, "left": 2}}, "without gaps"),
+        ({"labels": {"background": 0, "both": [1, 2]}}, "regions, so it must hold 'regions_class_order'"),
+        ({"labels": {"left": 1}}, "must name the background, which is 0, and a label beside it"),
         ({"labels": {"background": 0, "left": "1"}}, "whole numbers"),
-        ({"labels": LABELS | {"ignore": 1}}, "above all other labels"),
-        ({"labels": {}}, "without gaps"),
+        ({"labels": LABELS | {"ignore": 1}}, "its own value"),
+        ({"labels": LABELS | {"far": 9, "ignore": 3}}, "above all other labels"),
+        ({"labels": {}}, "must name the background"),
+        ({"labels": {"background": 0}}, "a label beside it"),
+        ({"labels": {"background": 0, "left": -1}}, "whole numbers from 0"),
         ({"labels": LABELS | {"all": 3}}, "the name of the mean"),
         ({"channel_names": None}, "channel_names"),
     ],
@@ -272,7 +275,7 @@ def test_files_with_a_byte_order_mark_are_read_by_all(folder):
     assert dataset.splits() == read_split(split) == [{"train": ["a_1"], "val": ["b"]}]
     found = find_label_names(folder / "labelsTr")
     assert found is not None
-    assert found.values == {name: value for value, name in dataset.label_names.items() if value > 0}
+    assert found.values == {name: (value,) for value, name in dataset.label_names.items() if value > 0}
 
 
 @needs_shared

@@ -37,7 +37,7 @@ def folder(tmp_path):
     ("change", "message"),
     [
         ({"labels": {"²": "liver", "0": "background"}}, "gives label '²' the value 'liver'"),
-        ({"labels": {"9" * 5000: "liver", "0": "background"}}, "labels are whole numbers up to 32,767"),
+        ({"labels": {"9" * 5000: "liver", "0": "background"}}, "labels are whole numbers from 0 to 32,767"),
         ({"labels": {"background": 0, "liver": 10**12}}, "the value 1000000000000; labels are whole numbers"),
         ({"labels": {str(i): f"label {i}" for i in range(40_000)}}, "names 40,000 labels"),
         ({"channel_names": {}}, "must hold 'channel_names'"),

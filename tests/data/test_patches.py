@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from misfm.data.intensity import Normalisation
+from misfm.data.label_scheme import IGNORED_CLASS, LabelScheme
 from misfm.data.patches import (
-    IGNORED_CLASS,
     LabelledPatches,
     UnlabelledPatches,
     draw_box,
@@ -23,6 +23,8 @@ from misfm.volume import Volume
 
 RULE = Normalisation(lower=-1000, upper=1000, shift=0, scale=1000)
 SETTINGS = IngestSettings()
+THREE = LabelScheme.numbered(3)
+IGNORING = LabelScheme(values={"one": (1,)}, ignore=2)
 SHAPES = {"a": (20, 24, 28), "b": (30, 16, 24), "flat": (5, 24, 24)}
 AIR = -1000
 
@@ -57,7 +59,7 @@ def unlabelled(store, seed=0, **changes):
 
 
 def labelled(store, seed=0, **changes):
-    settings = {"patch_size": (8, 8, 8), "margin": (0, 0, 0), "batch_size": 2, **changes}
+    settings = {"patch_size": (8, 8, 8), "margin": (0, 0, 0), "batch_size": 2, "scheme": THREE, **changes}
     records = settings.pop("records", store.records())
     return LabelledPatches(store, records, seed=seed, **settings)
 
@@ -135,7 +137,7 @@ def test_without_a_labelled_share_patches_lie_anywhere_in_the_body(store):
 
 
 def test_what_was_not_annotated_is_marked(store):
-    batches = labelled(store, patch_size=(18, 14, 20), labelled_share=0.0, ignore_label=2)
+    batches = labelled(store, patch_size=(18, 14, 20), labelled_share=0.0, scheme=IGNORING)
     values = torch.cat([batches[index][1].unique() for index in range(20)]).unique().tolist()
     assert values == [IGNORED_CLASS, 0, 1]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
+from misfm.data.label_scheme import LabelScheme
 from misfm.evaluation import choice
 from misfm.evaluation.choice import MARGIN, Candidate, choose, is_better, labels_in_one_piece
 from misfm.volume import Volume
@@ -35,6 +36,7 @@ def reference(shift=0):
 class Dataset:
     """Three cases; their images are their label maps."""
 
+    scheme = LabelScheme(values={name: (value,) for value, name in NAMES.items() if value})
     label_names = NAMES
     ignore_label = None
 

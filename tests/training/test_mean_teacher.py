@@ -8,6 +8,7 @@ import torch
 from misfm.augment.intensity import IntensitySettings
 from misfm.augment.labelled import AugmentSettings
 from misfm.batches import RawPatches
+from misfm.data.label_scheme import LabelScheme
 from misfm.models import create
 from misfm.seeding import generator_for
 from misfm.training.checkpoint import load_checkpoint
@@ -19,6 +20,7 @@ from misfm.training.run import RunFolder
 from misfm.training.settings import TrainingSettings
 
 SIZE = (8, 8, 8)
+THREE = LabelScheme.numbered(3)
 STILL = {f"p_{name}": 0.0 for name in ("noise", "blur", "low_resolution", "brightness", "contrast", "gamma")}
 
 
@@ -27,10 +29,10 @@ def student(seed=0):
     return create("unet", num_classes=3, patch_size=SIZE, channels=[4, 8], deep_supervision=True)
 
 
-def objective(steps=10, augmentation=None, **settings):
+def objective(steps=10, augmentation=None, scheme=THREE, **settings):
     if augmentation is not None:
         settings["augmentation"] = IntensitySettings(**augmentation)
-    supervised = SegmentationObjective(AugmentSettings(**STILL, p_spatial=0.0), SIZE, (1.0, 1.0, 1.0))
+    supervised = SegmentationObjective(AugmentSettings(**STILL, p_spatial=0.0), SIZE, (1.0, 1.0, 1.0), scheme)
     return MeanTeacherObjective(supervised, UnlabelledSettings(store="any", **settings), steps)
 
 

@@ -3,6 +3,7 @@
 import torch
 
 from misfm.augment.labelled import AugmentSettings
+from misfm.data.label_scheme import LabelScheme
 from misfm.training.objectives import SegmentationObjective
 
 OFF = {
@@ -11,12 +12,17 @@ OFF = {
 }
 
 
+THREE = LabelScheme.numbered(3)
+
+
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def segmentation(**augmentation):
-    return SegmentationObjective(AugmentSettings(**{**OFF, **augmentation}), (8, 8, 8), (1.0, 1.0, 1.0))
+def segmentation(scheme=THREE, **augmentation):
+    return SegmentationObjective(
+        AugmentSettings(**{**OFF, **augmentation}), (8, 8, 8), (1.0, 1.0, 1.0), scheme
+    )
 
 
 def test_carvemix_mixes_samples_and_what_was_annotated_in_them():

@@ -230,7 +230,11 @@ def train(
     """Train the network on ``records``, validated on ``judged``; returns what was trained, which holds it."""
     settings, dataset = ready.settings, ready.images.dataset
     objective = SegmentationObjective(
-        settings.augmentation, settings.patch_size, records[0].spacing, settings.class_balance
+        settings.augmentation,
+        settings.patch_size,
+        records[0].spacing,
+        dataset.scheme,
+        settings.class_balance,
     )
     labelled = labelled_patches(settings, dataset, store, records)
     validation = DiceValidation(store, judged, dataset, settings.patch_size)
@@ -259,7 +263,7 @@ def build_model(settings: CompleteSettings, dataset: Dataset) -> SegmentationMod
     Raises:
         DataError: more classes than label maps can hold.
     """
-    if len(dataset.label_names) > MAX_CLASSES:
+    if len(dataset.label_names) > MAX_CLASSES:  # the background of regions counts, too: a mask has it
         raise DataError(
             f"{dataset.path} names {len(dataset.label_names)} labels, and a network can tell {MAX_CLASSES} "
             "apart: join some."
@@ -270,7 +274,7 @@ def build_model(settings: CompleteSettings, dataset: Dataset) -> SegmentationMod
     return create(
         settings.network.name,
         in_channels=len(dataset.channel_names),
-        num_classes=max(dataset.label_names) + 1,
+        num_classes=dataset.scheme.num_outputs,
         patch_size=settings.patch_size,
         deep_supervision=settings.deep_supervision,
         **settings.network.options,
@@ -285,6 +289,7 @@ def labelled_patches(
     if notice is not None:
         logger.warning("%s", notice)
     d, h, w = (int(np.ceil(side * ROTATION_MARGIN)) for side in settings.patch_size)
+    outputs = [*dataset.scheme.codes.values()] if dataset.scheme.has_regions else [*dataset.label_names]
     return LabelledPatches(
         store=store,
         records=records,
@@ -293,10 +298,10 @@ def labelled_patches(
         batch_size=settings.batch_size,
         seed=settings.seed,
         labelled_share=settings.labelled_share,
-        ignore_label=dataset.ignore_label,
+        scheme=dataset.scheme,
         annotated={
-            name: tuple(label in values for label in range(max(dataset.label_names) + 1))
-            for name, values in dataset.annotated.items()
+            case: tuple(code in annotated for code in outputs)
+            for case, annotated in dataset.annotated.items()
         },
     )
 
@@ -304,12 +309,14 @@ def labelled_patches(
 def weights_info(ready: Ready, records: Sequence[Record], judged: Sequence[Record]) -> WeightsInfo:
     """Describe weights trained on ``records`` for all steps so that they suffice to predict with."""
     settings, dataset = ready.settings, ready.images.dataset
-    names, rules = dataset.label_names, rules_for(settings.intensity, dataset.kinds)
+    scheme, rules = dataset.scheme, rules_for(settings.intensity, dataset.kinds)
     return WeightsInfo(
         network=NetworkInfo(name=settings.network.name, options=ready.model.backbone.options),
         in_channels=len(dataset.channel_names),
-        num_classes=max(names) + 1,
-        label_names=tuple(names.get(value, f"class {value}") for value in range(max(names) + 1)),
+        num_classes=scheme.num_outputs,
+        label_names=scheme.output_names,
+        label_values=() if scheme.is_numbered else scheme.output_values,
+        regions_class_order=scheme.order,
         patch_size=settings.patch_size,
         spacing=None if settings.spacing == "native" else settings.spacing,
         whole_scans=any(record.labels_apart for record in (*records, *judged)),

@@ -6,12 +6,14 @@ import dataclasses
 import difflib
 import os
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from misfm.commands import catalogue
 from misfm.commands.review import check_dataset
 from misfm.data.dataset import Dataset
+from misfm.data.label_scheme import LabelScheme
 from misfm.data.readers import is_volume_name
 from misfm.data.store import Store
 from misfm.errors import DataError
@@ -80,7 +82,8 @@ def describe_weights(source: str | os.PathLike[str]) -> dict[str, Any]:
     found = describe(source)
     if found.get("data"):
         found["data"]["scans"] = len(found["data"]["scans"])
-    names = dict(enumerate(found.get("label_names", ())))
+    singles = [own[0] for own in found.get("label_values", ())] or count()
+    names = dict(zip(found.get("regions_class_order") or singles, found.get("label_names", ()), strict=False))
     if found.get("largest_part"):
         found["largest_part"] = [names.get(label, str(label)) for label in found["largest_part"]]
     return found
@@ -106,7 +109,9 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     return {
         "kind": "dataset",
         "channels": list(dataset.channel_names),
-        "labels": {name: value for value, name in dataset.label_names.items()},
+        "labels": {dataset.label_names[0]: 0, **in_short(dataset.scheme)},
+        **({"regions_class_order": dataset.scheme.order} if dataset.scheme.has_regions else {}),
+        **({} if dataset.ignore_label is None else {"ignore": dataset.ignore_label}),
         "training_cases": len(training),
         "labelled_cases": sum(case.label_path is not None for case in training),
         "test_cases": len(dataset.cases("Ts")),
@@ -120,6 +125,11 @@ def _num_folds(dataset: Dataset) -> int:
         return len(dataset.splits())
     except DataError:  # among the faults
         return 0
+
+
+def in_short(scheme: LabelScheme) -> dict[str, int | list[int]]:
+    """Return the values of each label as ``dataset.json`` has them: a number, or a list for a region."""
+    return {name: own[0] if len(own) == 1 else list(own) for name, own in scheme.values.items()}
 
 
 def describe_run(run: RunFolder) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from misfm.data.case_files import Case, Part, find_cases, parse_listed
 from misfm.data.case_notes import check_cases, guess_subject, parse_annotated, parse_subjects
 from misfm.data.dataset_json import parse_channels, parse_file_ending, parse_labels, read_dataset_json
 from misfm.data.intensity import Kind, kind_of_name
+from misfm.data.label_scheme import LabelScheme, whole
 from misfm.data.readers import read_volume
 from misfm.data.splits import Split, read_split
 from misfm.errors import ConfigError, DataError
-from misfm.settings import shown
 from misfm.volume import Volume, grid_difference
 
 __all__ = ["Case", "Dataset", "check_grid"]
@@ -29,18 +29,16 @@ class Dataset:
     Attributes:
         path: the folder.
         channel_names: "CT", "T1", ... in the order of the channels.
-        label_names: label value to name, background included, the ignored label left out.
-        ignore_label: value of voxels that training and evaluation leave out, if there is one.
+        scheme: the labels and their values in label maps.
         file_ending: of images and label maps.
-        annotated: label values, 0 included, that were contoured in the cases where not all were.
+        annotated: labels that were contoured, by their values in a mask 0 included, where not all were.
         subjects: of the cases of which ``dataset.json`` tells it; see :meth:`subject`.
         listed: training cases whose files ``dataset.json`` lists; None where they are those in ``imagesTr``.
     """
 
     path: Path
     channel_names: tuple[str, ...]
-    label_names: dict[int, str]
-    ignore_label: int | None
+    scheme: LabelScheme
     file_ending: str
     annotated: Mapping[str, frozenset[int]] = field(default_factory=dict)
     subjects: Mapping[str, str] = field(default_factory=dict)
@@ -58,12 +56,12 @@ class Dataset:
         file = path / "dataset.json"
         content = read_dataset_json(file)
         names = parse_channels(content, file)
-        labels, ignore = parse_labels(content, file)
-        values = _by_value(labels, ignore, file)
-        annotated = parse_annotated(content, labels, file)
+        scheme = parse_labels(content, file)
+        _check_scheme(scheme, file)
+        annotated = parse_annotated(content, {name: code for code, name in scheme.names.items()}, file)
         subjects, ending = parse_subjects(content, file), parse_file_ending(content, file)
         listed = parse_listed(content, len(names), file)
-        dataset = cls(path, names, values, ignore, ending, annotated, subjects, listed)
+        dataset = cls(path, names, scheme, ending, annotated, subjects, listed)
         if annotated or subjects:
             known = (case.name for case in (*dataset.cases("Tr"), *dataset.cases("Ts")))
             check_cases((*annotated, *subjects), known, file)
@@ -81,19 +79,29 @@ class Dataset:
         content = read_dataset_json(file)
         names = parse_channels(content, file)
         listed = parse_listed(content, len(names), file)
-        return cls(path, names, {}, None, parse_file_ending(content, file), listed=listed)
+        return cls(path, names, LabelScheme(values={}), parse_file_ending(content, file), listed=listed)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """Of each channel, by its name; see :func:`misfm.data.intensity.kind_of_name`."""
         return tuple(kind_of_name(name) for name in self.channel_names)
 
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Name of each label by its value in a mask, background included, the ignored label left out."""
+        return self.scheme.names
+
+    @property
+    def ignore_label(self) -> int | None:
+        """Value of voxels that training and evaluation leave out, if there is one."""
+        return self.scheme.ignore
+
     def subject(self, case_name: str) -> str:
         """Whose scan a case is: as ``dataset.json`` says, else ``sub-XXX`` before the name, else its name."""
         return self.subjects.get(case_name) or guess_subject(case_name)
 
     def annotated_labels(self, case_name: str) -> frozenset[int]:
-        """Values of the labels, 0 included, that were contoured in a case."""
+        """Labels that were contoured in a case, by their values in a mask, 0 included."""
         return self.annotated.get(case_name, frozenset(self.label_names))
 
     def cases(self, part: Part = "Tr") -> list[Case]:
@@ -166,35 +174,37 @@ class Dataset:
 
     def _check_labels(self, label: Volume, case: Case) -> Any:
         path, annotated = case.label_path, self.annotated_labels(case.name)
-        values = np.unique(label.data)
-        if not np.array_equal(values, np.rint(values)):
+        voxels = whole(label.data)
+        if voxels is None:
             raise DataError(f"{path} has label values that are not whole numbers; it is no label map.")
-        known = {*self.label_names, *(() if self.ignore_label is None else (self.ignore_label,))}
-        unknown = [str(int(value)) for value in values if int(value) not in known]
-        if unknown:
+        values = [int(value) for value in np.unique(voxels)]
+        known = {*self.scheme.known, *(() if self.ignore_label is None else (self.ignore_label,))}
+        if unknown := [str(value) for value in values if value not in known]:
             raise DataError(
                 f"{path} has labels that dataset.json does not name ({', '.join(unknown[:8])}); add them "
                 "there or correct the label map."
             )
+        contoured = {value for code in annotated - {0} for value in self.scheme.by_code[code]}
         for value in values:
-            if int(value) not in annotated and int(value) != self.ignore_label:
+            if value not in contoured | {0, self.ignore_label}:
                 raise DataError(
-                    f"{path} holds the label '{self.label_names[int(value)]}', which dataset.json does not "
+                    f"{path} holds the label '{self.scheme.naming(value)}', which dataset.json does not "
                     f"list among the annotated_labels of {case.name}; add it there or correct the label map."
                 )
-        return label.data.astype(np.uint8 if max(known) <= 255 else np.int16)
+        return voxels.astype(np.uint8 if max(known) <= 255 else np.int16)
 
 
-def _by_value(labels: Mapping[str, int], ignore: int | None, path: Path) -> dict[int, str]:
-    """Label values to names, which a network needs to be 0, 1, 2, ..."""
-    values = sorted(labels.values())
-    if len(values) < 2 or values != list(range(len(values))):
+def _check_scheme(scheme: LabelScheme, path: Path) -> None:
+    """Refuse labels that a network cannot be trained on."""
+    if scheme.background is None or not scheme.values:
         raise DataError(
-            f"{path} numbers its labels {shown(values)}; number them 0 (background), 1, 2, ... without gaps."
+            f"{path} must name the background, which is 0, and a label beside it: write "
+            '{"background": 0, "liver": 1}.'
         )
-    if ignore is not None and ignore < len(values):
-        raise DataError(f"{path} gives 'ignore' the value {ignore}; it must be above all other labels.")
-    return {labels[name]: name for name in sorted(labels, key=labels.__getitem__)}
+    if scheme.ignore is not None and scheme.ignore <= max(scheme.known):
+        raise DataError(
+            f"{path} gives 'ignore' the value {scheme.ignore}; it must be above all other labels."
+        )
 
 
 def check_grid(path: Path, volume: Volume, reference_path: Path, reference: Volume) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from misfm.data.label_scheme import MOST_LABELS, LabelScheme
 from misfm.documents import read_json
 from misfm.errors import DataError
 from misfm.settings import shown
 
-MOST_LABELS, MOST_CHANNELS = 2**15 - 1, 1000
-"""Of a dataset: label maps are kept in 16 bits."""
+MOST_CHANNELS = 1000
+"""Of a dataset."""
 
 
 def read_dataset_json(path: Path) -> dict[str, Any]:
@@ -60,15 +61,18 @@ def parse_file_ending(content: Mapping[str, Any], path: Path) -> str:
     return ending
 
 
-def parse_labels(content: Mapping[str, Any], path: Path) -> tuple[dict[str, int], int | None]:
-    """Return the value of each label, in the order of the file, and the value to ignore if there is one.
+def parse_labels(content: Mapping[str, Any], path: Path) -> LabelScheme:
+    """Return what the labels of a dataset are: regions as they are listed, others by their values.
 
     Args:
-        content: of the file: ``{"liver": 1, "ignore": 2}``, or ``{"1": "liver"}`` in version 1.
+        content: of the file: ``{"liver": 1, "ignore": 2}``, or ``{"1": "liver"}`` in version 1. Where any
+            label has several values, ``{"whole_tumour": [1, 2], "core": 2}``, all of them are regions, and
+            ``regions_class_order`` says what a mask has for each.
         path: the file, for messages.
 
     Raises:
-        DataError: another form, a region, a value that is no whole number or stands twice, or the name "all".
+        DataError: another form, a value that is no whole number or stands twice, the name "all", or an order
+            of regions that does not fit.
     """
     labels = content.get("labels")
     if not isinstance(labels, dict):
@@ -79,19 +83,59 @@ def parse_labels(content: Mapping[str, Any], path: Path) -> tuple[dict[str, int]
         labels = {value: int(key) for key, value in labels.items()}
     if "all" in labels:
         raise DataError(f"{path} calls a label 'all', which is the name of the mean over labels: rename it.")
-    for name, value in labels.items():
-        if isinstance(value, list):
-            raise DataError(
-                f"{path} defines label {shown(name)} as a region {shown(value)}; only single labels are "
-                "supported."
-            )
-        if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MOST_LABELS:
-            raise DataError(
-                f"{path} gives label {shown(name)} the value {shown(value)}; labels are whole numbers up to "
-                f"{MOST_LABELS:,}."
-            )
-    values = {str(name): value for name, value in labels.items()}
-    ignore = values.pop("ignore", None)
-    if len(set(values.values())) < len(values):
+    values = {str(name): _values(name, value, path) for name, value in labels.items()}
+    ignore = values.pop("ignore", (None,))
+    taken = [frozenset(own) for own in values.values()]
+    if len(ignore) > 1 or len(set(taken)) < len(taken) or any(ignore[0] in own for own in taken):
         raise DataError(f"{path} must give every label its own value: {shown(labels)}.")
-    return values, ignore
+    background = next((name for name, own in values.items() if own == (0,)), None)
+    inside = {name: own for name, own in values.items() if own != (0,)}
+    if any(len(own) > 1 for own in inside.values()):
+        order = _order(content, inside, path)
+    else:
+        order, inside = (), dict(sorted(inside.items(), key=lambda item: item[1]))
+    return LabelScheme(values=inside, order=order, ignore=ignore[0], background=background)
+
+
+def _values(name: object, value: object, path: Path) -> tuple[int, ...]:
+    """Return the values of a label, one or those of a region, ascending."""
+    listed = value if isinstance(value, list) else [value]
+    whole = [int(one) if isinstance(one, float) and one.is_integer() else one for one in listed]
+    found = [one for one in whole if isinstance(one, int) and not isinstance(one, bool)]
+    if not found or len(found) < len(listed) or not 0 <= min(found) <= max(found) <= MOST_LABELS:
+        raise DataError(
+            f"{path} gives label {shown(name)} the value {shown(value)}; labels are whole numbers from 0 to "
+            f"{MOST_LABELS:,}, and regions are lists of these."
+        )
+    if len(found) > 1 and 0 in found:
+        raise DataError(
+            f"{path} counts value 0, the background, to the region {shown(name)}; take it out of there."
+        )
+    return tuple(sorted(set(found)))
+
+
+def _order(content: Mapping[str, Any], regions: Mapping[str, tuple[int, ...]], path: Path) -> tuple[int, ...]:
+    """Return what a mask has for each region."""
+    order = content.get("regions_class_order")
+    whole = isinstance(order, list) and all(type(value) is int for value in order)
+    if order is None or not whole or len(order) != len(regions):
+        raise DataError(
+            f"{path} has regions, so it must hold 'regions_class_order' with a value for each label but the "
+            f"background, {len(regions)} in all: what masks have where that region is, later ones over "
+            "earlier ones."
+        )
+    for (name, own), value in zip(regions.items(), order, strict=True):
+        if value not in own or order.count(value) > 1:
+            raise DataError(
+                f"{path} gives region {shown(name)} the value {value} in 'regions_class_order', from which "
+                f"masks could not be read back: choose one of its own, {shown(list(own))}, that no other has."
+            )
+    listed = list(regions.items())
+    for place, (name, own) in enumerate(listed):
+        for over, held in listed[place + 1 :]:
+            if set(held) > set(own):
+                raise DataError(
+                    f"{path} lists region {shown(over)} after {shown(name)}, which lies within it, so masks "
+                    f"would have the former alone: list {shown(over)} first, in 'regions_class_order', too."
+                )
+    return tuple(order)

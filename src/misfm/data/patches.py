@@ -18,14 +18,11 @@ from torch.utils.data import Dataset
 
 from misfm.batches import RawPatches
 from misfm.data.intensity import normalise
+from misfm.data.label_scheme import IGNORED_CLASS, LabelScheme
 from misfm.data.record import Record
 from misfm.data.store import Store
 from misfm.seeding import generator_for
 from misfm.volume import Box, Shape, triple
-
-IGNORED_CLASS = -1
-"""Class of voxels that were not annotated (the ``ignore`` label of nnU-Net datasets)."""
-
 
 LabelledBatch = tuple[Tensor, Tensor, *tuple[Tensor, ...]]
 """See :class:`LabelledPatches`."""
@@ -149,9 +146,9 @@ class JoinedPatches(Dataset[RawPatches]):
 class LabelledPatches(Dataset[LabelledBatch]):
     """Batches for fine-tuning.
 
-    ``self[i]`` is ``(image, label, …)``: (B, C, D, H, W) float32 and (B, D, H, W) int64, in which voxels that
-    were not annotated are :data:`IGNORED_CLASS`. If some class was not annotated in some case of the batch
-    follows (B, K) bool, which classes were annotated in each.
+    ``self[i]`` is ``(image, label, …)``: (B, C, D, H, W) float32 and (B, D, H, W) int64, the class of each
+    voxel, in which those that were not annotated are :data:`IGNORED_CLASS`. If some label was not annotated
+    in some case of the batch follows (B, K) bool, which of the network's outputs were annotated in each.
 
     Attributes:
         store: where the labelled volumes are.
@@ -162,8 +159,8 @@ class LabelledPatches(Dataset[LabelledBatch]):
         seed: of the run.
         labelled_share: share of patches centred on a labelled voxel. The label is drawn first, uniformly from
             those of the case, so that a small organ is seen as often as a large one.
-        ignore_label: value in the label maps that stands for "not annotated", if any.
-        annotated: K bools for each case, by its name, in which not all classes were annotated.
+        scheme: what the values in the label maps mean.
+        annotated: K bools for each case, by its name, in which not all labels were annotated.
     """
 
     store: Store
@@ -172,8 +169,8 @@ class LabelledPatches(Dataset[LabelledBatch]):
     margin: Shape
     batch_size: int
     seed: int
+    scheme: LabelScheme
     labelled_share: float = 0.6
-    ignore_label: int | None = None
     annotated: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
 
     def __getitem__(self, index: int) -> LabelledBatch:
@@ -184,10 +181,8 @@ class LabelledPatches(Dataset[LabelledBatch]):
             inner = draw_box(self._anchors(record, generator), record.shape, self.patch_size, generator)
             box = grow(inner, self.margin)
             voxels, _ = self.store.read_patch(record, box)
-            classes, _ = self.store.read_label_patch(record, box)
-            label = torch.from_numpy(classes[0].astype(np.int64))
-            if self.ignore_label is not None:
-                label[label == self.ignore_label] = IGNORED_CLASS
+            values, _ = self.store.read_label_patch(record, box)
+            label = self.scheme.classes(torch.from_numpy(values[0].astype(np.int64)))
             images.append(torch.from_numpy(normalise(record.normalisation, voxels)))
             labels.append(label)
         batch = torch.stack(images), torch.stack(labels)
@@ -199,7 +194,7 @@ class LabelledPatches(Dataset[LabelledBatch]):
 
     def _anchors(self, record: Record, generator: Generator) -> NDArray[np.int16]:
         by_label = self.store.label_anchors(record)
-        present = [label for label in sorted(by_label) if label not in (0, self.ignore_label)]
+        present = [label for label in sorted(by_label) if label not in (0, self.scheme.ignore)]
         if present and float(torch.rand((), generator=generator)) < self.labelled_share:
             return by_label[present[int(torch.randint(len(present), (), generator=generator))]]
         return self.store.anchors(record)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
+from misfm.data.label_scheme import mask_of, whole
 from misfm.errors import DataError
 from misfm.evaluation import metrics
 from misfm.evaluation.metrics import LabelMap, Mask
 from misfm.volume import FloatTriple, Volume, grid_difference
 
 _LARGEST_LABEL = 65_535
+
+Label = TypeVar("Label")
 
 
 @dataclass(frozen=True)
@@ -38,23 +42,24 @@ ABSENT_IN_ONE = LabelScores(dice=0.0, hd95_mm=None, assd_mm=None, surface_dice=0
 def evaluate_case(
     prediction: Volume,
     reference: Volume,
-    labels: Sequence[int],
+    labels: Sequence[int] | Mapping[Label, Sequence[int]],
     *,
     tolerance_mm: float | None = None,
     ignore: int | None = None,
-) -> dict[int, LabelScores | None]:
+) -> dict[Label, LabelScores | None]:
     """Score a predicted label map; see `misfm.evaluation.metrics` for the conventions.
 
     Args:
         prediction: label map (1, D, H, W) on the grid of the reference.
         reference: label map (1, D, H, W).
-        labels: the positive values to score; others count as background.
+        labels: the positive values to score; others count as background. Or, under whatever the scores shall
+            go by, the values that count as one: regions may overlap.
         tolerance_mm: of the surface Dice; by default the diagonal of a voxel.
         ignore: value of the reference that marks voxels nobody has judged. They belong to no mask, so where
             a structure runs into them both masks end at the same cut.
 
     Returns:
-        Scores by label value; ``None`` for a label absent in both.
+        Scores by label; ``None`` for one absent in both.
 
     Raises:
         DataError: the grids differ, or the voxels are not labels.
@@ -64,18 +69,25 @@ def evaluate_case(
     if ignore is not None:
         judged = true != ignore
         true, predicted = true * judged, predicted * judged
-    true, predicted = metrics.compact(true, labels), metrics.compact(predicted, labels)
-    confusion = metrics.confusion_matrix(predicted, true, len(labels) + 1)
+    held: Mapping[Any, Sequence[int]] = (
+        labels if isinstance(labels, Mapping) else {label: (label,) for label in labels}
+    )
+    values = list(dict.fromkeys(value for own in held.values() for value in own))
+    true, predicted = metrics.compact(true, values), metrics.compact(predicted, values)
+    confusion = metrics.confusion_matrix(predicted, true, len(values) + 1)
     tolerance = metrics.voxel_diagonal(reference.spacing) if tolerance_mm is None else tolerance_mm
 
-    scores: dict[int, LabelScores | None] = {}
-    for index, (label, dice) in enumerate(zip(labels, metrics.dice(confusion), strict=True), start=1):
+    places = {value: place for place, value in enumerate(values, start=1)}
+    groups = [[places[value] for value in own] for own in held.values()]
+    scores: dict[Any, LabelScores | None] = {}
+    for label, group, dice in zip(held, groups, metrics.dice(confusion, groups), strict=True):
         if dice is None:
             scores[label] = None
-        elif not (confusion[index].any() and confusion[:, index].any()):
+        elif not (confusion[group].any() and confusion[:, group].any()):
             scores[label] = ABSENT_IN_ONE
         else:
-            scores[label] = _score(predicted == index, true == index, reference.spacing, dice, tolerance)
+            found, there = mask_of(predicted, group), mask_of(true, group)
+            scores[label] = _score(found, there, reference.spacing, dice, tolerance)
     return scores
 
 
@@ -96,11 +108,10 @@ def label_values(volume: Volume, what: str) -> LabelMap:
     """
     if volume.data.shape[0] != 1:
         raise DataError(f"The {what} has {volume.data.shape[0]} channels; a label map has one.")
-    data = volume.data[0]
-    if data.min(initial=0) >= 0 and data.max(initial=0) <= _LARGEST_LABEL:
+    data = whole(volume.data[0])
+    if data is not None and data.min(initial=0) >= 0 and data.max(initial=0) <= _LARGEST_LABEL:
         values: LabelMap = data.astype(np.uint16)
-        if np.array_equal(values, data):
-            return values
+        return values
     raise DataError(
         f"The {what} is no label map: it holds values other than the whole numbers 0 to {_LARGEST_LABEL}."
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -108,6 +108,12 @@ class Scored:
         }
         return as_result(cases, list(self.names.values()))
 
+    @property
+    def mean_of_all(self) -> float | None:
+        """Mean Dice of all labels, as predicted."""
+        found: float | None = self.result(())["mean"][ALL]["dice"]
+        return found
+
     def account(self) -> dict[str, Any]:
         """What was compared, for ``chosen.json``."""
         labels = {
@@ -121,7 +127,7 @@ class Scored:
         return {
             "step": self.candidate.step,
             SCORE: self.candidate.validation_dice,
-            "dice_as_predicted": self.result(())["mean"][ALL]["dice"],
+            "dice_as_predicted": self.mean_of_all,
             "dice": self.result(self.largest_part)["mean"][ALL]["dice"],
             "labels_in_one_piece": labels,
         }
@@ -169,8 +175,9 @@ def labels_in_one_piece(store: Store, records: Iterable[Record], dataset: Datase
     seen: Counter[int] = Counter()
     for record in records:
         label_map = store.read_label(record).data[0]
-        candidates -= labels_in_pieces(label_map, sorted(candidates))
-        seen.update(np.unique(label_map).tolist())
+        candidates -= labels_in_pieces(label_map, sorted(candidates), dataset.scheme)
+        found = set(np.unique(label_map).tolist())
+        seen.update(label for label, own in dataset.scheme.by_code.items() if found & set(own))
     return sorted(label for label in candidates if seen[label] >= LEAST_MAPS)
 
 
@@ -197,12 +204,20 @@ def choose(
     accounts = [one.account() for one in scored]
     place = 1 if len(scored) > 1 and is_better(accounts[1]["dice"], accounts[0]["dice"]) else 0
     kept, largest_part = scored[place], scored[place].largest_part
+    scores = kept.result(largest_part)
+    if largest_part and dataset.scheme.has_regions:
+        # Each was judged where all were cleaned up: now these alone are, and if that is no gain, none.
+        cleaning = info.model_copy(update={"largest_part": largest_part})
+        alone = [replace(kept.candidate, model=kept.model)]
+        (again,) = score_cases(alone, cleaning, dataset, cases, overlap=overlap)
+        better = (again.mean_of_all or 0) > (kept.mean_of_all or 0)
+        largest_part, scores = (largest_part, again.result(())) if better else ((), kept.result(()))
     not_scored = {one.kept: {"step": one.step, SCORE: one.validation_dice} for one in candidates}
     return Choice(
         candidate=kept.candidate,
         model=kept.model,
         largest_part=largest_part,
-        scores=kept.result(largest_part),
+        scores=scores,
         account={
             "kept": kept.candidate.kept,
             "step": kept.candidate.step,
@@ -227,21 +242,28 @@ def score_cases(
     eligible: Sequence[int] = (),
     overlap: float,
 ) -> list[Scored]:
-    """Predict labelled cases with each candidate that has a model, and score them on their own grids."""
+    """Predict labelled cases with each candidate that has a model, and score them on their own grids.
+
+    What ``info`` says to clean up is cleaned up in all scores, ``eligible`` in those of the largest parts.
+    """
     names = {label: name for label, name in dataset.label_names.items() if label != 0}
-    plain = info.model_copy(update={"largest_part": ()})
     scored = [Scored(one, one.model, names, eligible) for one in candidates if one.model is not None]
-    predictors = [predictor_for(one.model, plain, overlap=overlap) for one in scored]
+    predictors = [predictor_for(one.model, info, overlap=overlap) for one in scored]
     for case in cases:
         image, reference = dataset.read_case(case)
         if reference is None:
             continue
-        judged = [label for label in names if label in dataset.annotated_labels(case.name)]
+        annotated = dataset.annotated_labels(case.name)
+        judged = {label: own for label, own in dataset.scheme.by_code.items() if label in annotated}
         for predictor, one in zip(predictors, scored, strict=True):
             predicted = predictor.predict(image)
             ignore = dataset.ignore_label
             one.plain[case.name] = evaluate_case(predicted, reference, judged, ignore=ignore)
-            changed = keep_largest_parts(predicted.data[0], [label for label in eligible if label in judged])
-            cleaned = evaluate_case(predicted, reference, changed, ignore=ignore) if changed else {}
+            cleanable = [label for label in eligible if label in judged]
+            changed = keep_largest_parts(predicted.data[0], cleanable, dataset.scheme)
+            # Where regions overlap, the clean-up of one changes others.
+            regions = dataset.scheme.has_regions
+            affected = {label: own for label, own in judged.items() if regions or label in changed}
+            cleaned = evaluate_case(predicted, reference, affected, ignore=ignore) if changed else {}
             one.cleaned[case.name] = one.plain[case.name] | cleaned
     return scored

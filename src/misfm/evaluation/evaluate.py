@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def evaluate_folders(
     references_dir: Path | str,
     *,
     tolerance_mm: float | None = None,
-    labels: Mapping[str, int] | None = None,
+    labels: Mapping[str, int | Sequence[int]] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score every prediction whose case name also stands in the references folder.
@@ -41,8 +41,8 @@ def evaluate_folders(
         predictions_dir: label maps ``CASE.nii.gz`` (or any other single-file format that can be read).
         references_dir: label maps of the same names, such as ``labelsTs`` of an nnU-Net dataset.
         tolerance_mm: of the surface Dice; by default the voxel diagonal of each reference.
-        labels: name to value of the labels to score; other values count as background, except those that
-            ``dataset.json`` says to ignore. Its lists of annotated labels hold, too.
+        labels: name to value of the labels to score, several for a region; others count as background, except
+            those that ``dataset.json`` says to ignore. Its lists of annotated labels hold, too.
         progress: told about every finished case.
 
     Returns:
@@ -66,7 +66,7 @@ def evaluate_folders(
             f"{_some(references)}; a prediction must bear the file name of its reference."
         )
     declared = find_label_names(Path(references_dir))
-    known = replace(declared or LabelNames({}), values=labels) if labels else declared
+    known = replace(declared or LabelNames({}), values=as_regions(labels)) if labels else declared
 
     scored: dict[str, ScoredCase] = {}
     for name in names:
@@ -87,6 +87,11 @@ def evaluate_folders(
             "references": sorted(predictions.keys() - references.keys()),
         },
     }
+
+
+def as_regions(labels: Mapping[str, int | Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Return labels of one value or several with all of their values, which together count as the label."""
+    return {name: (own,) if isinstance(own, int) else tuple(own) for name, own in labels.items()}
 
 
 @dataclass(frozen=True)
@@ -133,10 +138,9 @@ def _score(
     names = names or LabelNames(present_labels(prediction, reference))
     judged = annotated_labels(names, reference_path, reference)
     tolerance = voxel_diagonal(reference.spacing) if tolerance_mm is None else float(tolerance_mm)
-    values = list(judged.values())
     with usable(prediction_path):
-        scores = evaluate_case(prediction, reference, values, tolerance_mm=tolerance, ignore=names.ignore)
-    return ScoredCase({label: scores[value] for label, value in judged.items()}, tolerance)
+        scores = evaluate_case(prediction, reference, judged, tolerance_mm=tolerance, ignore=names.ignore)
+    return ScoredCase(scores, tolerance)
 
 
 def _some(cases: Mapping[str, Path]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,21 +22,22 @@ class LabelNames:
     """What the values of label maps mean.
 
     Attributes:
-        values: name to positive value, background left out.
+        values: name to the positive values that count as it, several for a region; background left out.
         ignore: value of voxels nobody has judged, if there are any.
-        annotated: values that were annotated, 0 included, in the cases where not all of them were.
+        annotated: values of each label that was annotated, in the cases where not all of them were.
     """
 
-    values: Mapping[str, int]
+    values: Mapping[str, tuple[int, ...]]
     ignore: int | None = None
-    annotated: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    annotated: Mapping[str, frozenset[tuple[int, ...]]] = field(default_factory=dict)
 
 
 def find_label_names(references_dir: Path) -> LabelNames | None:
     """Read label names from a ``dataset.json`` in the folder or beside it; ``None`` where there is none.
 
-    Understands nnU-Net's ``{"liver": 1, "ignore": 2}`` and the Decathlon's ``{"1": "liver"}``, and lists of
-    the labels that were annotated in a case (see :mod:`misfm.data.case_notes`).
+    Understands nnU-Net's ``{"liver": 1, "ignore": 2}``, with regions or without, the Decathlon's
+    ``{"1": "liver"}``, and lists of the labels that were annotated in a case (see
+    :mod:`misfm.data.case_notes`).
 
     Raises:
         DataError: the file is broken or declares something else.
@@ -46,11 +47,14 @@ def find_label_names(references_dir: Path) -> LabelNames | None:
     if path is None:
         return None
     content = read_dataset_json(path)
-    every, ignore = parse_labels(content, path)
-    values = {name: value for name, value in every.items() if value > 0}
-    if not values:
+    scheme = parse_labels(content, path)
+    if not scheme.values:
         raise DataError(f"{path} declares no label above 0; correct it, or move it away.")
-    return LabelNames(values, ignore, parse_annotated(content, every, path))
+    listed = parse_annotated(content, {name: code for code, name in scheme.names.items()}, path)
+    annotated = {
+        case: frozenset(scheme.by_code[code] for code in codes - {0}) for case, codes in listed.items()
+    }
+    return LabelNames(scheme.values, scheme.ignore, annotated)
 
 
 def read_label_map(path: Path, names: LabelNames | None) -> Volume:
@@ -65,7 +69,7 @@ def read_label_map(path: Path, names: LabelNames | None) -> Volume:
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     if names is not None:
-        unknown = sorted(_values(values) - {0, *names.values.values(), names.ignore})
+        unknown = sorted(_values(values) - {0, *_all(names.values.values()), names.ignore})
         if unknown:
             raise DataError(
                 f"{path} holds the label {unknown[0]}, which dataset.json does not declare; add it there."
@@ -73,7 +77,7 @@ def read_label_map(path: Path, names: LabelNames | None) -> Volume:
     return volume.with_data(values)
 
 
-def annotated_labels(names: LabelNames, path: Path, reference: Volume) -> dict[str, int]:
+def annotated_labels(names: LabelNames, path: Path, reference: Volume) -> dict[str, tuple[int, ...]]:
     """Return the labels that were annotated in a reference, under their names.
 
     Raises:
@@ -82,20 +86,25 @@ def annotated_labels(names: LabelNames, path: Path, reference: Volume) -> dict[s
     annotated = names.annotated.get(stem(path))
     if annotated is None:
         return dict(names.values)
-    others = {value: name for name, value in names.values.items() if value not in annotated}
+    drawn = _all(annotated)
+    others = {value: name for name, own in names.values.items() for value in own if value not in drawn}
     found = [others[value] for value in _values(reference.data) if value in others]
     if found:
         raise DataError(
             f"{path} holds the label '{found[0]}', which dataset.json does not list among the "
             f"annotated_labels of {stem(path)}; add it there or correct the label map."
         )
-    return {name: value for name, value in names.values.items() if value in annotated}
+    return {name: own for name, own in names.values.items() if tuple(sorted(own)) in annotated}
 
 
-def present_labels(*label_maps: Volume) -> dict[str, int]:
+def present_labels(*label_maps: Volume) -> dict[str, tuple[int, ...]]:
     """Return the labels found in any of the label maps, under their value as a name."""
     found = set().union(*(_values(label_map.data) for label_map in label_maps)) - {0}
-    return {str(value): value for value in sorted(found)}
+    return {str(value): (value,) for value in sorted(found)}
+
+
+def _all(groups: Iterable[Iterable[int]]) -> set[int]:
+    return {value for group in groups for value in group}
 
 
 def _values(voxels: LabelMap) -> set[int]:

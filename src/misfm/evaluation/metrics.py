@@ -80,11 +80,22 @@ def confusion_matrix(prediction: LabelMap, reference: LabelMap, num_classes: int
     return counts.astype(np.int64)
 
 
-def dice(confusion: NDArray[np.int64]) -> list[float | None]:
-    """Dice of each class but the background, from a confusion matrix (K, K); ``None``: absent in both."""
-    overlap = np.diagonal(confusion)[1:]
-    total = (confusion.sum(axis=0) + confusion.sum(axis=1))[1:]
-    return [float(2 * o / t) if t else None for o, t in zip(overlap, total, strict=True)]
+def dice(confusion: NDArray[np.int64], groups: Sequence[Sequence[int]] | None = None) -> list[float | None]:
+    """Dice from a confusion matrix (K, K); ``None``: absent in both.
+
+    Args:
+        confusion: voxels by reference class (row) and predicted class (column).
+        groups: classes that count as one, for each number to be returned: regions may overlap. By default
+            each class but the background by itself.
+    """
+    if groups is None:
+        groups = [[place] for place in range(1, len(confusion))]
+    scores: list[float | None] = []
+    for group in groups:
+        rows = confusion[list(group)]
+        overlap, total = rows[:, list(group)].sum(), rows.sum() + confusion[:, list(group)].sum()
+        scores.append(float(2 * overlap / total) if total else None)
+    return scores
 
 
 def surface(mask: Mask) -> Mask:

@@ -13,7 +13,7 @@ from misfm.data.dataset import Dataset
 from misfm.data.intensity import normalise
 from misfm.data.record import Record
 from misfm.data.store import Store
-from misfm.evaluation.metrics import confusion_matrix, dice
+from misfm.evaluation.metrics import compact, confusion_matrix, dice
 from misfm.inference.sliding_window import predict_logits
 from misfm.volume import Shape
 
@@ -41,26 +41,30 @@ class DiceValidation:
 
     def __call__(self, model: nn.Module, step: int) -> Mapping[str, float]:
         """Return ``validation_dice`` (mean over cases of the mean over labels) and one number a label."""
-        labels = [label for label in self.dataset.label_names if label != 0]
         scores = np.array([self._case(model, record) for record in self.records], dtype=np.float64)
         # A label absent in prediction and reference, or not contoured in a case, counts nowhere.
         known = np.ma.masked_invalid(scores)
         numbers = {SCORE: float(known.mean(axis=1).mean())}
-        for label, column in zip(labels, known.mean(axis=0).filled(np.nan), strict=True):
-            numbers[f"{SCORE}_{self.dataset.label_names[label]}"] = float(column)
+        for name, column in zip(self.dataset.scheme.values, known.mean(axis=0).filled(np.nan), strict=True):
+            numbers[f"{SCORE}_{name}"] = float(column)
         return numbers
 
     def _case(self, model: nn.Module, record: Record) -> list[float]:
+        scheme, values = self.dataset.scheme, self.dataset.scheme.known[1:]
         image = torch.from_numpy(normalise(record.normalisation, self.store.read(record).data))
         slabs = predict_logits(model, image, self.patch_size, overlap=TRAINING_OVERLAP)
-        predicted = np.concatenate([slab.max(0).indices.cpu().numpy() for _, slab in slabs])
-        reference = self.store.read_label(record).data[0].astype(np.int64)
-        num_classes = max(self.dataset.label_names) + 1
-        if self.dataset.ignore_label is not None:
-            known = reference != self.dataset.ignore_label
+        decided = (scheme.decide(scheme.activate(slab, 0)) for _, slab in slabs)
+        predicted = np.concatenate([scheme.mask(one) for one in decided])
+        reference = self.store.read_label(record).data[0]
+        if scheme.ignore is not None:
+            known = reference != scheme.ignore
             predicted, reference = predicted[known], reference[known]
-        scores = dice(confusion_matrix(predicted, reference, num_classes))
+        confusion = confusion_matrix(compact(predicted, values), compact(reference, values), len(values) + 1)
+        groups = [[values.index(value) + 1 for value in own] for own in scheme.values.values()]
+        scores = dice(confusion, groups)
         annotated = self.dataset.annotated_labels(record.case)
-        labels = [label for label in self.dataset.label_names if label != 0]
-        found = [scores[label - 1] if label in annotated else None for label in labels]
+        found = [
+            score if code in annotated else None
+            for code, score in zip(scheme.codes.values(), scores, strict=True)
+        ]
         return [np.nan if value is None else value for value in found]

@@ -54,6 +54,7 @@ def predictor_for(
         rules=info.rules,
         whole_scans=info.whole_scans,
         num_classes=info.num_classes,
+        scheme=info.scheme,
     )
     return Predictor(
         model,
@@ -101,7 +102,8 @@ def load_weights(
             "--tta changes nothing: the weights name no axis that was mirrored in all of their training; "
             "a larger --overlap averages more windows instead."
         )
-    network = networks[0] if len(networks) == 1 else Ensemble(networks)
+    regions = infos[0].scheme.has_regions
+    network = networks[0] if len(networks) == 1 else Ensemble(networks, regions=regions)
     cleaned = [label for label in infos[0].largest_part if all(label in info.largest_part for info in infos)]
     whole = any(info.whole_scans for info in infos)
     info = infos[0].model_copy(update={"largest_part": tuple(cleaned), "whole_scans": whole})

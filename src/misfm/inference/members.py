@@ -22,6 +22,8 @@ SHARED = {
     "in_channels": "number of channels",
     "num_classes": "number of classes",
     "label_names": "label names",
+    "label_values": "label values",
+    "regions_class_order": "order of regions",
 }
 """Fields of a description in which the members of an ensemble agree, in words."""
 

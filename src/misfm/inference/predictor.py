@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from misfm.data.intensity import IntensityRule, Normalisation, fit
+from misfm.data.label_scheme import LabelScheme
 from misfm.data.preprocess import canonical, content_box, resample
 from misfm.errors import DataError
 from misfm.inference.largest_part import keep_largest_parts
@@ -41,8 +43,10 @@ class PredictionSpec(Settings):
     """How voxels become network input, one rule for each channel of the scan."""
     whole_scans: bool = False
     """Whether all of a scan is labelled, rather than the box around the patient."""
-    num_classes: Annotated[int, Field(gt=1, le=MAX_CLASSES)]
-    """Classes, background included."""
+    num_classes: Annotated[int, Field(gt=0, le=MAX_CLASSES)]
+    """Outputs: classes, background included, or regions."""
+    scheme: LabelScheme | None = None
+    """What they are in a mask; null: classes of values 0, 1, 2, …"""
 
     @property
     def in_channels(self) -> int:
@@ -52,7 +56,7 @@ class PredictionSpec(Settings):
 
 @dataclass(frozen=True)
 class Probabilities:
-    """Class probabilities on a scan's own voxels, made a few slices at a time.
+    """Probabilities of classes, or of regions, on a scan's own voxels, made a few slices at a time.
 
     Attributes:
         upright: the scan with its axes in canonical order, which is the grid of what follows.
@@ -91,6 +95,7 @@ class Predictor:
     ) -> None:
         self.network = network.eval()
         self.spec = spec
+        self.scheme = spec.scheme or LabelScheme.numbered(spec.num_classes)
         self.overlap = overlap
         self.batch_size = batch_size
         self.mirror_axes = tuple(mirror_axes)
@@ -103,23 +108,23 @@ class Predictor:
             volume: (C, D, H, W), voxels as in the file.
 
         Returns:
-            Label map (1, D, H, W) uint8 on the scan's own grid, with exactly its affine.
+            Label map (1, D, H, W) on the scan's own grid, with exactly its affine; uint8, or uint16 where a
+            label has a value above 255.
 
         Raises:
             DataError: another number of channels than the network takes.
         """
         probabilities = self.probabilities(volume)
-        labels = np.zeros(probabilities.upright.shape, np.uint8)
+        labels = np.zeros(probabilities.upright.shape, self.scheme.dtype)
         inside = labels[probabilities.box.slices]
         for start, slab in probabilities.slabs:
-            # On the CPU several times faster than argmax.
-            inside[start : start + slab.shape[1]] = slab.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+            inside[start : start + slab.shape[1]] = self.scheme.mask(self.scheme.decide(slab))
         label_map = reorient(labels, probabilities.upright.affine, volume.affine)
-        keep_largest_parts(label_map, self.largest_part)
+        keep_largest_parts(label_map, self.largest_part, self.scheme)
         return volume.with_data(label_map[None])
 
     def probabilities(self, volume: Volume) -> Probabilities:
-        """Return the probability of each class, in memory bounded by one row of windows.
+        """Return the probability of each class or region, in memory bounded by one row of windows.
 
         Args:
             volume: as for :meth:`predict`.
@@ -149,7 +154,11 @@ class Predictor:
             batch_size=self.batch_size,
             mirror_axes=self.mirror_axes,
         )
-        slabs = _softmax(logits) if image is body else _softmax_between(logits, _lines(body, image))
+        activate = partial(self.scheme.activate, dim=0)
+        if image is body:
+            slabs = _activated(logits, activate)
+        else:
+            slabs = _activated_between(logits, activate, _lines(body, image))
         return Probabilities(upright, box, slabs)
 
 
@@ -204,25 +213,27 @@ def _lines(body: Volume, image: Volume) -> list[_Line]:
     return lines
 
 
-def _softmax(slabs: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+def _activated(
+    slabs: Iterable[tuple[int, Tensor]], activate: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[int, Tensor]]:
     """Turn logits into probabilities, a few slices at a time."""
     for start, logits in slabs:
         step = max(1, _MAX_VALUES // logits[:, 0].numel())
         for first in range(0, logits.shape[1], step):
-            yield start + first, logits[:, first : first + step].softmax(dim=0)
+            yield start + first, activate(logits[:, first : first + step])
 
 
-def _softmax_between(
-    slabs: Iterable[tuple[int, Tensor]], lines: Sequence[_Line]
+def _activated_between(
+    slabs: Iterable[tuple[int, Tensor]], activate: Callable[[Tensor], Tensor], lines: Sequence[_Line]
 ) -> Iterator[tuple[int, Tensor]]:
-    """Interpolate class probabilities to another grid, a few slices at a time.
+    """Interpolate probabilities to another grid, a few slices at a time.
 
     A slice is made as soon as both of its neighbours are there, so a slab's last slice is kept for the next.
     """
     along_d, along_h, along_w = lines
     done, kept = 0, None
     for start, logits in slabs:
-        slab = logits.softmax(dim=0)
+        slab = activate(logits)
         if kept is not None:
             slab, start = torch.cat([kept, slab], dim=1), start - 1
         kept = slab[:, -1:].clone()

@@ -77,7 +77,7 @@ def fill_defaults(
         spacing=images.spacing if spacing == "native" else spacing,
         num_cases=num_cases,
         num_channels=len(dataset.channel_names),
-        num_classes=max(dataset.label_names) + 1,
+        num_classes=dataset.scheme.num_outputs,
         machine=present_machine(),
         network=network,
         weights_patch=None if known.get("patch_size") is None else tuple(known["patch_size"]),

@@ -1,8 +1,8 @@
 """Unlabelled scans in fine-tuning: a mean teacher (Tarvainen & Valpola 2017, arXiv 1703.01780).
 
 The teacher has the moving average of the student's weights. It sees a patch as it is, the student the same
-patch with other intensities; their class probabilities should agree. No voxel is moved for either, so there
-is no geometry to undo. For 3D segmentation see Yu et al. 2019 (UA-MT, arXiv 1907.07034).
+patch with other intensities; their probabilities of each class or region should agree. No voxel is moved for
+either, so there is no geometry to undo. For 3D segmentation see Yu et al. 2019 (UA-MT, arXiv 1907.07034).
 """
 
 from __future__ import annotations
@@ -131,12 +131,13 @@ class MeanTeacherObjective:
         )
 
     def loss(self, outputs: TwoViews, batch: Batch) -> Mapping[str, Tensor]:
-        """The supervised terms, and the mean squared difference of class probabilities, weighted."""
+        """The supervised terms, and the mean squared difference of probabilities, weighted."""
         assert isinstance(batch, MeanTeacherBatch)
         logits, taught, step = outputs
         terms = self.supervised.loss(first(logits, len(batch.labelled.inputs)), batch.labelled)
-        learnt = finest(logits)[-len(taught) :].float().softmax(1)
-        difference = masked_mean((learnt - taught.float().softmax(1)) ** 2, batch.real)
+        scheme = self.supervised.scheme
+        learnt = scheme.activate(finest(logits)[-len(taught) :].float(), 1)
+        difference = masked_mean((learnt - scheme.activate(taught.float(), 1)) ** 2, batch.real)
         return {**terms, "consistency": self.weight(step) * difference}
 
     def score(self, outputs: TwoViews, batch: Batch) -> Mapping[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
 from misfm.augment.mirrors import AxisName
 from misfm.data.intensity import IntensityRule
+from misfm.data.label_scheme import LabelScheme, Value
 from misfm.documents import parse_json
 from misfm.errors import WeightsError
 from misfm.files import atomic_write
@@ -25,7 +27,7 @@ from misfm.weights.seal import METADATA_KEY, check, metadata_of, sealed, split
 
 FORMAT_VERSION = 2
 """The newest that is read and written."""
-SINCE_2 = {"channel_names", "whole_scans"}
+SINCE_2 = {"channel_names", "label_values", "regions_class_order", "whole_scans"}
 """Fields of a description that came with format 2."""
 KINDS_OF_1 = {"ct", "mr"}
 """Kinds of channels that readers of format 1 know; they know one rule for all channels, too."""
@@ -77,9 +79,13 @@ class WeightsInfo(Settings):
     in_channels: Annotated[int, Field(ge=1, le=MOST)]
     """Channels of the image."""
     num_classes: Annotated[int, Field(ge=1, le=MOST)]
-    """Outputs of the head; for labels, background included."""
+    """Outputs of the head: classes, background included, or regions."""
     label_names: tuple[str, ...] = ()
-    """Name of each class, background first."""
+    """Name of each class, background first, or of each region."""
+    label_values: tuple[tuple[Value, ...], ...] = ()
+    """Values in label maps of each of them; empty: 0, 1, 2, …"""
+    regions_class_order: tuple[Value, ...] = ()
+    """Value in a mask of each region, later ones painted over earlier ones; empty: no regions."""
     patch_size: PositiveShape | None
     """Voxels along (D, H, W) of the patches it was trained on."""
     spacing: Spacing | None
@@ -119,16 +125,36 @@ class WeightsInfo(Settings):
             raise ValueError("its intensity has another number of rules than there are channels")
         return intensity
 
+    @model_validator(mode="after")
+    def _labels_fit(self) -> WeightsInfo:
+        values, order = self.label_values, self.regions_class_order
+        if (values or order) and len(values) != self.num_classes:
+            raise ValueError("its label_values are not those of its classes")
+        if order and not (len(order) == len(values) and all(map(operator.contains, values, order))):
+            raise ValueError("its regions_class_order does not fit its regions")
+        if values and not order and (values[0] != (0,) or any(len(own) != 1 for own in values)):
+            raise ValueError("its label_values are neither single ones nor regions with an order")
+        return self
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """Labels and their values; those without a name are called by their number."""
+        names = dict(
+            enumerate(self.label_names if len(set(self.label_names)) == len(self.label_names) else ())
+        )
+        values = self.label_values or tuple((value,) for value in range(self.num_classes))
+        named = {names.get(place, str(place)): own for place, own in enumerate(values)}
+        if self.regions_class_order:
+            return LabelScheme(values=named, order=self.regions_class_order)
+        return LabelScheme(values=dict(list(named.items())[1:]), background=names.get(0, "background"))
+
     @property
     def labels(self) -> dict[str, tuple[int, ...]]:
         """Values that each label has in a label map, by its name or, where it has none, its number.
 
         The background is left out; empty for weights without labels.
         """
-        if self.pretext is not None:
-            return {}
-        names = dict(enumerate(self.label_names))
-        return {names.get(value, str(value)): (value,) for value in range(1, self.num_classes)}
+        return {} if self.pretext is not None else self.scheme.values
 
     @property
     def rules(self) -> tuple[IntensityRule, ...]:
@@ -139,7 +165,7 @@ class WeightsInfo(Settings):
     @property
     def largest_part_names(self) -> list[str]:
         """Names of the labels of which the largest part is kept, or their values where they have none."""
-        names = dict(enumerate(self.label_names))
+        names = self.scheme.names
         return [names.get(label, str(label)) for label in self.largest_part]
 
     def as_json(self) -> str:

@@ -82,7 +82,7 @@ def write_onnx(path: Path, model: SegmentationModel, info: WeightsInfo, patch_si
             reason = str(error).partition("\n")[0].rstrip(".")
             raise WeightsError(f"Network '{info.network.name}' has no form in ONNX: {reason}.") from error
         proto = onnx.load(str(temporary))
-        onnx.helper.set_model_props(proto, {METADATA_KEY: info.model_dump_json()})
+        onnx.helper.set_model_props(proto, {METADATA_KEY: info.as_json()})
         onnx.checker.check_model(proto)
         onnx.save(proto, str(temporary))
 
