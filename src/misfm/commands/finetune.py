@@ -221,7 +221,9 @@ def stored_cases(
     store = ingest_dataset(images.dataset, cases, store_dir, ingest_settings, images=images)
     images.forget()
     by_case = {record.case: record for record in store.records()}
-    return store, [by_case[case.name] for case in cases]
+    records = [by_case[case.name] for case in cases]
+    images.dataset.check_values({value for record in records for value in record.labels or ()})
+    return store, records
 
 
 def train(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,33 @@ class Dataset:
         label = read_volume(case.label_path)
         check_grid(case.label_path, label, case.image_paths[0], image)
         return image, Volume(self._check_labels(label, case), image.affine)
+
+    def check_values(self, found: Collection[int]) -> None:
+        """Check that values which leave a gap before them are in some label map, or they are likely wrong.
+
+        Label maps are renumbered for other programs, and ``dataset.json`` is forgotten. A label whose number
+        follows from the others may occur in no case.
+
+        Args:
+            found: values known to occur; only where some are missing are label maps read.
+
+        Raises:
+            DataError: no label map of ``labelsTr`` has such a value, or one cannot be read.
+        """
+        beyond = [value for place, value in enumerate(self.scheme.known) if value != place]
+        missing = set(beyond) - set(found)
+        for case in self.cases() if missing else ():
+            if case.label_path is not None:
+                missing -= set(np.rint(np.unique(read_volume(case.label_path).data)).tolist())
+            if not missing:
+                return
+        if missing:
+            value = min(missing)
+            name = self.scheme.naming(value)
+            raise DataError(
+                f"{self.path / 'dataset.json'} gives '{name}' the value {value}, which no label map has: "
+                "correct the value, or take the label out."
+            )
 
     def _check_labels(self, label: Volume, case: Case) -> Any:
         path, annotated = case.label_path, self.annotated_labels(case.name)
