@@ -327,6 +327,11 @@ def weights_info(ready: Ready, records: Sequence[Record], judged: Sequence[Recor
         mirror_axes=settings.augmentation.flip_axes,
         recipe=settings.recipe,
         steps=settings.training.steps,
-        data=DataInfo(count=len(records), fingerprint=fingerprint_of(records), scans=ready.scans_seen),
+        data=DataInfo(
+            count=len(records),
+            fingerprint=fingerprint_of(records),
+            scans=ready.scans_seen,
+            ranges=ready.images.ranges(ready.training),
+        ),
         licence=ready.licence,
     )

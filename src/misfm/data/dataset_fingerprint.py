@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import ValidationError
 
+from misfm.data.appearance import Appearance, ScanRanges, appearance_of, ranges_of
 from misfm.data.dataset import Case, Dataset
 from misfm.data.fingerprint import SCHEME, fingerprint, short_fingerprint
 from misfm.data.preprocess import canonical, content_box
@@ -47,6 +48,8 @@ class ImageFingerprint(Settings):
     scan: str
     """Fingerprint of the voxels; empty where they are all equal. An empty channel stands for one that was not
     taken, in many cases of some datasets: it identifies no scan."""
+    appearance: Appearance | None = None
+    """Where its intensities lie; null where an older version looked at it."""
 
 
 @dataclass
@@ -146,6 +149,20 @@ class DatasetFingerprint:
         kept = self._kept.pop(path, None)
         return read_volume(path) if kept is None else kept
 
+    def ranges(self, cases: Iterable[Case]) -> ScanRanges | None:
+        """Sum up what the images of cases are like; None unless something is known of each channel."""
+        known = [[self.images.get(str(path)) for path in case.image_paths] for case in cases]
+        grids = [
+            (first.spacing, [n * s for n, s in zip(first.content, first.spacing, strict=True)])
+            for first, *_ in known
+            if first is not None and first.content is not None
+        ]
+        channels = [
+            [one.appearance for one in images if one is not None and one.scan and one.appearance is not None]
+            for images in zip(*known, strict=True)
+        ]
+        return ranges_of(grids, channels)
+
     @property
     def measured(self) -> list[ImageFingerprint]:
         """Channels, one of each, of up to 32 evenly chosen cases of ``imagesTr``: CT, or the first.
@@ -193,4 +210,5 @@ class DatasetFingerprint:
             spacing=upright.spacing,
             content=content_box(upright, [self.dataset.kinds[self.outlining]]).size if outlines else None,
             scan="" if empty else fingerprint(volume),
+            appearance=appearance_of(volume.data),
         )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from misfm.data.appearance import appearance_of
 from misfm.settings import Extended, Settings
 from misfm.volume import Volume
 
@@ -94,8 +95,7 @@ def detect(volume: Volume, modality_hint: str | None = None) -> Kind:
     if modality_hint is not None:
         kind = kind_of_name(modality_hint)
         return "mr" if kind == "ct" and lowest >= -50 else kind
-    # HU reach from air at about -1000 upwards; MR magnitude images have no negative voxels worth speaking of.
-    return "ct" if lowest <= -200 and float(volume.data.max()) > 0 and _is_whole(volume.data) else "mr"
+    return "ct" if appearance_of(volume.data[0]).is_ct else "mr"
 
 
 def content_mask(volume: Volume, kind: Kind) -> NDArray[np.bool_]:
@@ -194,11 +194,3 @@ def kind_of_name(name: str) -> Kind:
         return cast(Kind, plain)
     words = set(re.split(r"[^a-z0-9]+", plain))
     return "pet" if words & _PET_WORDS and "ct" not in words else "mr"
-
-
-def _is_whole(voxels: NDArray[Any]) -> bool:
-    if voxels.dtype.kind in "iu":
-        return True
-    sample = voxels.ravel()[:: max(1, voxels.size // 10_000)]
-    # Interpolated CT has fractions, but its air still spans hundreds of HU.
-    return bool((sample == np.rint(sample)).mean() > 0.5 or sample.min() < -500)

@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from torch import Tensor, nn
 
 from misfm.augment.mirrors import AxisName
+from misfm.data.appearance import ScanRanges
 from misfm.data.intensity import IntensityRule
 from misfm.data.label_scheme import LabelScheme, Value
 from misfm.documents import parse_json
@@ -59,6 +60,8 @@ class DataInfo(Settings):
     """Hash over the content of all of them."""
     scans: tuple[str, ...] = ()
     """Short content fingerprint of every scan seen, also by the weights it started from; sorted."""
+    ranges: ScanRanges | None = None
+    """What the scans with label maps were like; null where nothing is known of that."""
 
 
 def installed_versions() -> dict[str, str]:
