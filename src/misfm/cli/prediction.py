@@ -31,6 +31,9 @@ def predict(
     tta: Annotated[
         bool, typer.Option("--tta", help="Average over mirrors, along axes mirrored in training.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Label scans, too, that are not of the kind the weights are for.")
+    ] = False,
     more_inputs: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
@@ -39,7 +42,7 @@ def predict(
 
     with Progress("Predicting") as progress:
         paths = [*inputs, *(more_inputs or [])]
-        options = PredictionOptions(overlap=overlap, tta=tta)
+        options = PredictionOptions(overlap=overlap, tta=tta, force=force)
         prediction = predict_files(run, paths, output, options, progress=progress.update)
     failed = f", {len(prediction.failed)} scan(s) failed" if prediction.failed else ""
     say(f"{output}: {len(prediction.written)} label map(s) written{failed}")

@@ -331,7 +331,7 @@ def weights_info(ready: Ready, records: Sequence[Record], judged: Sequence[Recor
             count=len(records),
             fingerprint=fingerprint_of(records),
             scans=ready.scans_seen,
-            ranges=ready.images.ranges(ready.training),
         ),
+        scan_ranges=ready.images.ranges(ready.training),
         licence=ready.licence,
     )

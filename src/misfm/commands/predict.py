@@ -17,6 +17,7 @@ from misfm.data.writers.nifti import NiftiWriter
 from misfm.errors import ConfigError, DataError
 from misfm.files import checksum, make_folder
 from misfm.inference.cases import Case, group_channels
+from misfm.inference.fitness import misfits
 from misfm.inference.load import LoadedWeights, load_predictor, load_weights
 from misfm.inference.predictions import CaseResult, Predictions
 from misfm.inference.predictor import PredictionSpec
@@ -35,11 +36,13 @@ class PredictionOptions:
         overlap: share of a window that its neighbour repeats, [0, 1).
         tta: average predictions of mirrored windows, see :func:`misfm.inference.load.load_weights`.
         format: one of :data:`misfm.data.writers.WRITERS`.
+        force: label scans, too, that are not of the kind that the weights are for (:mod:`.fitness`).
     """
 
     overlap: float = 0.5
     tta: bool = False
     format: str = "nifti"
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def predict_files(
     writer = WRITERS.get(options.format)()
     weights = load_weights(weights_or_run, overlap=options.overlap, tta=options.tta)
     made_with = {"misfm": installed_versions()["misfm"], **asdict(options)}
+    del made_with["force"]  # which changes no label map
     predictions = Predictions(output_dir, weights.sha256, made_with)
     own = predictions.masks()  # no scans, where the folder of the scans is that of the label maps
     scans = [scan for scan in find_scans(inputs) if scan.path.resolve() not in own]
@@ -114,7 +118,7 @@ def predict_files(
     refuse_overwriting(cases, paths)
     make_folder(output_dir)
     predictions.begin()
-    work = _Work(weights, writer, predictions)
+    work = _Work(weights, writer, predictions, options)
     writer.write_shared(output_dir, weights.info.labels)
     for number, case in enumerate(cases):
         work.label(case, paths[case.name])
@@ -134,12 +138,20 @@ class _Work:
         weights: that label.
         writer: of the label maps.
         predictions: gets what there is to know about each case.
+        options: how.
     """
 
-    def __init__(self, weights: LoadedWeights, writer: MaskWriter, predictions: Predictions) -> None:
+    def __init__(
+        self,
+        weights: LoadedWeights,
+        writer: MaskWriter,
+        predictions: Predictions,
+        options: PredictionOptions,
+    ) -> None:
         self.weights = weights
         self.writer = writer
         self.predictions = predictions
+        self.options = options
         self.written: dict[str, Path] = {}
         self.failed: dict[str, str] = {}
         self.warnings: dict[str, list[str]] = {}
@@ -179,6 +191,7 @@ class _Work:
         warnings = self.predictions.check_mask(case.name, path.name, source)
         volume = case.read(info.in_channels)
         warnings += case.notes
+        warnings += misfits(volume, case.modalities, info, force=self.options.force)
         if is_smaller_than_window(volume, self.weights.predictor.spec):
             warnings.append(f"the scan is smaller than the patch {info.patch_size}: it is padded.")
         label_map = self.weights.predictor.predict(volume)

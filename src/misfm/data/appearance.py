@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfm.settings import Settings
+from misfm.volume import triple
 
 Range = tuple[float, float]
 """Lowest and highest value."""
@@ -45,6 +46,22 @@ class Appearance(Settings):
     """What speaks against that, in a clause; empty where nothing does."""
 
 
+class ChannelRanges(Settings):
+    """Where the intensities of a channel lay in a training, from the least of the scans to the most."""
+
+    darkest: Range
+    """Of the darkest voxels, see :class:`Appearance`."""
+    brightest: Range
+    """Likewise of the brightest."""
+    is_ct: bool
+    """Whether most of the scans looked like CT in HU."""
+
+    def holds(self, seen: Appearance) -> bool:
+        """Whether intensities lie among those of the training, or nearly so."""
+        margin = 0.25 * (self.brightest[1] - self.darkest[0])
+        return seen.darkest >= self.darkest[0] - margin and seen.brightest <= self.brightest[1] + margin
+
+
 class ScanRanges(Settings):
     """What the scans of a training were like, from the least of them to the most."""
 
@@ -52,12 +69,8 @@ class ScanRanges(Settings):
     """mm per voxel along (D, H, W) in canonical orientation, before they were resampled."""
     extent: tuple[Range, Range, Range]
     """mm of the box around the patient along (D, H, W)."""
-    darkest: tuple[Range, ...]
-    """Of the darkest voxels of each channel, see :class:`Appearance`."""
-    brightest: tuple[Range, ...]
-    """Likewise of the brightest."""
-    is_ct: tuple[bool, ...]
-    """Whether most of the scans looked like CT in HU, for each channel."""
+    channels: tuple[ChannelRanges, ...]
+    """Intensities of each channel."""
 
 
 def appearance_of(voxels: NDArray[Any]) -> Appearance:
@@ -99,17 +112,40 @@ def ranges_of(
         return None
     spacing, extent = (np.array([grid[place] for grid in grids]) for place in (0, 1))
     return ScanRanges(
-        spacing=_by_axis(spacing),
-        extent=_by_axis(extent),
-        darkest=tuple(_range([one.darkest for one in scans]) for scans in channels),
-        brightest=tuple(_range([one.brightest for one in scans]) for scans in channels),
-        is_ct=tuple(2 * sum(one.is_ct for one in scans) > len(scans) for scans in channels),
+        spacing=triple(_range(column) for column in spacing.T),
+        extent=triple(_range(column) for column in extent.T),
+        channels=tuple(
+            ChannelRanges(
+                darkest=_range([one.darkest for one in scans]),
+                brightest=_range([one.brightest for one in scans]),
+                is_ct=2 * sum(one.is_ct for one in scans) > len(scans),
+            )
+            for scans in channels
+        ),
     )
 
 
-def _by_axis(values: NDArray[np.float64]) -> tuple[Range, Range, Range]:
-    d, h, w = (_range(column) for column in values.T)
-    return d, h, w
+def joined(several: Sequence[ScanRanges | None]) -> ScanRanges | None:
+    """Return ranges that hold those of several trainings, of the same channels; None where one is unknown."""
+    known = [ranges for ranges in several if ranges is not None]
+    if len(known) < len(several) or not known:
+        return None
+    return ScanRanges(
+        spacing=triple(_hull([ranges.spacing[axis] for ranges in known]) for axis in range(3)),
+        extent=triple(_hull([ranges.extent[axis] for ranges in known]) for axis in range(3)),
+        channels=tuple(
+            ChannelRanges(
+                darkest=_hull([one.darkest for one in same]),
+                brightest=_hull([one.brightest for one in same]),
+                is_ct=any(one.is_ct for one in same),
+            )
+            for same in zip(*(ranges.channels for ranges in known), strict=False)
+        ),
+    )
+
+
+def _hull(ranges: Sequence[Range]) -> Range:
+    return min(least for least, _ in ranges), max(most for _, most in ranges)
 
 
 def _range(values: Sequence[float] | NDArray[np.float64]) -> Range:

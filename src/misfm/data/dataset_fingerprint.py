@@ -152,10 +152,11 @@ class DatasetFingerprint:
     def ranges(self, cases: Iterable[Case]) -> ScanRanges | None:
         """Sum up what the images of cases are like; None unless something is known of each channel."""
         known = [[self.images.get(str(path)) for path in case.image_paths] for case in cases]
+        outlines = [images[self.outlining] for images in known]
         grids = [
-            (first.spacing, [n * s for n, s in zip(first.content, first.spacing, strict=True)])
-            for first, *_ in known
-            if first is not None and first.content is not None
+            (one.spacing, [n * s for n, s in zip(one.content, one.spacing, strict=True)])
+            for one in outlines
+            if one is not None and one.content is not None
         ]
         channels = [
             [one.appearance for one in images if one is not None and one.scan and one.appearance is not None]

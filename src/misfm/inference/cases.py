@@ -47,6 +47,11 @@ class Case:
         return CaseSource(known[0] if len(known) == 1 else known, self.channels[0].source, stamp)
 
     @property
+    def modalities(self) -> list[str | None]:
+        """What each channel says that it is; of a dataset only CT, which its name leaves no doubt of."""
+        return [channel.modality or ("CT" if channel.kind == "ct" else None) for channel in self.channels]
+
+    @property
     def notes(self) -> list[str]:
         """What reading had to repair, once it has."""
         return [note for channel in self.channels for note in channel.notes]

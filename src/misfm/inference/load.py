@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from misfm.augment.mirrors import AxisName
+from misfm.data.appearance import joined
 from misfm.errors import WeightsError
 from misfm.inference.ensemble import Ensemble
 from misfm.inference.members import check_compatible, members_of
@@ -104,13 +105,20 @@ def load_weights(
         )
     regions = infos[0].scheme.has_regions
     network = networks[0] if len(networks) == 1 else Ensemble(networks, regions=regions)
-    cleaned = [label for label in infos[0].largest_part if all(label in info.largest_part for info in infos)]
-    whole = any(info.whole_scans for info in infos)
-    info = infos[0].model_copy(update={"largest_part": tuple(cleaned), "whole_scans": whole})
-    if cleaned:
+    info = _in_common(infos)
+    if info.largest_part:
         logger.info("largest part only, as the weights say: %s", ", ".join(info.largest_part_names))
     predictor = predictor_for(network.to(best_device()), info, overlap=overlap, mirror_axes=axes)
     return LoadedWeights(predictor, info, sha256)
+
+
+def _in_common(infos: Sequence[WeightsInfo]) -> WeightsInfo:
+    """The description of the first of several weights, with what holds for all of them."""
+    first, *_ = infos
+    cleaned = [label for label in first.largest_part if all(label in info.largest_part for info in infos)]
+    ranges = joined([info.scan_ranges for info in infos])
+    whole = any(info.whole_scans for info in infos)
+    return first.model_copy(update={"largest_part": tuple(cleaned), "whole_scans": whole, "scan_ranges": ranges})
 
 
 def prediction_info(opened: Opened) -> WeightsInfo:

@@ -28,7 +28,7 @@ from misfm.weights.seal import METADATA_KEY, check, metadata_of, sealed, split
 
 FORMAT_VERSION = 2
 """The newest that is read and written."""
-SINCE_2 = {"channel_names", "label_values", "regions_class_order", "whole_scans"}
+SINCE_2 = {"channel_names", "label_values", "regions_class_order", "scan_ranges", "whole_scans"}
 """Fields of a description that came with format 2."""
 KINDS_OF_1 = {"ct", "mr"}
 """Kinds of channels that readers of format 1 know; they know one rule for all channels, too."""
@@ -60,8 +60,6 @@ class DataInfo(Settings):
     """Hash over the content of all of them."""
     scans: tuple[str, ...] = ()
     """Short content fingerprint of every scan seen, also by the weights it started from; sorted."""
-    ranges: ScanRanges | None = None
-    """What the scans with label maps were like; null where nothing is known of that."""
 
 
 def installed_versions() -> dict[str, str]:
@@ -101,6 +99,8 @@ class WeightsInfo(Settings):
     """Axes mirrored while training on label maps; prediction may mirror them too."""
     whole_scans: bool = False
     """Whether prediction looks outside of the box around the patient, too: where labels lay in training."""
+    scan_ranges: ScanRanges | None = None
+    """What the scans of the training with label maps were like; null where nothing is known of that."""
     kept: Literal["last", "best"] | None = None
     """Which weights of their run these are, chosen on its validation cases; null: nothing was chosen."""
     largest_part: tuple[Annotated[int, Field(ge=1)], ...] = ()
