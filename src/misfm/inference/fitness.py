@@ -93,8 +93,8 @@ def _intensities(
             )
         elif known and seen.darkest > known.darkest[1] + _NEAR_HU:
             yield (
-                f"{name} shows hardly a voxel below {seen.darkest:.4g} HU and every scan of the training did, down "
-                f"to {known.darkest[1]:.4g}: it may be clipped, or cut out of a larger one."
+                f"{name} has hardly a voxel below {seen.darkest:.4g} HU, and all of the training did, "
+                f"down to {known.darkest[1]:.4g}: it may be clipped, or cut out of a larger one."
             )
     elif seen.is_ct and not seen.doubt and not (known and known.is_ct):
         yield f"{name} looks like CT {numbers} and the weights are for other scans."

@@ -118,7 +118,9 @@ def _in_common(infos: Sequence[WeightsInfo]) -> WeightsInfo:
     cleaned = [label for label in first.largest_part if all(label in info.largest_part for info in infos)]
     ranges = joined([info.scan_ranges for info in infos])
     whole = any(info.whole_scans for info in infos)
-    return first.model_copy(update={"largest_part": tuple(cleaned), "whole_scans": whole, "scan_ranges": ranges})
+    return first.model_copy(
+        update={"largest_part": tuple(cleaned), "whole_scans": whole, "scan_ranges": ranges}
+    )
 
 
 def prediction_info(opened: Opened) -> WeightsInfo:
