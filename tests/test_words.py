@@ -30,6 +30,7 @@ EXCEPTIONS = {
     ("weights/pymic_pctnet.py", "iteration"): "PyMIC's measure of training, in its checkpoints",
     ("weights/hub.py", "snapshot"): "the Hugging Face hub's name of a revision's files",
     ("data/dicom/series.py", "seg"): "DICOM's name of its objects that hold label maps",
+    ("data/dicom/labels.py", "seg"): "DICOM's name of its objects that hold label maps",
 }
 """(file, word) -> reason."""
 

@@ -70,7 +70,7 @@ def read_frames(frames: Sequence[Frame], folder: Path, modality: str | None, not
         DataError: see :func:`grid_of`, and pixels that cannot be read.
     """
     pixels = Pixels()
-    grid = grid_of(_without_copies(frames, pixels, notes), folder, notes)
+    grid = grid_of(without_copies(frames, pixels, notes), folder, notes)
     voxels = np.stack([pixels.read(frame) for frame in grid.frames])
     inverted = [frame.is_inverted for frame in grid.frames]
     if any(inverted) and (modality != "CT" or _has_bright_border(voxels)):
@@ -135,7 +135,7 @@ def _check_alike(frames: Sequence[Frame]) -> None:
             )
 
 
-def _without_copies(frames: Sequence[Frame], pixels: Pixels, notes: list[str]) -> list[Frame]:
+def without_copies(frames: Sequence[Frame], pixels: Pixels, notes: list[str]) -> list[Frame]:
     """Leave out images that are there twice: under two names, or exported again with another identifier."""
     unique = {frame.identity: frame for frame in reversed(frames)}
     by_place: dict[tuple[float, ...], Frame] = {}

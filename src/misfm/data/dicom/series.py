@@ -14,7 +14,8 @@ from pydicom.uid import UID
 from misfm.data.checks import readable
 from misfm.data.dicom.files import is_dicom, read_header
 from misfm.data.dicom.frames import TAGS, Frame, frames_of
-from misfm.data.dicom.grid import read_frames
+from misfm.data.dicom.grid import Grid, grid_of, read_frames, without_copies
+from misfm.data.dicom.pixels import Pixels
 from misfm.data.quiet import quiet_logger
 from misfm.data.readers.base import Listing, Series
 from misfm.errors import DataError
@@ -52,15 +53,23 @@ class DicomSeries(Series):
 
     Attributes:
         frames: which images of the one file there are; None: all of all files.
+        frame_of_reference: DICOM's FrameOfReferenceUID; empty where there is none.
     """
 
     frames: tuple[int, ...] | None = None
+    frame_of_reference: str = ""
 
     @_quiet
     def read(self) -> Volume:
         """Read the scan, on an even and upright grid; see :func:`misfm.data.dicom.grid.read_frames`."""
         self.notes.clear()
         return read_frames(self.images(), self.files[0].parent, self.modality, self.notes)
+
+    @_quiet
+    def grid(self) -> Grid:
+        """The grid that :meth:`read` brings its images onto."""
+        images = without_copies(self.images(), Pixels(), [])
+        return grid_of(images, self.files[0].parent, [])
 
     @_quiet
     def images(self) -> list[Frame]:
@@ -83,6 +92,7 @@ class _Member:
     owner: tuple[str, str, str]
     num_frames: int
     key: tuple[str, ...]
+    frame_of_reference: str
 
 
 @_quiet
@@ -186,6 +196,7 @@ def _examine(file: Path) -> _Member | str:
             str(header.get(tag) or "") for tag in ("PatientID", "PatientName", "PatientBirthDate")
         )
         uid, study_uid = (str(header.get(tag) or "") for tag in ("SeriesInstanceUID", "StudyInstanceUID"))
+        reference = str(header.get("FrameOfReferenceUID") or "")
         modality, count = header.get("Modality"), int(header.get("NumberOfFrames") or 1)
         whole = str(header.get("ConcatenationUID") or file)
     try:
@@ -201,6 +212,7 @@ def _examine(file: Path) -> _Member | str:
         (uid, study_uid, patient_id),
         count,
         key,
+        reference,
     )
 
 
@@ -284,7 +296,16 @@ def _series(
 ) -> Series:
     first = next(member for member in group if member.file == files[0])
     uid, study_uid, patient_id = first.owner
-    return DicomSeries(uid, tuple(files), first.modality, study_uid, patient_id, part, frames=frames)
+    return DicomSeries(
+        uid,
+        tuple(files),
+        first.modality,
+        study_uid,
+        patient_id,
+        part,
+        frames=frames,
+        frame_of_reference=first.frame_of_reference,
+    )
 
 
 def _by_plane(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:

@@ -1,0 +1,360 @@
+"""Label objects of DICOM, SEG and RTSTRUCT, as label maps on the grid of the series that they refer to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from misfm.data.checks import readable
+from misfm.data.dicom.contours import fill
+from misfm.data.dicom.files import read_header
+from misfm.data.dicom.frames import Frame, frames_of
+from misfm.data.dicom.grid import Grid
+from misfm.data.dicom.pixels import Pixels
+from misfm.data.dicom.series import DicomSeries
+from misfm.data.quiet import quiet_logger
+from misfm.errors import DataError
+from misfm.text import one_line
+from misfm.volume import Volume
+
+_CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
+_MOST = 1 << 12
+"""Structures that one object may have."""
+_ALIGNED = 0.1
+"""Of a gap between slices: how far planes of equal stacks may lie apart."""
+_FLAT = 0.5
+"""Of a gap between slices: how far the corners of one contour may."""
+
+_quiet = quiet_logger("pydicom")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a label object says it belongs to; empty where it says nothing.
+
+    Attributes:
+        series_uids: SeriesInstanceUID of the images.
+        study_uid: StudyInstanceUID.
+        patient_id: PatientID.
+        frame_of_reference: FrameOfReferenceUID.
+    """
+
+    series_uids: frozenset[str]
+    study_uid: str
+    patient_id: str
+    frame_of_reference: str
+
+    def fits(self, series: DicomSeries) -> bool:
+        """Whether a series may be what is meant: that named, else one in the same frame of reference."""
+        if (self.patient_id, self.study_uid) != (series.patient_id, series.study_uid):
+            return False
+        if self.series_uids:
+            return series.uid in self.series_uids
+        return bool(self.frame_of_reference) and self.frame_of_reference == series.frame_of_reference
+
+
+@dataclass(eq=False)
+class _Structure:
+    """A named mask: parts of planes, each with the planes of the label map it lies in and its first pixel."""
+
+    name: str
+    pieces: list[tuple[list[int], tuple[int, int], NDArray[np.bool_]]] = field(default_factory=list)
+
+    def add(self, planes: list[int], mask: NDArray[np.bool_]) -> None:
+        """Keep the part of a mask (H, W) that is not empty."""
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        if len(rows) and planes:
+            part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+            self.pieces.append((planes, (int(rows[0]), int(columns[0])), part))
+
+    @property
+    def size(self) -> int:
+        return sum(len(planes) * int(np.count_nonzero(part)) for planes, _, part in self.pieces)
+
+
+@_quiet
+def reference_of(path: Path) -> Reference:
+    """Return what a SEG or RTSTRUCT says it belongs to.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    header = read_header(path)
+    with readable(path):
+        uids = [one.get("SeriesInstanceUID") for one in header.get("ReferencedSeriesSequence") or ()]
+        spaces = [header.get("FrameOfReferenceUID")]
+        for frame in header.get("ReferencedFrameOfReferenceSequence") or ():
+            spaces.append(frame.get("FrameOfReferenceUID"))
+            for study in frame.get("RTReferencedStudySequence") or ():
+                for series in study.get("RTReferencedSeriesSequence") or ():
+                    uids.append(series.get("SeriesInstanceUID"))
+        return Reference(
+            series_uids=frozenset(str(uid) for uid in uids if uid),
+            study_uid=str(header.get("StudyInstanceUID") or ""),
+            patient_id=str(header.get("PatientID") or ""),
+            frame_of_reference=next((str(space) for space in spaces if space), ""),
+        )
+
+
+def pair(files: Iterable[Path], series: Sequence[DicomSeries]) -> tuple[dict[Path, DicomSeries], list[Path]]:
+    """Find the series that each label object refers to.
+
+    Returns:
+        The series of each file, and the files that fit none, or several, or cannot be read.
+    """
+    found: dict[Path, DicomSeries] = {}
+    alone = []
+    for file in files:
+        try:
+            reference = reference_of(file)
+        except DataError:
+            alone.append(file)
+            continue
+        fitting = [one for one in series if reference.fits(one)]
+        if len(fitting) == 1:
+            found[file] = fitting[0]
+        else:
+            alone.append(file)
+    return found, alone
+
+
+@_quiet
+def read_labels(
+    path: Path, image: DicomSeries, *, notes: list[str] | None = None
+) -> tuple[Volume, dict[int, str]]:
+    """Read a SEG or RTSTRUCT as a label map of a series.
+
+    Where structures overlap, the smaller one keeps its voxels: an outline of the whole body hides nothing.
+
+    Args:
+        path: of the object.
+        image: the series that it refers to.
+        notes: what was left out or decided is added here, clauses that name no file.
+
+    Returns:
+        Label map (1, D, H, W), uint8 or int16, on the grid that the series is read on, 0 the background; and
+        the name of each other value, from 1 on in the order of the object.
+
+    Raises:
+        DataError: it is damaged, is no such object, refers to another series, or has nothing in it.
+    """
+    notes = [] if notes is None else notes
+    reference = reference_of(path)
+    if reference.series_uids and image.uid not in reference.series_uids:
+        raise DataError(
+            f"{path} refers to another series than that in {image.files[0].parent}; give its own."
+        )
+    grid = image.grid()
+    header = read_header(path)
+    if "ROIContourSequence" in header or header.get("SOPClassUID") == _CONTOURS:
+        structures = _of_contours(path, header, grid, notes)
+    elif "SegmentSequence" in header:
+        structures = _of_segments(path, header, grid)
+    else:
+        raise DataError(f"{path} is neither SEG nor RTSTRUCT; give a label object of DICOM.")
+    empty = [one.name for one in structures if not one.pieces]
+    if len(empty) == len(structures):
+        raise DataError(f"{path} marks nothing in the series in {image.files[0].parent}; give its own.")
+    if empty:
+        notes.append(f"{len(empty)} structures without a voxel in the series were left out")
+    return _painted([one for one in structures if one.pieces], grid, notes)
+
+
+def _painted(structures: Sequence[_Structure], grid: Grid, notes: list[str]) -> tuple[Volume, dict[int, str]]:
+    """A label map with structures in it, the largest first."""
+    labels = np.zeros(grid.shape, np.uint8 if len(structures) <= 255 else np.int16)
+    names = _names(structures)
+    shared = 0
+    for value in sorted(names, key=lambda value: structures[value - 1].size, reverse=True):
+        for planes, (row, column), part in structures[value - 1].pieces:
+            for plane in planes:
+                there = labels[plane, row : row + part.shape[0], column : column + part.shape[1]]
+                shared += int(np.count_nonzero(there[part]))
+                there[part] = value
+    if shared:
+        notes.append(f"{shared} voxels are in several structures and were given to the smallest")
+    return Volume(labels[None], grid.affine), names
+
+
+def _names(structures: Sequence[_Structure]) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for value, structure in enumerate(structures, start=1):
+        name = wanted = structure.name
+        number = 1
+        while name in names.values():
+            number += 1
+            name = f"{wanted} {number}"
+        names[value] = name
+    return names
+
+
+def _of_segments(path: Path, header: Any, grid: Grid) -> list[_Structure]:
+    """Structures of a SEG; of fractional ones what is half there or more."""
+    with readable(path):
+        kind = str(header.get("SegmentationType") or "BINARY")
+        structures = {
+            int(one.SegmentNumber): _Structure(_clean(one.get("SegmentLabel"), f"segment {number}"))
+            for number, one in enumerate(header.SegmentSequence, start=1)
+        }
+        structures.pop(0, None)  # the background of a LABELMAP
+        highest = int(header.get("MaximumFractionalValue") or 255)
+        least = max(1, (highest + 1) // 2) if kind == "FRACTIONAL" else 1
+        numbers = None if kind == "LABELMAP" else _segment_numbers(path, header)
+    _check_number(path, len(structures))
+    frames, pixels = frames_of(path, header), Pixels()
+    planes = _planes_of(path, frames, grid)
+    for frame, there in zip(frames, planes, strict=True):
+        if not there:
+            continue
+        values = pixels.read(frame)
+        if numbers is None:
+            for value in np.unique(values):
+                if int(value) in structures:
+                    structures[int(value)].add(there, _onto(values == value, frame, there[0], grid))
+        elif numbers[frame.index] in structures:
+            structures[numbers[frame.index]].add(there, _onto(values >= least, frame, there[0], grid))
+    return list(structures.values())
+
+
+def _segment_numbers(path: Path, header: Any) -> list[int]:
+    """Which segment each frame is of."""
+    shared = list(header.get("SharedFunctionalGroupsSequence") or ())[:1]
+    numbers = []
+    for frame in header.get("PerFrameFunctionalGroupsSequence") or ():
+        told = [one.get("SegmentIdentificationSequence") for one in (frame, *shared)]
+        first = next((sequence[0] for sequence in told if sequence), None)
+        if first is None:
+            raise DataError(f"{path} does not say which segment each of its frames is of; export it again.")
+        numbers.append(int(first.ReferencedSegmentNumber))
+    return numbers
+
+
+def _planes_of(path: Path, frames: Sequence[Frame], grid: Grid) -> list[list[int]]:
+    """The planes of the label map that each frame of a SEG fills; none for one outside of the series.
+
+    The frames lie in slices of the series, in planes of its even grid, or in planes of their own: then each
+    plane takes the nearest within half of their distance.
+    """
+    first = grid.frames[0]
+    for frame in frames:
+        if abs(float(frame.normal @ first.normal)) < 0.999:
+            raise DataError(f"{path} has planes of another direction than its series; resample it to those.")
+    gap = float(np.linalg.norm(grid.affine[:3, 0]))
+    depths = np.array([float((frame.position - first.position) @ first.normal) for frame in frames]) / gap
+    whole = np.arange(grid.shape[0], dtype=float)
+    for stack in (grid.depths, whole):
+        nearest = np.abs(depths[:, None] - stack[None]).argmin(axis=1)
+        if (np.abs(depths - stack[nearest]) <= _ALIGNED).all():
+            return [_filled(stack, int(at), whole) for at in nearest]
+    own = np.unique(np.round(depths, 3))
+    reach = (np.diff(own).min() if len(own) > 1 else 1.0) / 2 + 1e-3
+    nearest = np.abs(whole[:, None] - own[None]).argmin(axis=1)
+    within = np.abs(whole - own[nearest]) <= reach
+    return [np.flatnonzero(within & (np.abs(own[nearest] - depth) < 1e-3)).tolist() for depth in depths]
+
+
+def _filled(stack: NDArray[np.float64], at: int, whole: NDArray[np.float64]) -> list[int]:
+    """Planes of the label map to which one of a stack is the nearest."""
+    before = (stack[at - 1] + stack[at]) / 2 if at else -np.inf
+    behind = (stack[at] + stack[at + 1]) / 2 if at + 1 < len(stack) else np.inf
+    planes: list[int] = np.flatnonzero((whole > before) & (whole <= behind)).tolist()
+    return planes
+
+
+def _onto(mask: NDArray[np.bool_], frame: Frame, plane: int, grid: Grid) -> NDArray[np.bool_]:
+    """A mask of one frame on the pixels (H, W) of the label map, by the nearest pixel."""
+    height, width = grid.shape[1:]
+    lps = grid.affine * np.array([-1.0, -1.0, 1.0, 1.0])[:, None]
+    start = (lps @ (plane, 0, 0, 1))[:3] - frame.position
+    down, right = lps[:3, 1], lps[:3, 2]
+    axes = np.stack([frame.column / frame.spacing[0], frame.row / frame.spacing[1]])
+    place, turn = axes @ start, axes @ np.stack([down, right], axis=1)
+    h, w = np.arange(height)[:, None], np.arange(width)[None]
+    if np.abs(turn[[0, 1], [1, 0]]).max() * max(height, width) < 0.01:  # the usual case
+        rows = np.rint(place[0] + turn[0, 0] * h).astype(np.int64)
+        columns = np.rint(place[1] + turn[1, 1] * w).astype(np.int64)
+    else:
+        rows = np.rint(place[0] + turn[0, 0] * h + turn[0, 1] * w).astype(np.int64)
+        columns = np.rint(place[1] + turn[1, 0] * h + turn[1, 1] * w).astype(np.int64)
+    inside = (rows >= 0) & (rows < mask.shape[0]) & (columns >= 0) & (columns < mask.shape[1])
+    taken = mask[np.clip(rows, 0, mask.shape[0] - 1), np.clip(columns, 0, mask.shape[1] - 1)]
+    return np.asarray(taken & inside)
+
+
+def _of_contours(path: Path, header: Any, grid: Grid, notes: list[str]) -> list[_Structure]:
+    """Structures of an RTSTRUCT, the contours of a plane taken together: one within another is a hole."""
+    with readable(path):
+        names = {
+            int(one.ROINumber): _clean(one.get("ROIName"), f"structure {int(one.ROINumber)}")
+            for one in header.get("StructureSetROISequence") or ()
+        }
+        drawn = [
+            (int(one.ReferencedROINumber), list(one.get("ContourSequence") or ()))
+            for one in header.get("ROIContourSequence") or ()
+        ]
+    _check_number(path, len(drawn))
+    to_voxels = np.linalg.inv(grid.affine) @ np.diag([-1.0, -1.0, 1.0, 1.0])
+    whole = np.arange(grid.shape[0], dtype=float)
+    structures, left_out, sparse = [], 0, 0
+    for number, contours in drawn:
+        structure = _Structure(names.get(number, f"structure {number}"))
+        by_plane: dict[int, dict[float, list[NDArray[np.float64]]]] = {}
+        for contour in contours:
+            points = _corners(path, contour)
+            corners = (np.c_[points, np.ones(len(points))] @ to_voxels.T)[:, :3]
+            at = _plane(corners, grid.depths)
+            if at is None:
+                left_out += 1
+                continue
+            depth = round(float(corners[:, 0].mean()), 2)
+            by_plane.setdefault(at, {}).setdefault(depth, []).append(corners[:, 1:])
+        for at, depths in by_plane.items():
+            # Contours may be drawn more densely than slices lie: those nearest to the slice count.
+            polygons = depths[min(depths, key=lambda depth: abs(depth - grid.depths[at]))]
+            structure.add(_filled(grid.depths, at, whole), fill(polygons, grid.shape[1:]))
+        structures.append(structure)
+        sparse += len(by_plane) > 2 and float(np.median(np.diff(sorted(by_plane)))) > 1
+    if sparse:
+        notes.append(f"{sparse} structures are drawn on some slices only: those between stay empty")
+    if left_out:
+        notes.append(f"{left_out} contours that are open, or lie in no slice of the series, were left out")
+    return structures
+
+
+def _corners(path: Path, contour: Any) -> NDArray[np.float64]:
+    """Corners (N, 3) of a contour, LPS millimetres; none of what is no closed contour."""
+    with readable(path):
+        kind = str(contour.get("ContourGeometricType") or "CLOSED_PLANAR")
+        value = contour.get_item("ContourData").value if "ContourData" in contour else b""
+        texts = value.split(b"\\") if isinstance(value, bytes) else value
+        numbers = np.array([float(text) for text in texts if text != b""], dtype=float)
+    if len(numbers) % 3 or not np.isfinite(numbers).all():
+        raise DataError(f"{path} has a contour whose corners are damaged; export it again.")
+    return numbers.reshape(-1, 3) if kind.startswith("CLOSED") else np.empty((0, 3))
+
+
+def _plane(corners: NDArray[np.float64], depths: NDArray[np.float64]) -> int | None:
+    """The slice that a contour lies in, if it lies in one."""
+    if len(corners) < 3:
+        return None
+    along = corners[:, 0]
+    middle = float(along.mean())
+    at = int(np.abs(depths - middle).argmin())
+    gaps = np.diff(depths[max(0, at - 1) : at + 2])
+    reach = float(gaps.max()) * 0.5 + 1e-3
+    is_flat = float(np.ptp(along)) <= _FLAT * float(gaps.min())
+    return at if is_flat and abs(middle - float(depths[at])) <= reach else None
+
+
+def _clean(name: Any, otherwise: str) -> str:
+    return one_line(str(name or "")).strip() or otherwise
+
+
+def _check_number(path: Path, number: int) -> None:
+    if number > _MOST:
+        raise DataError(f"{path} has {number} structures; {_MOST} are the most that can be read.")
