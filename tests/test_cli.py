@@ -92,6 +92,11 @@ def test_wrong_settings_are_status_2_and_leave_nothing(
             1,
             "Stopped: what was finished is kept; run the same command again to go on.",
         ),
+        (
+            MemoryError("949 MiB"),
+            1,
+            "Error: There is not enough memory; use a machine with more, or smaller patches and batches.",
+        ),
         (typer.Exit(3), 3, ""),
     ],
 )

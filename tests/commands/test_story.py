@@ -41,6 +41,9 @@ def test_scans_to_pretrained_weights_to_masks_to_numbers(
         "skipped": 0,
         "duplicates": 0,
         "quarantined": [],
+        "repaired": [],
+        "kinds": {"ct": 4},
+        "doubtful": [],
     }
 
     done = run_command("pretrain", "--store", store, "--out", pretrained, *tiny_pretraining, "--json")

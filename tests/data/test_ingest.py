@@ -5,6 +5,7 @@ import json
 import shutil
 import sqlite3
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -85,6 +86,20 @@ def test_spacing_and_intensity_are_those_of_the_settings(tmp_path, scans):
         assert record.spacing == pytest.approx((2, 2, 3))
         assert record.normalisation[0].lower == -200
         assert Store.open(tmp_path / "s").read(record).data.dtype == np.int16
+
+
+def test_it_is_told_what_scans_were_taken_for_and_what_speaks_against_that(tmp_path, scans):
+    save(tmp_path / "new" / "whole.nii.gz", ct(5))
+    save(tmp_path / "new" / "clipped.nii.gz", ct(6).clip(-160, 240))
+    phase = np.random.default_rng(0).integers(-4096, 4096, (20, 20, 20), np.int16)
+    save(tmp_path / "new" / "phase.nii.gz", phase)
+    report = ingest([tmp_path / "new"], tmp_path / "s", NATIVE)
+    assert report.kinds == {"ct": 2, "mr": 1}
+    doubts = {Path(source).name: reason for source, reason in report.doubtful}
+    assert doubts.keys() == {"clipped.nii.gz", "phase.nii.gz"}
+    assert doubts["clipped.nii.gz"].startswith("taken for CT, though it shows no air")
+    assert doubts["phase.nii.gz"].startswith("taken for MR, though its values reach")
+    assert ingest([tmp_path / "new"], tmp_path / "told", IngestSettings(intensity="ct")).doubtful == ()
 
 
 def test_again_is_cheap_and_only_new_files_are_read(tmp_path, scans):

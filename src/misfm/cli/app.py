@@ -13,6 +13,7 @@ import typer
 
 from misfm.cli.output import say
 from misfm.errors import ConfigError, MisfmError
+from misfm.memory import is_out_of_memory
 from misfm.signals import Interrupted, handled, requested
 from misfm.terminal import farewell, how_to_go_on, show_log
 
@@ -57,7 +58,10 @@ def run() -> int | str | None:
             say(farewell(sys.argv))
             return 1
         return stop.code
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            say("Error: There is not enough memory; use a machine with more, or smaller patches and batches.")
+            return 1
         if not requested():
             raise
         say(farewell(sys.argv))  # an import that was interrupted can make a library raise anything

@@ -42,11 +42,19 @@ def ingest_scans(
             scheduler=scheduler,
             pseudonyms=pseudonyms,
         )
+        for source, reason in report.doubtful:
+            progress.say(f"{source}: {reason}")
     counts = {"added": report.added, "skipped": report.skipped, "duplicates": report.duplicates}
     quarantined = [{"source": source, "reason": reason} for source, reason in report.quarantined]
+    kinds = ", ".join(f"{count} {kind.upper()}" for kind, count in sorted(report.kinds.items()))
+    if report.doubtful:
+        kinds += f"; {len(report.doubtful)} doubtful"
     line = (
-        f"{store}: {report.added} added, {report.skipped} unchanged, {report.duplicates} duplicates, "
+        f"{store}: {report.added} added{kinds and f' ({kinds})'}, {report.skipped} unchanged, "
+        f"{report.duplicates} duplicates, "
         f"{len(report.quarantined)} quarantined"
     )
     repaired = [{"source": source, "notes": notes} for source, notes in report.repaired]
-    return {"store": str(store), **counts, "quarantined": quarantined, "repaired": repaired}, line
+    doubtful = [{"source": source, "reason": reason} for source, reason in report.doubtful]
+    more = {"repaired": repaired, "kinds": dict(report.kinds), "doubtful": doubtful}
+    return {"store": str(store), **counts, "quarantined": quarantined, **more}, line

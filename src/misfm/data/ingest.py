@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from misfm.data.appearance import appearance_of
 from misfm.data.checks import usable
 from misfm.data.dataset import Case, Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
@@ -56,13 +57,16 @@ class IngestEvent:
 @dataclass(frozen=True)
 class IngestReport:
     """Numbers of sources by outcome; the quarantined ones of this run with their reasons, and those that were
-    repaired when they were read, with what was done."""
+    repaired when they were read, with what was done; how many were added as CT, MR, …, and those of them that
+    may be of another kind, with what speaks for that."""
 
     added: int
     skipped: int
     duplicates: int
     quarantined: tuple[tuple[str, str], ...]
     repaired: tuple[tuple[str, str], ...] = ()
+    kinds: Mapping[Kind, int] = field(default_factory=dict)
+    doubtful: tuple[tuple[str, str], ...] = ()
 
 
 def ingest(
@@ -103,10 +107,17 @@ def ingest(
     if pseudonyms is not None:
         scans = give_pseudonyms(scans, Path(pseudonyms), Path(store_path))
     counts: Counter[Outcome] = Counter()
-    quarantined, repaired = [], []
+    quarantined, repaired, doubtful = [], [], []
+    kinds: Counter[Kind] = Counter()
 
-    def finish(scan: ScanSource, outcome: Outcome, reason: str = "") -> None:
+    def finish(
+        scan: ScanSource, outcome: Outcome, reason: str = "", result: Entry | Refusal | None = None
+    ) -> None:
         counts[outcome] += 1
+        if outcome == "added" and isinstance(result, Entry):
+            kinds[result.record.kind] += 1
+            if result.doubt:
+                doubtful.append((scan.source, result.doubt))
         if outcome == "quarantined":
             quarantined.append((scan.source, reason))
         elif outcome == "added" and reason:
@@ -129,14 +140,20 @@ def ingest(
         there = {scan.source for scan in known}
         pending = [scan for scan in scans if scan.source not in there]
         for scan, result in workplace.map(prepared, pending, _lost):
-            finish(scan, *_put(store, scan, result))
+            finish(scan, *_put(store, scan, result), result)
         # Copies of a volume that went, for its own file holds something else now: they were the known ones.
         orphans = [scan for scan in known if pending and not store.is_known(scan.source, scan.stamp)]
         counts["skipped"] -= len(orphans)
         for scan, result in workplace.map(prepared, orphans, _lost):
-            finish(scan, *_put(store, scan, result))
+            finish(scan, *_put(store, scan, result), result)
     return IngestReport(
-        counts["added"], counts["skipped"], counts["duplicate"], tuple(quarantined), tuple(repaired)
+        counts["added"],
+        counts["skipped"],
+        counts["duplicate"],
+        quarantined=tuple(quarantined),
+        repaired=tuple(repaired),
+        kinds=kinds,
+        doubtful=tuple(doubtful),
     )
 
 
@@ -270,9 +287,23 @@ def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | Refusal
             rules = rules_for(settings.intensity, [kind])
             origin = Origin(scan.case, scan.source, fingerprint(volume))
             entry = prepare(origin, volume, None, rules, settings, scan.read_anonymised(volume))
-            return replace(entry, notes=tuple(scan.notes))
+            doubt = _doubt(volume, scan, kind) if settings.intensity == "auto" else ""
+            return replace(entry, notes=tuple(scan.notes), doubt=doubt)
     except MisfmError as error:
         return refuse(scan, str(error), volume=volume, judged=isinstance(error, Doubtful))
+
+
+def _doubt(volume: Volume, scan: ScanSource, kind: Kind) -> str:
+    """What speaks against the kind that a scan was taken for, in a sentence, if its dataset does not say."""
+    if scan.kind is not None:
+        return ""
+    seen, said = appearance_of(volume.data[0]), (scan.modality or "").strip().upper()
+    odd = seen.doubt
+    if said == "CT":
+        odd = "" if kind == "ct" else "its header says CT and its values are no HU"
+    elif said:
+        odd = "it looks like CT in HU" if seen.is_ct and not seen.doubt else ""
+    return f"taken for {kind.upper()}, though {odd}; say --intensity if that is wrong" if odd else ""
 
 
 def _check_scan(volume: Volume, scan: ScanSource) -> None:

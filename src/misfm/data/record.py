@@ -121,6 +121,7 @@ class Entry:
         label_anchors: (N, 4) int16, a label value and coordinates in each row.
         anonymised: compressed (1, D, H, W) mask of what was removed to make the patient unknown, if any.
         notes: what reading its scan had to repair; told, not kept.
+        doubt: why it may have been taken for another kind of scan than it is, likewise.
     """
 
     record: Record
@@ -130,6 +131,7 @@ class Entry:
     label_anchors: NDArray[np.int16]
     anonymised: bytes | None = None
     notes: tuple[str, ...] = ()
+    doubt: str = ""
 
     def checks(self) -> Checks:
         """Checksums of all its parts."""
