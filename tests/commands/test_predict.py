@@ -1,5 +1,8 @@
 """Predicting files: masks overlay however a scan is stored; a bad file stands aside; the rest is written."""
 
+import hashlib
+import json
+import shutil
 from itertools import product
 
 import nibabel as nib
@@ -27,6 +30,7 @@ def reordered(volume, order, flips):
 
 
 def save_nifti(path, volume):
+    path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(volume.data[0].transpose(2, 1, 0), volume.affine[:, [2, 1, 0, 3]]), path)
 
 
@@ -144,3 +148,87 @@ def test_a_missing_channel_is_a_sentence(run_command, tmp_path, scan):
     )
     assert done.result["failed"]["a"].startswith(expected)
     assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_predictions_json_says_whose_masks_there_are_and_what_is_in_them(
+    run_command, tmp_path, finetuned, scan
+):
+    save_nifti(tmp_path / "in" / "a" / "ct.nii.gz", scan)
+    command = ("predict", "--run", finetuned, "--input", tmp_path / "in", "--output", tmp_path / "out")
+    done = run_command(*command, "--json")
+    assert done.result["written"] == {"a__ct": str(tmp_path / "out" / "a__ct.nii.gz")}
+    assert "a/ct.nii.gz -> a__ct.nii.gz" in done.err
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    weights = finetuned / "weights.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert content["weights"] == [{"source": str(weights), "sha256": digest}]
+    case = content["cases"]["a__ct"]
+    assert case["source"] == str(tmp_path / "in" / "a" / "ct.nii.gz")
+    assert case["mask"] == "a__ct.nii.gz"
+    mask = read_volume(tmp_path / "out" / "a__ct.nii.gz")
+    voxel_ml = np.prod(mask.spacing) / 1000
+    assert case["labels"].keys() == case["volume_ml"].keys()
+    for name, value in case["labels"].items():
+        assert case["volume_ml"][name] == pytest.approx((mask.data == value).sum() * voxel_ml, rel=1e-5)
+    names = (tmp_path / "out" / "labels.txt").read_text()
+    assert all(f'"{name}"' in names for name in case["labels"])
+
+
+def test_predict_goes_on_where_it_was_and_never_takes_masks_of_other_weights(
+    run_command, tmp_path, finetuned, scan, monkeypatch
+):
+    from misfm.inference.predictor import Predictor
+
+    label, labelled = Predictor.predict, []
+    monkeypatch.setattr(Predictor, "predict", lambda self, v: labelled.append(v.shape) or label(self, v))
+    for name in "ab":
+        save_nifti(tmp_path / "in" / f"{name}.nii.gz", scan)
+    command = ("predict", "--run", finetuned, "--input", tmp_path / "in", "--output", tmp_path / "out")
+    assert run_command(*command).status == 0
+    (tmp_path / "out" / "b.nii.gz").unlink()
+    done = run_command(*command, "--json")
+    assert len(labelled) == 3
+    assert "1 label map(s) were there already" in done.err
+    assert sorted(done.result["written"]) == ["a", "b"]
+    other = tmp_path / "other.safetensors"
+    shutil.copy(finetuned / "weights.safetensors", other)
+    assert run_command("predict", "--run", other, *command[3:]).status == 0
+    assert len(labelled) == 3, "the same weights in another place"
+    assert run_command(*command, "--overlap", "0.25").status == 0
+    assert len(labelled) == 5
+
+
+def test_a_mask_corrected_by_hand_is_not_overwritten(run_command, tmp_path, finetuned, scan):
+    save_nifti(tmp_path / "a.nii.gz", scan)
+    command = ("predict", "--run", finetuned, "--input", tmp_path / "a.nii.gz", "--output", tmp_path / "out")
+    run_command(*command)
+    (tmp_path / "out" / "a.nii.gz").write_bytes(b"corrected")
+    done = run_command(*command, "--overlap", "0.25")
+    assert done.status == 1
+    assert "out/a.nii.gz was changed after misfm wrote it; move it away" in done.err
+    assert (tmp_path / "out" / "a.nii.gz").read_bytes() == b"corrected"
+
+
+def test_masks_beside_the_scans_are_no_scans_the_next_time(run_command, tmp_path, finetuned, scan):
+    save_nifti(tmp_path / "c_0000.nii.gz", scan)
+    for _ in range(2):
+        done = run_command("predict", "--run", finetuned, "--input", tmp_path, "--output", tmp_path, "--json")
+        assert done.status == 0
+        assert list(done.result["written"]) == ["c"]
+
+
+def test_formats_of_dicom_need_dicom_and_an_unknown_format_is_a_sentence(
+    run_command, tmp_path, finetuned, scan
+):
+    save_nifti(tmp_path / "a.nii.gz", scan)
+    command = ("predict", "--run", finetuned, "--input", tmp_path / "a.nii.gz", "--output", tmp_path / "out")
+    done = run_command(*command, "--format", "dicom-seg", "--json")
+    assert done.status == 1
+    assert "a.nii.gz is no DICOM" in done.result["failed"]["a"]
+    done = run_command(*command, "--format", "dicom")
+    assert done.status == 2
+    assert "did you mean 'dicom-seg'?" in done.error
+    done = run_command(*command, "--format", "nrrd", "--json")
+    assert done.result["written"]["a"].endswith("a.seg.nrrd")
+    nifti = predict(str(finetuned), read_volume(tmp_path / "a.nii.gz"))
+    assert np.array_equal(read_volume(tmp_path / "out" / "a.seg.nrrd").data, nifti.data)

@@ -26,7 +26,10 @@ def predict(
         list[str], typer.Option(help="Run, weights file or folder of folds; several label together.")
     ],
     inputs: Annotated[list[Path], typer.Option("--input", help="Files, DICOM folders or trees of scans.")],
-    output: Annotated[Path, typer.Option(help="Folder for the label maps, CASE.nii.gz.")],
+    output: Annotated[Path, typer.Option(help="Folder for the label maps and predictions.json.")],
+    mask_format: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="nifti, nrrd, dicom-seg or rtstruct.")
+    ] = "nifti",
     overlap: Annotated[float, typer.Option(help="Overlap of windows.", min=0, max=0.9)] = 0.5,
     tta: Annotated[
         bool, typer.Option("--tta", help="Average over mirrors, along axes mirrored in training.")
@@ -42,7 +45,7 @@ def predict(
 
     with Progress("Predicting") as progress:
         paths = [*inputs, *(more_inputs or [])]
-        options = PredictionOptions(overlap=overlap, tta=tta, force=force)
+        options = PredictionOptions(overlap=overlap, tta=tta, format=mask_format, force=force)
         prediction = predict_files(run, paths, output, options, progress=progress.update)
     failed = f", {len(prediction.failed)} scan(s) failed" if prediction.failed else ""
     say(f"{output}: {len(prediction.written)} label map(s) written{failed}")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from misfm.data.checks import usable
 from misfm.data.preprocess import canonical
@@ -197,11 +196,10 @@ class _Work:
         label_map = self.weights.predictor.predict(volume)
         labelled = LabelledScan(label_map, info.labels, case.channels[0], self.weights.sha256)
         self.writer.write(path, labelled)
-        labels: dict[str, Any] = {
-            name: values[0] if len(values) == 1 else list(values) for name, values in info.labels.items()
-        }
         crc32 = checksum(path.read_bytes())
-        return CaseResult(source, path.name, labels, labelled.volume_ml, crc32, warnings)
+        return CaseResult(
+            source, path.name, self.writer.values(info.labels), labelled.volume_ml, crc32, warnings
+        )
 
 
 def label_map_paths(

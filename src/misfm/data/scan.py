@@ -267,17 +267,27 @@ def _lists(folder: Path) -> bool:
 
 
 def _from_series(series: Iterable[Series]) -> list[ScanSource]:
-    """Name a series after its folder where it is the only one there, else after its first file."""
-    series = list(series)
-    folders = [one.files[0].parent for one in series]
+    """Name a series after its folder where it is the only one there, else by its number in the study."""
+    folders: dict[Path, list[Series]] = {}
+    for one in series:
+        folders.setdefault(one.files[0].parent, []).append(one)
     scans = []
-    for one, folder in zip(series, folders, strict=True):
-        path = folder if folders.count(folder) == 1 else one.files[0]
-        case = path.name if path == folder else stem(path)
+    for one in (one for there in folders.values() for one in there):
+        there = folders[one.files[0].parent]
+        path = one.files[0].parent if len(there) == 1 else one.files[0]
+        case = path.name if len(there) == 1 else _name_among(one, there)
         if one.part:
             case += "_" + one.part.replace(" ", "-")
         scans.append(ScanSource(path, case, series=one))
     return scans
+
+
+def _name_among(one: Series, others: Sequence[Series]) -> str:
+    """The number of a series, else its identifier, else its first file: the first that is its alone."""
+    if one.number and {other.uid for other in others if other.number == one.number} == {one.uid}:
+        return f"series-{one.number}"
+    is_alone = [other.uid for other in others if not other.part].count(one.uid) <= 1
+    return one.uid if one.uid and is_alone else stem(one.files[0])
 
 
 def _in_dataset(folder: Path) -> list[ScanSource]:

@@ -70,6 +70,13 @@ class Case:
         return volumes[0].with_data(np.concatenate([volume.data for volume in volumes]))
 
 
+def _known_by(scan: ScanSource) -> str:
+    """The identifier of a DICOM series, which finds it in any archive; else the file."""
+    if scan.series is None or not re.fullmatch(r"[0-9.]+", scan.series.uid):
+        return scan.source
+    return f"{scan.series.uid}#{scan.series.part}" if scan.series.part else scan.series.uid
+
+
 def group_channels(scans: Sequence[ScanSource], in_channels: int) -> list[Case]:
     """Collect the channels of each case.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -58,6 +59,14 @@ class DicomSeries(Series):
 
     frames: tuple[int, ...] | None = None
     frame_of_reference: str = ""
+
+    @property
+    @_quiet
+    def number(self) -> str:
+        """DICOM's SeriesNumber."""
+        with suppress(DataError), readable(self.files[0]):
+            return str(read_header(self.files[0], ["SeriesNumber"]).get("SeriesNumber") or "")
+        return ""
 
     @_quiet
     def read(self) -> Volume:

@@ -88,6 +88,11 @@ class Series(ABC):
     part: str = ""
     notes: list[str] = field(default_factory=list, compare=False, repr=False)
 
+    @property
+    def number(self) -> str:
+        """What people call the series by within its study, such as DICOM's SeriesNumber; may be empty."""
+        return ""
+
     @abstractmethod
     def read(self) -> Volume:
         """Read the scan; see :meth:`Reader.read`."""

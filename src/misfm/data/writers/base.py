@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,13 @@ class LabelledScan:
     weights: Mapping[str, str]
 
     @property
+    def digest(self) -> str:
+        """Hash of the voxels and their place."""
+        found = hashlib.sha256(np.ascontiguousarray(self.label_map.data).tobytes())
+        found.update(self.label_map.affine.tobytes())
+        return found.hexdigest()
+
+    @property
     def volume_ml(self) -> dict[str, float]:
         """Millilitres of each label."""
         values, counts = np.unique(self.label_map.data, return_counts=True)
@@ -61,6 +69,10 @@ class MaskWriter(ABC):
             DataError: it cannot; the sentence says in which format instead.
         """
 
+    def values(self, labels: Labels) -> dict[str, int | list[int]]:
+        """Return what stands for each label in the files: the values of the label map, if nothing else."""
+        return {name: of[0] if len(of) == 1 else list(of) for name, of in labels.items()}
+
     @abstractmethod
     def write(self, path: Path, labelled: LabelledScan) -> None:
         """Write one file, whole or not at all (:mod:`misfm.files`).
@@ -75,6 +87,17 @@ class MaskWriter(ABC):
 
     def write_shared(self, folder: Path, labels: Labels) -> None:  # noqa: B027, most have nothing to share
         """Write what all label maps of a folder share, such as a table of names."""
+
+
+def numbered(labels: Labels) -> dict[str, int | list[int]]:
+    """Labels counted from 1, for formats that do not keep the values of a label map."""
+    return {name: number for number, name in enumerate(labels, 1)}
+
+
+def overlap(labels: Labels) -> bool:
+    """Whether a voxel may have several labels: regions share values."""
+    values = [value for of in labels.values() for value in of]
+    return len(values) > len(set(values))
 
 
 def label_voxels(path: Path, label_map: Volume) -> NDArray[Any]:
