@@ -23,6 +23,8 @@ EXCEPTIONS = {
     ("commands/demo_report.py", "foreground"): "I_f of Volume Fusion, in its pictures",
     ("report/pictures.py", "foreground"): "I_f of Volume Fusion, in its pictures",
     ("data/nifti_place.py", "pixdim"): "a field of NIfTI's header",
+    ("cli/prediction.py", "seg"): "DICOM's name of a format",
+    ("data/writers/rtstruct.py", "color"): "DICOM's name in the object",
     ("data/writers/dicom_seg.py", "seg"): "DICOM's name of the object",
     ("data/writers/seg_nrrd.py", "seg"): "3D Slicer's name of the file",
     ("data/writers/seg_nrrd.py", "color"): "3D Slicer's name in the file",
