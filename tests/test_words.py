@@ -34,6 +34,13 @@ EXCEPTIONS = {
     ("weights/containers.py", "epoch"): "nnssl's and nnU-Net's measure of training, in their checkpoints",
     ("weights/pymic_pctnet.py", "iteration"): "PyMIC's measure of training, in its checkpoints",
     ("weights/hub.py", "snapshot"): "the Hugging Face hub's name of a revision's files",
+    **{
+        ("data/layouts/words.py", word): "what people call their files"
+        for word in ("seg", "lbl", "vol", "gt", "ground truth")
+    },
+    ("data/layouts/case_folders.py", "seg"): "BraTS's name of its label maps",
+    ("data/layouts/suffixes.py", "seg"): "what people call their files",
+    ("data/layouts/assembly.py", "seg"): "what people call their files",
     ("data/dicom/series.py", "seg"): "DICOM's name of its objects that hold label maps",
     ("data/dicom/labels.py", "seg"): "DICOM's name of its objects that hold label maps",
 }

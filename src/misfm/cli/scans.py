@@ -52,6 +52,22 @@ def ingest(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of images and label maps, as downloaded.")],
+    out: Annotated[Path, typer.Option(help="Folder of the dataset to write.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; no more.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring labelled scans (Decathlon, BraTS, pairs of files or folders) into nnU-Net's layout."""
+    from misfm.commands.convert import convert_source
+
+    result, lines = convert_source(source, out, dry_run=dry_run)
+    for line in lines:
+        say(line)
+    finish(result, as_json)
+
+
+@app.command()
 def info(
     path: Annotated[
         str,

@@ -1,0 +1,77 @@
+"""Cases put together from files whose channel is known; what does not fit is refused with what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from misfm.data.layouts.base import Arrangement, FoundCase, Piece
+from misfm.data.layouts.words import channel_name, channel_order, is_label, split_key
+from misfm.errors import DataError
+from misfm.text import one_line
+
+_NAMED = 5
+"""Cases that a sentence names."""
+
+Files = Mapping[str, Path]
+"""Files of a case by what tells them apart."""
+
+
+def assemble(folder: Path, found: Mapping[str, Files], form: str) -> Arrangement:
+    """Make cases of files; all must have the same channels, and a label map each or none.
+
+    Args:
+        folder: of the source, for messages.
+        found: files of each case by key, see :func:`misfm.data.layouts.words.take_apart`.
+        form: what kind of layout it is, which begins the rule.
+
+    Raises:
+        DataError: channels that not all cases have, several label maps of a case, or none at all.
+    """
+    keys = {key for files in found.values() for key in files}
+    label_keys = {key for key in keys if is_label(split_key(key))}
+    maps = {name: sorted(label_keys & set(files)) for name, files in found.items()}
+    channels = channel_order(keys - label_keys)
+    for name, several in maps.items():
+        if len(several) > 1:
+            raise DataError(
+                f"{folder}: {form}, but {one_line(name)} has several label maps by name "
+                f"({_quoted(several)}); leave the one that is meant."
+            )
+    if not channels:
+        raise DataError(f"{folder}: {form}, but there are label maps ({_quoted(sorted(label_keys))}) alone.")
+    for name, files in found.items():
+        missing = [key for key in channels if key not in files]
+        if missing:
+            raise DataError(
+                f"{folder}: {form}, but {one_line(name)} has no {_quoted(missing)}, which other cases have, "
+                f"but {_quoted(sorted(files))}; rename or add the file, or take the case away."
+            )
+    cases = [
+        FoundCase(
+            name,
+            tuple(Piece(files[key]) for key in channels),
+            Piece(files[maps[name][0]]) if maps[name] else None,
+            "Tr" if maps[name] else "Ts",
+        )
+        for name, files in sorted(found.items())
+    ]
+    rule = f"{form}; channels {_quoted(channels)}, label maps {_quoted(sorted(label_keys))}"
+    return Arrangement(
+        rule, tuple(channel_name(key) for key in channels), tuple(cases), notes=without_label(cases)
+    )
+
+
+def without_label(cases: Sequence[FoundCase]) -> tuple[str, ...]:
+    """Say which cases nobody has drawn a label map of, if there are any."""
+    names = [one_line(case.name) for case in cases if case.label is None]
+    if not names:
+        return ()
+    more = ", ..." if len(names) > _NAMED else ""
+    listed = ", ".join(names[:_NAMED]) + more
+    return (f"{len(names)} case(s) without a label map become test cases (imagesTs): {listed}.",)
+
+
+def _quoted(keys: Sequence[str]) -> str:
+    shown = [f"'{one_line(key)}'" if key else "nothing" for key in keys[:12]]
+    return ", ".join([*shown, *(["..."] if len(keys) > len(shown) else [])])

@@ -1,0 +1,90 @@
+"""A folder for each case: BraTS (``CASE/CASE_t1.nii.gz``, ``CASE-t1n``), or ``CASE/ct``, ``CASE/seg``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from misfm.data.case_files import list_folder
+from misfm.data.layouts.assembly import assemble
+from misfm.data.layouts.base import LAYOUTS, Arrangement, KnownLabels
+from misfm.data.layouts.words import PLAIN, is_label, split_key, take_apart
+from misfm.data.readers import is_volume_name, stem
+from misfm.errors import DataError
+from misfm.text import one_line
+
+_BRATS = {"T1", "T1ce", "T2", "FLAIR"}
+
+
+def _brats(enhancing: int) -> KnownLabels:
+    """The regions that BraTS scores; up to 2021 the enhancing tumour has the value 4, then 3."""
+    return KnownLabels(
+        frozenset({0, 1, 2, enhancing}),
+        {
+            "background": 0,
+            "whole_tumor": [1, 2, enhancing],
+            "tumor_core": [1, enhancing],
+            "enhancing_tumor": [enhancing],
+        },
+        {"regions_class_order": [2, 1, enhancing]},
+    )
+
+
+@LAYOUTS.register("case-folders")
+def case_folders(folder: Path) -> Arrangement | None:
+    """Recognise a tree whose lowest folders hold a case each, with at least an image and a label map."""
+    found: dict[str, dict[str, Path]] = {}
+    for place, files in _folders(folder):
+        keyed = _keyed(files, place.name)
+        if keyed is None:
+            return None
+        name = place.name if place.name not in found else "_".join(place.relative_to(folder).parts)
+        if name in found:
+            raise DataError(f"{folder} holds several folders {one_line(name)}; give them different names.")
+        found[name] = keyed
+    if not found or not any(len(files) > 1 for files in found.values()):
+        return None
+    keys = {key for files in found.values() for key in files}
+    if not any(is_label(split_key(key)) for key in keys):
+        return None
+    arrangement = assemble(folder, found, "a folder for each case")
+    if set(arrangement.channels) == _BRATS:
+        return replace(arrangement, known_labels=(_brats(4), _brats(3)), rule=f"BraTS: {arrangement.rule}")
+    return arrangement
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Folders below ``root`` that hold scans, and these; nothing where ``root`` itself does."""
+    for place, subfolders, _ in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        files = [file for file in list_folder(Path(place)) if is_volume_name(file)]
+        if files and Path(place) == root:
+            return
+        if files:
+            yield Path(place), files
+            subfolders.clear()
+
+
+def _keyed(files: Sequence[Path], folder: str) -> dict[str, Path] | None:
+    """Files of a case by what each is: what follows the name of the folder or what all have in common, else
+    the whole name; None where two would be the same."""
+    keys = {file: _behind(stem(file), folder) for file in files}
+    others = {file: take_apart(f"x_{stem(file)}") for file, key in keys.items() if key is None}
+    in_common = len(others) > 1 and len({name.case for name in others.values()}) == 1
+    keyed: dict[str, Path] = {}
+    for file, key in keys.items():
+        if key is None:
+            whole = stem(file).lower()
+            key = others[file].key if in_common else "" if whole in PLAIN else whole
+        keyed[key] = file
+    return keyed if len(keyed) == len(files) else None
+
+
+def _behind(name: str, folder: str) -> str | None:
+    """What follows the name of the folder, None where the name does not begin with it."""
+    rest = name.removeprefix(folder)
+    if rest == name or (rest and rest[0].isalnum()):
+        return None
+    return rest.strip("_-. ").lower()
