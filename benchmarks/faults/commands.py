@@ -93,6 +93,7 @@ def all_commands(home: Path) -> list[Command]:
     return [
         command("ingest", *ingest, to="--store", weight=10),
         command("ingest --workers", *ingest, "--workers", "2", to="--store", weight=1, processes=True),
+        command("convert", "convert", str(home / "pairs")),
         command("pretrain", *pretrain, resumes=True, weight=8),
         command("pretrain --probe", *pretrain, *few, "--probe", dataset, resumes=True),
         command("finetune", *finetune, "--weights", "none", resumes=True, weight=8),

@@ -38,10 +38,11 @@ from commands import (
     torn_files,
 )
 from common import Outcome, begun, generator
-from material import make_dataset, make_scans, make_weights
+from material import make_dataset, make_pairs, make_scans, make_weights
 from PIL import Image
 from processes import PATIENCE, Ended, Kill, run_forked, run_real
 
+from misfm.data.layouts import LAYOUTS
 from misfm.data.readers import READERS
 from misfm.models.base import NETWORKS
 from misfm.pretext.base import PRETEXTS
@@ -268,7 +269,7 @@ def load_everything() -> None:
         "matplotlib.backends.backend_agg",
     ):
         importlib.import_module(name)
-    for registry in (PRETEXTS, NETWORKS, READERS, EXPORTS):
+    for registry in (PRETEXTS, NETWORKS, READERS, EXPORTS, LAYOUTS):
         registry.names()  # which imports what is registered
     Image.init()
     gc.collect()
@@ -280,6 +281,7 @@ def prepare(folder: Path, seed: int, kinds: Sequence[str] = ()) -> Kills:
     load_everything()
     make_scans(folder / "scans", 6)
     make_dataset(folder / "dataset")
+    make_pairs(folder / "pairs", folder / "dataset")
     make_weights(folder / "resenc.safetensors", "resenc", 3, (16, 32, 32))
     for arguments in material_commands(folder):
         ended, _ = run_forked(arguments, folder / "log", None)

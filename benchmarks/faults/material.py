@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,19 @@ def make_dataset(folder: Path, num_train: int = 4, num_test: int = 1) -> Path:
     write_phantom_dataset(folder, num_train=num_train, num_test=num_test, seed=0, settings=PHANTOMS)
     names = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").iterdir())
     write_json(folder / "splits_final.json", [{"train": names[:-1], "val": names[-1:]}])
+    return folder
+
+
+def make_pairs(folder: Path, dataset: Path) -> Path:
+    """Write the training cases of a dataset as pairs of files in one folder, of which none is packed."""
+    folder.mkdir()
+    for label in sorted((dataset / "labelsTr").iterdir()):
+        name = label.name.removesuffix(".nii.gz")
+        for path, end in ((label, "_seg"), (dataset / "imagesTr" / f"{name}_0000.nii.gz", "")):
+            (folder / f"{name}{end}.nii").write_bytes(gzip.decompress(path.read_bytes()))
+    packed = next(folder.iterdir())  # another ending than the rest, so that all are written
+    packed.with_suffix(".nii.gz").write_bytes(gzip.compress(packed.read_bytes()))
+    packed.unlink()
     return folder
 
 

@@ -76,6 +76,12 @@ LISTED = {
     "collection_name": "Collection",
     "datasets": {"Dataset001": {"subjects": {"sub-1": {"sessions": {"ses-1": {"images": [IMAGE]}}}}}},
 }
+LISTED_TRAINING = {
+    "modality": {"0": "CT"},
+    "labels": {"0": "background", **{str(value): f"label {value}" for value in range(1, 9)}},
+    "training": [{"image": "./images/scan.nii.gz", "label": "./labels/scan.nii.gz"}],
+    "test": [],
+}
 DECATHLON = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"}, "file_ending": ".nii.gz"}
 
 
@@ -121,6 +127,7 @@ def dataset_targets(made: Readers) -> list[Target]:
     label = next((made.dataset / "labelsTs").iterdir()).read_bytes()
     return [
         Target("dataset.json", json_of(noted, DECATHLON), any_json, made.dataset_json, 5),
+        Target("dataset.json, convert", json_of(LISTED_TRAINING), any_json, made.converted, 3),
         Target("splits", (splits.read_bytes(),), any_json, made.splits, 5),
         Target("labels.json", (names.read_bytes(),), any_json, made.names, 4),
         Target("label maps", ((made.maps / "head_0.nii.gz").read_bytes(),), packed, made.label_map, 4),

@@ -24,6 +24,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from misfm.cli.options import case_choice, integers, names, numbers
 from misfm.commands.arm import read_arm
+from misfm.commands.convert import convert_source
 from misfm.commands.export import export
 from misfm.commands.info import describe_path
 from misfm.commands.predict import predict_files
@@ -164,6 +165,17 @@ class Readers:
         describe_path(own)
         image, label = dataset.read_case(dataset.cases()[0])
         return image.data.nbytes * 4 + (0 if label is None else label.data.nbytes)
+
+    def converted(self, folder: Path, content: bytes) -> int:
+        """Bring a dataset of the Decathlon into nnU-Net's layout."""
+        own, out = folder / "task", folder / "converted"
+        for kind in ("images", "labels"):
+            (own / kind).mkdir(parents=True)
+            file = next((self.dataset / f"{kind}Ts").iterdir())
+            shutil.copy(file, own / kind / "scan.nii.gz")
+        (own / "dataset.json").write_bytes(content)
+        convert_source(own, out)
+        return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
     def splits(self, folder: Path, content: bytes) -> int:
         """Read a split, as the dataset's own and as one that was given."""

@@ -196,6 +196,17 @@ def test_a_folder_for_each_channel_and_a_case_without_label_map(source, out):
     assert "1 case(s) without a label map become test cases (imagesTs): c." in recognise(source).notes
 
 
+def test_test_images_may_have_a_folder_of_their_own(source, out):
+    for part in ("Tr", "Ts"):
+        image(source / f"images{part}" / f"{part}1.nii.gz")
+        label(source / f"labels{part}" / f"{part}1.nii.gz")
+    image(source / "imagesTs" / "Ts2.nii.gz")
+    convert(source, out)
+    assert [case.name for case in Dataset.open(out).cases()] == ["Tr1"]
+    labelled = {case.name: case.label_path is not None for case in Dataset.open(out).cases("Ts")}
+    assert labelled == {"Ts1": True, "Ts2": False}
+
+
 def test_what_was_divided_stays_divided(source, out):
     for part, name in (("train", "a"), ("val", "b"), ("test", "c")):
         image(source / part / "images" / f"{name}.nii.gz")

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from misfm.data.checks import readable
 from misfm.data.convert import Conversion, carry_out, plan
 from misfm.data.dataset import Dataset
 from misfm.data.dataset_faults import faults
@@ -31,7 +32,8 @@ def convert_source(source: Path, out: Path, *, dry_run: bool = False) -> tuple[d
         ConfigError: ``out`` lies in ``source``, or holds other files.
         DataError: a layout that is not known, is ambiguous, or does not fit; a file that cannot be read.
     """
-    arrangement = recognise(source)
+    with readable(source):
+        arrangement = recognise(source)
     with Progress("Reading label maps") as progress:
         conversion = plan(arrangement, source, out, progress.update)
     result, lines = _said(conversion, source)

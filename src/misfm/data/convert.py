@@ -22,7 +22,7 @@ import numpy as np
 
 from misfm.data.case_files import list_folder
 from misfm.data.checks import REVERSED, readable
-from misfm.data.dataset_json import read_dataset_json
+from misfm.data.dataset_json import parse_channels, parse_labels, read_dataset_json
 from misfm.data.intensity import detect
 from misfm.data.layouts import Arrangement, FoundCase, Piece
 from misfm.data.quiet import quiet_logger
@@ -99,6 +99,9 @@ def plan(arrangement: Arrangement, source: Path, out: Path, progress: Progress |
         **arrangement.more,
         **more,
     }
+    file = out / "dataset.json"
+    parse_labels(content, file)
+    parse_channels(content, file)
     conversion = Conversion(arrangement, out, ending, content)
     _refuse_others(conversion)
     return conversion

@@ -10,7 +10,7 @@ from pathlib import Path
 from misfm.data.case_files import list_folder
 from misfm.data.layouts.assembly import assemble
 from misfm.data.layouts.base import LAYOUTS, Arrangement, KnownLabels
-from misfm.data.layouts.words import PLAIN, is_label, split_key, take_apart
+from misfm.data.layouts.words import PLAIN, is_known_folder, is_label, split_key, take_apart
 from misfm.data.readers import is_volume_name, stem
 from misfm.errors import DataError
 from misfm.text import one_line
@@ -37,6 +37,8 @@ def case_folders(folder: Path) -> Arrangement | None:
     """Recognise a tree whose lowest folders hold a case each, with at least an image and a label map."""
     found: dict[str, dict[str, Path]] = {}
     for place, files in _folders(folder):
+        if is_known_folder(place.name):
+            return None
         keyed = _keyed(files, place.name)
         if keyed is None:
             return None

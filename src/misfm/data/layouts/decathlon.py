@@ -39,7 +39,8 @@ def decathlon(folder: Path) -> Arrangement | None:
             f"{folder} has images with the numbers of channels, so it is a dataset as it is: "
             f"'misfm finetune --dataset {folder}' takes it, and 'misfm info {folder}' says what is wrong."
         )
-    tests = [_paths({"image": entry}, folder, file)[0] for entry in content.get("test") or []]
+    test = content.get("test", [])
+    tests = [_paths(entry, folder, file)[0] for entry in (test if isinstance(test, list) else [])]
     cases = [
         *(FoundCase(stem(image), _pieces(image, len(channels)), Piece(label)) for image, label in training),
         *(FoundCase(stem(image), _pieces(image, len(channels)), None, "Ts") for image in tests),

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from misfm.data.case_files import Part, list_folder
 from misfm.data.layouts.assembly import without_label
 from misfm.data.layouts.base import LAYOUTS, Arrangement, FoundCase, Piece
-from misfm.data.layouts.words import CHANNELS, LABELS, PLAIN, channel_name, channel_order, take_apart
+from misfm.data.layouts.words import (
+    CHANNELS,
+    LABELS,
+    PLAIN,
+    channel_name,
+    channel_order,
+    folder_word,
+    take_apart,
+)
 from misfm.data.readers import is_volume_name, stem
 from misfm.errors import DataError
 from misfm.text import one_line
@@ -73,13 +81,16 @@ def _scans(folder: Path) -> list[Path]:
     return [file for file in list_folder(folder) if is_volume_name(file)]
 
 
-def _kinds(folder: Path) -> tuple[dict[str, Path], list[Path]]:
-    """Folders of images by channel, empty for one whose name tells none, and folders of label maps."""
+def _kinds(folder: Path, part: Part = "Tr") -> tuple[dict[str, Path], list[Path]]:
+    """Folders of images by channel, empty for one whose name tells none, and folders of label maps.
+
+    ``part`` says of which of ``imagesTr`` and ``imagesTs``; folders without such an end are of both.
+    """
     images: dict[str, Path] = {}
     labels: list[Path] = []
     for sub in _subfolders(folder):
-        word = sub.name.lower().removesuffix("tr").rstrip("_-")
-        if not _scans(sub):
+        word, end = folder_word(sub.name)
+        if end not in ("", part.lower()) or not _scans(sub):
             continue
         if word in LABELS:
             labels.append(sub)
@@ -96,10 +107,29 @@ def _pair(folder: Path, part: Part) -> Arrangement | None:
         seen = ", ".join(sub.name for sub in [*images.values(), *labels])
         raise DataError(f"{folder} has several folders that may be meant: {seen}; give a folder with two.")
     known = {take_apart(stem(file)).case for sub in images.values() for file in _scans(sub)}
-    is_known = all(take_apart(stem(file)).case in known for file in _scans(labels[0]))
-    found, channels = _channels(folder, images, numbers=not is_known)
-    maps = _maps(folder, labels[0], found)
-    cases = [
+    numbers = not all(take_apart(stem(file)).case in known for file in _scans(labels[0]))
+    cases, channels = _cases(folder, images, labels, part, numbers=numbers)
+    tests, test_labels = _kinds(folder, "Ts")
+    if tests and tests != images:
+        more, others = _cases(folder, tests, test_labels, "Ts", numbers=numbers)
+        if others != channels:
+            raise DataError(f"{folder} has other channels in its test images than in those to train on.")
+        cases += more
+    sources = ", ".join(sub.name for sub in images.values())
+    rule = f"images in {sources}, label maps in {labels[0].name}, matched by name"
+    if len(channels) > 1:
+        rule += f"; channels {', '.join(channels)}"
+    names = tuple(channel_name(key) for key in channels)
+    return Arrangement(rule, names, tuple(cases), notes=without_label(cases))
+
+
+def _cases(
+    folder: Path, images: Mapping[str, Path], labels: Sequence[Path], part: Part, *, numbers: bool
+) -> tuple[list[FoundCase], list[str]]:
+    """The cases in folders of images and label maps, and their channels."""
+    found, channels = _channels(folder, images, numbers=numbers)
+    maps = _maps(folder, labels[0], found) if labels else {}
+    return [
         FoundCase(
             name,
             tuple(Piece(files[key]) for key in channels),
@@ -107,17 +137,7 @@ def _pair(folder: Path, part: Part) -> Arrangement | None:
             part if name in maps else "Ts",
         )
         for name, files in sorted(found.items())
-    ]
-    sources = ", ".join(sub.name for sub in images.values())
-    rule = f"images in {sources}, label maps in {labels[0].name}, matched by name"
-    if len(channels) > 1:
-        rule += f"; channels {', '.join(channels)}"
-    return Arrangement(
-        rule,
-        tuple(channel_name(key) for key in channels),
-        tuple(cases),
-        notes=without_label(cases),
-    )
+    ], channels
 
 
 def _channels(

@@ -83,6 +83,18 @@ def take_apart(name: str, *, numbers: bool = False) -> Name:
     return Name(name, tuple(words))
 
 
+def folder_word(name: str) -> tuple[str, str]:
+    """Return the word that a folder is called by, and the end of nnU-Net: ``imagesTr`` is (images, tr)."""
+    match = re.fullmatch(r"(.*?)[_-]?(tr|ts)?", name.lower())
+    return (match[1], match[2] or "") if match else (name.lower(), "")
+
+
+def is_known_folder(name: str) -> bool:
+    """Whether a folder is called by a word for images, a channel or label maps."""
+    word, _ = folder_word(name)
+    return word in LABELS or word in PLAIN or word in CHANNELS
+
+
 def split_key(key: str) -> tuple[str, ...]:
     """Return the words of a key such as ``tumour_seg`` or ``T1-mask``."""
     return tuple(word for word in re.split(r"[_\-. ]+", key.lower()) if word)
