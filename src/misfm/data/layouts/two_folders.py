@@ -180,6 +180,6 @@ def _maps(folder: Path, labels: Path, found: Mapping[str, Mapping[str, Path]]) -
         raise DataError(
             f"{labels} holds {len(strays)} label map(s) without an image of that name in {folder}: "
             f"{', '.join(one_line(name) for name in strays[:_NAMED])}; cases are such as "
-            f"{next(iter(found))}: rename them alike."
+            f"{min(found)}: rename them alike."
         )
     return maps
