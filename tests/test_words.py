@@ -36,11 +36,9 @@ EXCEPTIONS = {
     ("weights/hub.py", "snapshot"): "the Hugging Face hub's name of a revision's files",
     **{
         ("data/layouts/words.py", word): "what people call their files"
-        for word in ("seg", "lbl", "vol", "gt", "ground truth")
+        for word in ("seg", "lbl", "vol", "gt")
     },
     ("data/layouts/case_folders.py", "seg"): "BraTS's name of its label maps",
-    ("data/layouts/suffixes.py", "seg"): "what people call their files",
-    ("data/layouts/assembly.py", "seg"): "what people call their files",
     ("data/dicom/series.py", "seg"): "DICOM's name of its objects that hold label maps",
     ("data/dicom/labels.py", "seg"): "DICOM's name of its objects that hold label maps",
 }
