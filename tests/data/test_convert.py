@@ -17,9 +17,11 @@ from misfm.errors import ConfigError, DataError
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, 2.0, 0, -5], [0, 0, 3.0, 7], [0, 0, 0, 1]])
 
 
-def image(path, seed=0, low=0, channels=None):
+def image(path, seed=0, channels=None, ct=False):
     shape = (5, 6, 7) if channels is None else (5, 6, 7, channels)
-    voxels = np.random.default_rng(seed).integers(low, 1000, shape).astype(np.int16)
+    voxels = np.random.default_rng(seed).integers(0, 1000, shape).astype(np.int16)
+    if ct:
+        voxels = np.where(voxels < 500, -1000, 20 + voxels // 20).astype(np.int16)
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(voxels, AFFINE), path)
     return voxels
@@ -150,7 +152,7 @@ def test_scaling_of_a_4d_file_is_kept(source, out):
 )
 def test_image_and_label_map_side_by_side(source, out, names):
     for number in ("001", "002"):
-        image(source / f"{names[0].format(number)}.nii", low=-1000)
+        image(source / f"{names[0].format(number)}.nii", ct=True)
         label(source / f"{names[1].format(number)}.nii", (0, 1, 5))
     content, _, rule = convert(source, out)
     assert "side by side" in rule
@@ -186,7 +188,7 @@ def test_folders_of_images_and_of_label_maps(source, out, names):
 def test_a_folder_for_each_channel_and_a_case_without_label_map(source, out):
     for name in ("a", "b", "c"):
         for channel in ("pet", "ct"):
-            image(source / channel / f"{name}.nii.gz", low=-1000)
+            image(source / channel / f"{name}.nii.gz", ct=True)
     for name in ("a", "b"):
         label(source / "labels" / f"{name}.nii.gz")
     content, _, _ = convert(source, out)
@@ -219,7 +221,7 @@ def test_what_was_divided_stays_divided(source, out):
 
 def test_a_case_folder_may_hold_plain_words(source, out):
     for case in ("p0", "p1"):
-        image(source / "site" / case / "ct.nii.gz", low=-1000)
+        image(source / "site" / case / "ct.nii.gz", ct=True)
         label(source / "site" / case / "seg.nii.gz")
     assert convert(source, out)[0]["channel_names"] == {"0": "CT"}
 
@@ -337,7 +339,7 @@ def test_folders_that_would_be_mixed_are_refused(source, out):
 
 
 def test_the_command_says_the_rule_and_a_dry_run_writes_nothing(source, out, run_command):
-    image(source / "a_ct.nii.gz", low=-1000)
+    image(source / "a_ct.nii.gz", ct=True)
     label(source / "a_seg.nii.gz")
     done = run_command("convert", source, "--out", out, "--dry-run", "--json")
     assert done.status == 0
