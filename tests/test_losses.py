@@ -11,6 +11,8 @@ from misfm.losses import (
     cross_entropy_loss,
     deep_supervision_weights,
     hard_dice,
+    hard_region_dice,
+    region_loss,
     segmentation_loss,
     shrink,
     soft_dice_loss,
@@ -234,3 +236,70 @@ def test_where_all_is_annotated_nothing_changes():
         for name, term in segmentation_loss(FOUR, TRUTH, background=background).items():
             same = segmentation_loss(FOUR, TRUTH, background=background, annotated=annotated)[name]
             assert torch.allclose(term, same, rtol=1e-6)
+
+
+REGIONS = torch.tensor([[False, True, True], [False, False, True]])
+"""Classes 1 and 2 are the outer region, class 2 the inner one."""
+
+
+def region_loops(logits, target, regions, keep):
+    """Dice and binary cross-entropy of regions, voxel by voxel."""
+    dice, entropies = [], []
+    for region, row in enumerate(regions):
+        overlap = probabilities = inside = 0.0
+        for sample in range(len(target)):
+            for logit, label in zip(logits[sample, region].flatten(), target[sample].flatten(), strict=True):
+                if label == IGNORE or not keep[sample][region]:
+                    continue
+                p, y = float(logit.sigmoid()), float(row[label])
+                overlap, probabilities, inside = overlap + p * y, probabilities + p, inside + y
+                entropies.append(-(y * math.log(p) + (1 - y) * math.log(1 - p)))
+        if any(keep[sample][region] for sample in range(len(target))):
+            dice.append((2 * overlap + 1e-5) / (probabilities + inside + 1e-5))
+    return 0.5 * (1 - sum(dice) / len(dice)), 0.5 * sum(entropies) / len(entropies)
+
+
+@pytest.mark.parametrize("annotated", [None, [[True, True], [True, False]], [[True, False], [True, False]]])
+def test_the_loss_of_regions_is_dice_and_binary_cross_entropy(annotated):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 3, 2, 2, generator=generator)
+    target = torch.randint(-1, 3, (2, 3, 2, 2), generator=generator)
+    keep = annotated or [[True, True], [True, True]]
+    given = None if annotated is None else torch.tensor(annotated)
+    terms = region_loss(logits, target, REGIONS, annotated=given)
+    dice, entropy = region_loops(logits, target, REGIONS, keep)
+    assert float(terms["dice_loss"]) == pytest.approx(dice, rel=1e-5)
+    assert float(terms["binary_cross_entropy"]) == pytest.approx(entropy, rel=1e-5)
+
+
+def test_deep_supervision_and_balance_of_regions():
+    target = torch.zeros(1, 4, 4, 4, dtype=torch.int64)
+    target[0, 0, 0, 0] = 2
+    fine, coarse = torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 2, 2, 2, 2)
+    both, first = (region_loss(outputs, target, REGIONS) for outputs in ([fine, coarse], fine))
+    second = region_loss(coarse, shrink(target, (2, 2, 2)), REGIONS)
+    for name, term in both.items():
+        assert float(term) == pytest.approx(float((2 * first[name] + second[name]) / 3))
+    wrong = fine.clone()
+    wrong[0, :, 0, 0, 0] = -5  # the rare voxel of both regions, one in 64
+    rare, common = 8.0, math.sqrt(64 / 63)
+    expected = (rare * math.log1p(math.exp(5)) + 63 * common * math.log(2)) / (rare + 63 * common)
+    balanced = region_loss(wrong, target, REGIONS, balance=0.5)["binary_cross_entropy"]
+    assert float(balanced) == pytest.approx(0.5 * expected)
+
+
+def test_nothing_known_of_regions_is_no_loss():
+    logits = torch.zeros(1, 2, 2, 2, 2, requires_grad=True)
+    loss = sum(region_loss(logits, torch.full((1, 2, 2, 2), IGNORE), REGIONS, balance=0.5).values())
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+def test_the_hard_dice_of_regions():
+    target = torch.tensor([[[[0, 1, 2, IGNORE]]]])
+    logits = torch.tensor([[[[[-1.0, 1, -1, 1]]], [[[-1.0, -1, 1, -1]]]]])
+    assert hard_region_dice(logits, target, REGIONS, None).tolist() == pytest.approx([2 / 3, 1])
+    only = hard_region_dice(logits, target, REGIONS, torch.tensor([[True, False]]))
+    assert only[0] == pytest.approx(2 / 3)
+    assert only[1].isnan()

@@ -326,3 +326,39 @@ def test_labels_that_were_not_contoured_must_not_occur(folder):
 def test_notes_on_cases_must_name_what_there_is(folder, notes, message):
     with pytest.raises(DataError, match=message):
         Dataset.open(describe(folder, **notes))
+
+
+def test_label_maps_with_gaps_keep_their_values(folder):
+    gaps = {"background": 0, "left": 1, "right": 255}
+    voxels = np.zeros((4, 5, 6))
+    voxels[0, 0, 0], voxels[1, 1, 1] = 0.99999, 255
+    for name in ("a_1", "b"):
+        save(folder / f"labelsTr/{name}.nii.gz", voxels)
+    dataset = Dataset.open(describe(folder, labels=gaps))
+    label = dataset.read_case(dataset.cases()[1])[1]
+    assert label is not None
+    assert np.unique(label.data).tolist() == [0, 1, 255]
+    assert dataset.label_names == {0: "background", 1: "left", 255: "right"}
+    dataset.check_values({0, 1})
+    voxels[1, 1, 1] = 9
+    save(folder / "labelsTr/b.nii.gz", voxels)
+    with pytest.raises(DataError, match=r"does not name \(9\)"):
+        dataset.read_case(dataset.cases()[1])
+
+
+def test_a_value_beyond_a_gap_that_no_label_map_has_is_a_wrong_number(folder):
+    dataset = Dataset.open(describe(folder, labels=LABELS | {"far": 4}))
+    with pytest.raises(DataError, match="gives 'far' the value 4, which no label map has: correct"):
+        dataset.check_values({0, 1, 2})
+    Dataset.open(describe(folder, labels=LABELS | {"rare": 3})).check_values({0, 1})
+
+
+def test_a_case_with_some_regions_contoured_has_their_values_alone(folder):
+    regions = {"background": 0, "both": [1, 2], "right": 2}
+    notes = {"labels": regions, "regions_class_order": [1, 2], "annotated_labels": {"b": ["right"]}}
+    dataset = Dataset.open(describe(folder, **notes))
+    assert dataset.annotated_labels("b") == {0, 2}
+    with pytest.raises(DataError, match=r"holds the label 'both', which dataset\.json does not list"):
+        dataset.read_case(dataset.cases()[1])
+    save(folder / "labelsTr/b.nii.gz", np.full((4, 5, 6), 2, np.uint8))
+    assert dataset.read_case(dataset.cases()[1])[1] is not None

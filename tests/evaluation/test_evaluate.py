@@ -213,3 +213,26 @@ def test_training_and_evaluation_agree_on_what_the_same_grid_is(voxels, same):
     ):
         with nullcontext() if same else pytest.raises(DataError, match="lies on another grid"):
             check()
+
+
+def test_regions_are_scored_as_the_union_of_their_values(folders):
+    predictions, references = folders
+    labels = {"background": 0, "both": [1, 2], "inner": 2}
+    content = {"labels": labels, "regions_class_order": [1, 2], "annotated_labels": {"b": ["both"]}}
+    (references / "dataset.json").write_text(json.dumps(content))
+    reference = np.zeros((6, 6, 6), np.uint8)
+    reference[1:5, 1:5, 1:5], reference[2:4, 2:4, 2:4] = 1, 2
+    swapped = np.where(reference == 1, 2, np.where(reference == 2, 1, 0)).astype(np.uint8)
+    for folder in folders:
+        for path in folder.glob("*.nii.gz"):
+            path.unlink()
+    for case in "ab":
+        save(references, case, reference)
+        save(predictions, case, swapped)
+    result = evaluate_folders(predictions, references)
+    assert result["cases"]["a"]["both"]["dice"] == 1
+    assert result["cases"]["a"]["both"]["hd95_mm"] == 0
+    assert result["cases"]["a"]["inner"]["dice"] == 0
+    assert result["cases"]["b"]["inner"] is None  # not annotated
+    chosen = evaluate_folders(predictions, references, labels={"mass": [1, 2]})
+    assert chosen["mean"]["mass"]["dice"] == 1

@@ -47,3 +47,18 @@ def test_certain_networks_of_low_precision_give_finite_numbers():
     assert out.dtype == torch.float32
     assert out.isfinite().all()
     assert torch.equal(out.softmax(1)[0, :, 0, 0, 0], torch.tensor([1.0, 0.0]))
+
+
+def test_probabilities_of_regions_are_averaged():
+    image, networks = torch.randn(1, 1, 6, 6, 6), [Mixing(seed).eval() for seed in range(3)]
+    by_hand = sum(network(image)[0].sigmoid() for network in networks) / 3
+    together = Ensemble(networks, regions=True)(image)
+    assert torch.allclose(together.sigmoid(), by_hand, atol=1e-6)
+
+    class Certain(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, -x], dim=1).bfloat16()
+
+    certain = Ensemble([Certain(), Certain()], regions=True)(torch.full((1, 1, 2, 2, 2), 1e6))
+    assert certain.isfinite().all()
+    assert torch.equal(certain.sigmoid()[0, :, 0, 0, 0], torch.tensor([1.0, 0.0]))

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from misfm.data.label_scheme import LabelScheme
 from misfm.inference.largest_part import keep_largest_parts, labels_in_pieces
 
 LABELS = (1, 2, 3)
@@ -89,3 +90,23 @@ def test_a_label_of_two_pieces_is_in_pieces_unless_one_is_a_speck(size, place):
     label_map[place + 14].flat[:size] = 1
     assert labels_in_pieces(label_map, [1, 2]) == ({1} if size > 10 else set())
     assert labels_in_pieces(label_map, [2]) == set()
+
+
+TUMOUR = LabelScheme(values={"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}, order=(1, 2, 3))
+
+
+def test_regions_are_one_piece_together_and_what_is_left_of_them_is_what_lies_around():
+    label_map = np.zeros((10, 10, 20), np.uint8)
+    label_map[1:9, 1:9, 1:14] = 1
+    label_map[3:6, 3:6, 3:6] = 2
+    label_map[4, 4, 3:8] = 3
+    expected = label_map.copy()
+    label_map[7, 7, 11:13] = 3, 2  # a second core
+    label_map[1, 1, 16:18] = 2, 3  # a second tumour
+    assert labels_in_pieces(expected, [1, 2, 3], TUMOUR) == set()
+    assert labels_in_pieces(label_map, [1, 2, 3], TUMOUR) == {2, 3}
+    core = label_map.copy()
+    assert keep_largest_parts(core, [2], TUMOUR) == (2,)
+    assert core[1, 1, 16:18].tolist() == core[7, 7, 11:13].tolist() == [1, 1]
+    assert keep_largest_parts(label_map, [3, 2, 1], TUMOUR) == (1, 2)
+    assert np.array_equal(label_map, expected)

@@ -47,3 +47,18 @@ def test_samples_that_share_no_annotated_class_are_not_mixed():
     batch = segmentation(p_carvemix=1.0).prepare((image, label, annotated), seeded())
     assert torch.equal(batch.annotated, annotated)
     assert torch.equal(batch.inputs, image)
+
+
+def test_regions_are_made_of_mixed_and_augmented_label_maps():
+    scheme = LabelScheme(values={"whole": (1, 2), "core": (2,)}, order=(1, 2))
+    label = torch.zeros(2, 8, 8, 8, dtype=torch.int64)
+    label[0, 2:6, 2:6, 2:6], label[1, 1:4, 1:7, 5:] = 1, 2
+    image = torch.rand(2, 1, 8, 8, 8, generator=seeded()) + label[:, None]
+    objective = segmentation(scheme, p_carvemix=1.0)
+    annotated = torch.tensor([[True, False], [True, True]])
+    batch = objective.prepare((image, label, annotated), seeded())
+    assert torch.equal(batch.inputs[:, 0].floor().long(), batch.targets)  # pasted values, not regions
+    assert batch.annotated.tolist() == [[True, False], [True, False]]
+    logits = torch.where(torch.stack([batch.targets > 0, batch.targets == 2], 1), 20.0, -20.0)
+    assert sum(objective.loss(logits, batch).values()) < 1e-3
+    assert objective.score(logits, batch) == {"train_dice": 1.0}

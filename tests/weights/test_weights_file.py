@@ -247,3 +247,53 @@ def test_what_older_readers_know_is_written_for_them(tmp_path):
 def test_another_number_of_rules_than_channels_is_refused():
     with pytest.raises(ValidationError, match="another number of rules"):
         WeightsInfo(**{**INFO.model_dump(), "intensity": [{"kind": "ct"}, {"kind": "pet"}]})
+
+
+REGIONS = {
+    "num_classes": 2,
+    "label_names": ("whole", "core"),
+    "label_values": ((1, 2), (2,)),
+    "regions_class_order": (1, 2),
+    "pretext": None,
+    "largest_part": (2,),
+}
+
+
+def test_regions_and_gaps_are_described_in_a_format_that_older_readers_refuse(tmp_path):
+    for name, fields in (
+        ("regions", REGIONS),
+        ("gaps", {"pretext": None, "label_values": ((0,), (1,), (4,))}),
+        ("plain", {"pretext": None}),
+    ):
+        info = INFO.model_copy(update=fields)
+        save(tmp_path / f"{name}.safetensors", model(), info)
+        with safe_open(tmp_path / f"{name}.safetensors", "pt") as file:
+            held = json.loads(file.metadata()["misfm"])
+        assert held["format_version"] == (1 if name == "plain" else 2)
+        assert ("label_values" in held) == (name != "plain")
+        found = read(tmp_path / f"{name}.safetensors")[1]
+        assert found.scheme == info.scheme
+    assert INFO.model_copy(update=REGIONS).labels == {"whole": (1, 2), "core": (2,)}
+    assert INFO.model_copy(update=REGIONS).largest_part_names == ["core"]
+    assert INFO.model_copy(update={"pretext": None, "label_values": ((0,), (1,), (4,))}).labels == {
+        "liver": (1,),
+        "spleen": (4,),
+    }
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"label_values": [[0], [1]]},
+        {"label_values": [[0], [1], [2, 3]]},
+        {"label_values": [[5], [1], [2]]},
+        {"regions_class_order": [1, 2, 3]},
+        {"label_values": [[1, 2, 3], [2, 3], [3]], "regions_class_order": [1, 9, 3]},
+        {"label_values": [[1, 2, 3], [2, 3], [-3]], "regions_class_order": [1, 2, -3]},
+    ],
+)
+def test_values_of_labels_that_do_not_fit_are_damage(tmp_path, fields):
+    text = json.dumps({**INFO.model_dump(mode="json"), **fields})
+    save_file({"a": torch.zeros(2)}, tmp_path / "weights.safetensors", metadata={"misfm": text})
+    with pytest.raises(WeightsError, match="not valid"):
+        read(tmp_path / "weights.safetensors")
