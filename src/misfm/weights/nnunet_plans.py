@@ -228,12 +228,13 @@ def architecture(backbone: ResEnc) -> dict[str, Any]:
     }
 
 
-def next_steps(planned: Mapping[str, Any], notes: Sequence[str]) -> str:
+def next_steps(planned: Mapping[str, Any], notes: Sequence[str], checkpoint: str) -> str:
     """What to run with the exported files, and what to know about them.
 
     Args:
         planned: the plans, from :func:`plan`.
         notes: sentences about the weights.
+        checkpoint: path of their file in the folder.
     """
     name, configuration = planned["dataset_name"], planned["configurations"][CONFIGURATION]
     number = name.removeprefix("Dataset").split("_")[0].lstrip("0") or "ID"
@@ -250,12 +251,12 @@ def next_steps(planned: Mapping[str, Any], notes: Sequence[str]) -> str:
         "",
         f'{unnamed if name == PLACEHOLDER else ""}1. cp {PLANS_NAME}.json "$nnUNet_preprocessed/{name}/"',
         f"2. nnUNetv2_preprocess -d {number} -plans_name {PLANS_NAME} -c {CONFIGURATION}",
-        f"3. nnUNetv2_train {number} {CONFIGURATION} 0 -p {PLANS_NAME} -pretrained_weights {CHECKPOINT}",
+        f"3. nnUNetv2_train {number} {CONFIGURATION} 0 -p {PLANS_NAME} -pretrained_weights {checkpoint}",
         "",
         f"Patches of {patch} voxels in batches of {configuration['batch_size']}, spacing {spacing} mm, "
         f"intensities by {', '.join(configuration['normalization_schemes'])}.",
-        "nnU-Net takes encoder and decoder, never the segmentation layers, and trains with the learning rate",
-        "it has without pretraining. It leaves the axes as files store them; misfm trains with slices first,",
+        "Training takes encoder and decoder, never the segmentation layers, with the learning rate it has",
+        "without pretraining. nnU-Net leaves the axes as files store them; misfm trains with slices first,",
         "which is the same where files store axial slices.",
         *notes,
     ]

@@ -40,6 +40,11 @@ class ExportedModel:
         return {entry.name for entry in entries}
 
     @property
+    def labels(self) -> bool:
+        """Whether it was trained on label maps, and all of it comes from the source."""
+        return self.info.pretext is None and bool(self.info.rules) and not self.report.reinitialised
+
+    @property
     def fresh_parts(self) -> list[str]:
         """A sentence on the parts of the backbone that do not come from the source, or nothing."""
         fresh = [entry.name for entry in self.report.reinitialised if entry.name.startswith(BACKBONE)]
