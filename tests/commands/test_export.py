@@ -448,3 +448,53 @@ def test_a_mapping_must_say_which_network_it_is(weights_of, tmp_path):
         export(model.state_dict(), "safetensors", tmp_path / "w.safetensors")
     with pytest.raises(ConfigError):
         export(model.state_dict(), "torch", tmp_path / "w.pt")
+
+
+LABELLING = {
+    "intensity": {"kind": "ct"},
+    "label_names": ("background", "liver", "spleen"),
+    "spacing": (2.0,) * 3,
+}
+
+
+@pytest.mark.parametrize(
+    ("described", "labels"),
+    [
+        ({}, {"background": 0, "liver": 1, "spleen": 2}),
+        ({"label_values": ((0,), (1,), (9,))}, {"background": 0, "liver": 1, "spleen": 2}),
+        (
+            {
+                "label_names": ("whole", "core", "enhancing"),
+                "label_values": ((1, 2, 4), (1, 4), (4,)),
+                "regions_class_order": (2, 1, 4),
+            },
+            {"background": 0, "whole": [1, 2, 4], "core": [1, 4], "enhancing": 4},
+        ),
+    ],
+    ids=["numbered", "gaps", "regions"],
+)
+def test_weights_that_label_are_a_model_from_which_nnunet_predicts(weights_of, tmp_path, described, labels):
+    path, network = weights_of("resenc", in_channels=2, mirror_axes=("W",), **LABELLING | described)
+    written = export(path, "nnunet", tmp_path / "out")["written"]
+    assert {Path(file).relative_to(tmp_path / "out").as_posix() for file in written} == {
+        *("fold_0/checkpoint_final.pth", "misfmPlans.json", "plans.json", "dataset.json", "next_steps.txt")
+    }
+    dataset = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    assert dataset["labels"] == labels
+    assert list(dataset["labels"]) == list(labels)  # nnU-Net paints in this order
+    assert dataset.get("regions_class_order", []) == list(described.get("regions_class_order", ()))
+    assert dataset["channel_names"] == {"0": "CT", "1": "CT"}
+    content = torch.load(tmp_path / "out" / "fold_0" / "checkpoint_final.pth", weights_only=True)
+    assert (
+        content["init_args"]["configuration"]
+        in json.loads((tmp_path / "out" / "plans.json").read_text())["configurations"]
+    )
+    assert content["inference_allowed_mirroring_axes"] == (2,)
+    head = content["network_weights"]["decoder.seg_layers.1.weight"]
+    assert torch.equal(head, network.head.levels[0].weight)
+    steps = (tmp_path / "out" / "next_steps.txt").read_text()
+    assert "nnUNetv2_predict_from_modelfolder -i SCANS -o MASKS -m . -f 0" in steps
+    assert "-pretrained_weights fold_0/checkpoint_final.pth" in steps
+    assert ("9 becomes 2" in steps) == (
+        "label_values" in described and "regions_class_order" not in described
+    )

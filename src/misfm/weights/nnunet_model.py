@@ -71,7 +71,10 @@ def notes_on(info: WeightsInfo) -> list[str]:
         "axial slices; nnU-Net resamples with cubic splines, and looks beyond the patient's box.",
     ]
     if any(rule.kind in ("mr", "pet") for rule in info.rules):
-        notes.append("Its z-scores are of the whole image, misfm's of the patient: expect some difference.")
+        notes += [
+            "Its z-scores are of the whole image, misfm's of the patient: masks of these channels do differ.",
+            "They are equal for CT, and for channels that dataset.json called noNorm in training.",
+        ]
     scheme = info.scheme
     if not scheme.has_regions and not scheme.is_numbered:
         pairs = ", ".join(f"{value} {new}" for new, (value,) in enumerate(scheme.values.values(), start=1))
