@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from misfm.commands.predict import predict
+from misfm.data.ingest import ingest
 from misfm.data.readers import read_volume
+from misfm.data.record import IngestSettings
 from misfm.data.store import Store
+from misfm.errors import ConfigError
 from misfm.volume import Volume
 from misfm.weights import describe
 
@@ -133,3 +136,96 @@ def test_channels_of_a_dataset_become_scans_of_their_own_kind(pet_dataset, tmp_p
     assert run_command("ingest", tmp_path / "d", "--store", tmp_path / "store").status == 0
     kinds = {record.case: record.kind for record in Store.open(tmp_path / "store").records()}
     assert (kinds["c0_0000"], kinds["c0_0001"]) == ("ct", "pet")
+
+
+@pytest.fixture(scope="module")
+def pretrained_on_both(pet_dataset, tmp_path_factory):
+    """Weights of a pretraining of two steps on CT and PET as one volume."""
+    return pretrained_on(pet_dataset, folder=tmp_path_factory.mktemp("pretrained"))
+
+
+def pretrained_on(*scans, folder, task="volume-fusion-v2"):
+    from misfm.commands.pretrain import pretrain
+    from misfm.config import PretrainSettings
+    from misfm.resolve import resolve
+
+    settings = IngestSettings(spacing=(3, 3, 3), channels="together")
+    ingest(scans, folder / "store", settings)
+    options = {"store": str(folder / "store"), "patch_size": (16, 16, 16), "batch_size": 2}
+    options |= {"training.steps": 2, "validation_batches": 1, "pretext.name": task, "network.name": "unet"}
+    options |= {"network.options.channels": [4, 8]}
+    pretrain(resolve(PretrainSettings, recipe="small", options=options), folder / "run")
+    return folder / "run" / "weights.safetensors"
+
+
+def test_pretraining_on_channels_together_takes_all_and_says_what_they_are(pretrained_on_both):
+    found = describe(pretrained_on_both)
+    assert found["in_channels"] == 2
+    assert [rule["kind"] for rule in found["intensity"]] == ["ct", "pet"]
+    assert found["channel_names"] == ["CT", "PET"]
+    assert len(found["data"]["scans"]) == 2 * found["data"]["count"]
+
+
+def start_of(dataset, weights, out, run_command, tiny_finetuning):
+    """The report of a fine-tuning that starts from weights."""
+    command = ["finetune", "--dataset", dataset, "--out", out, *tiny_finetuning, "--weights", weights]
+    done = run_command(*command, "--set", "training.steps=1", "--set", "select=false")
+    assert done.status == 0, done.err
+    return (out / "transfer.txt").read_text(), json.dumps(describe(out / "weights.safetensors"))
+
+
+def test_fine_tuning_on_the_same_channels_takes_them_whole(
+    pretrained_on_both, pet_dataset, tmp_path, run_command, tiny_finetuning
+):
+    report, _ = start_of(pet_dataset, pretrained_on_both, tmp_path / "run", run_command, tiny_finetuning)
+    assert "image channels" not in report
+    assert "reinitialised 4 tensors: head.levels (4)" in report
+
+
+def test_channels_in_another_order_are_put_into_it(pretrained_on_both, tmp_path):
+    from misfm.commands.start import open_weights, start_from
+    from misfm.models import create
+
+    models = []
+    for names in (("CT", "PET"), ("PET", "ct"), ("PET", "MR")):
+        model = create("unet", in_channels=2, num_classes=2, patch_size=(16, 16, 16), channels=(4, 8))
+        opened = open_weights(str(pretrained_on_both))
+        _, notes = start_from(model, str(pretrained_on_both), opened, "all", names)
+        models.append((model.state_dict()["backbone.encoder.stem.weight"], " ".join(notes)))
+    (same, quiet), (turned, told), (unknown, warned) = models
+    assert np.array_equal(turned.numpy(), same.numpy()[:, ::-1])
+    assert np.array_equal(unknown.numpy(), same.numpy())
+    assert "put into that order" not in quiet
+    assert "they were put into that order" in told
+    assert "channels are taken in their order" in warned
+
+
+def test_one_channel_of_two_is_adapted_as_any(pretrained_on_both, tmp_path, run_command, tiny_finetuning):
+    alone = write_dataset(tmp_path / "ct", names=("CT",))
+    report, description = start_of(alone, pretrained_on_both, tmp_path / "run", run_command, tiny_finetuning)
+    assert "from 2 to 1 image channels" in report
+    assert json.loads(description)["intensity"] == {"kind": "ct", "window": None}
+
+
+def test_a_scan_seen_as_a_channel_is_known_again(
+    pretrained_on_both, pet_dataset, tmp_path, run_command, tiny_finetuning
+):
+    command = ["finetune", "--dataset", pet_dataset, "--out", tmp_path / "run", *tiny_finetuning]
+    done = run_command(*command, "--weights", pretrained_on_both, "--set", "training.steps=1")
+    assert "have seen the scans of 2 of 2 training cases" in done.err
+
+
+def test_volumes_of_different_channels_are_not_pretrained_on_together(pet_dataset, tmp_path):
+    other = write_dataset(tmp_path / "other", names=("PET", "CT"))
+    with pytest.raises(ConfigError, match=r"c0: CT, PET \(CT and PET\)"):
+        pretrained_on(pet_dataset, other, folder=tmp_path / "runs")
+
+
+def test_unlabelled_scans_of_several_channels_are_learnt_from(
+    pretrained_on_both, pet_dataset, tmp_path, run_command, tiny_finetuning
+):
+    store = pretrained_on_both.parent.parent / "store"
+    command = ["finetune", "--dataset", pet_dataset, "--out", tmp_path / "run", *tiny_finetuning]
+    options = ["--weights", "none", "--set", "spacing=[3,3,3]", "--set", "allow_overlap=true"]
+    done = run_command(*command, *options, "--unlabelled", store)
+    assert done.status == 0, done.err

@@ -25,8 +25,12 @@ def ingest(
     store: Annotated[Path, typer.Option(help="Folder of the store; made where missing.")],
     spacing: Annotated[str, typer.Option(metavar="D,H,W|native", help="Mm per voxel.")] = "native",
     intensity: Annotated[
-        str, typer.Option(help="auto, ct, mr, or ct:LOW,HIGH (intensity window, HU).")
+        str,
+        typer.Option(help="auto, ct, mr, pet, ct:LOW,HIGH (intensity window, HU); ct/pet: one a channel."),
     ] = "auto",
+    channels: Annotated[
+        str, typer.Option(metavar="apart|together", help="Channels of a case: a volume each, or one of all.")
+    ] = "apart",
     workers: Annotated[int, typer.Option(help="Processes; 0 works in this one.", min=0)] = 0,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")] = None,
     pseudonyms: Annotated[
@@ -38,10 +42,11 @@ def ingest(
     """Bring scans (NIfTI, NRRD, MetaImage, DICOM) into a store; run it again to add what is new."""
     from misfm.commands.ingest import ingest_scans
     from misfm.data.record import IngestSettings
+    from misfm.settings import parse
 
-    settings = IngestSettings(
-        spacing="native" if spacing == "native" else numbers(spacing, float, "--spacing"), intensity=intensity
-    )
+    grid = "native" if spacing == "native" else numbers(spacing, float, "--spacing")
+    given = {"spacing": grid, "intensity": intensity, "channels": channels}
+    settings = parse(IngestSettings, given, "ingest")
     result, line = ingest_scans(
         sources, store, settings, workers=workers, scheduler=scheduler, pseudonyms=pseudonyms
     )

@@ -190,7 +190,9 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
     complete, reasons = fill_defaults(start.settings, images, len(training), weights)
     model = build_model(complete, dataset)
     transferred = (
-        None if run.has_checkpoint else start_from(model, complete.weights, weights, complete.transfer)
+        None
+        if run.has_checkpoint
+        else start_from(model, complete.weights, weights, complete.transfer, dataset.channel_names)
     )
     unlabelled = unlabelled_patches(complete, dataset)
     return Ready(

@@ -97,7 +97,10 @@ def pretrain_here(
         task = task.model_copy(update={"table": read_table(open_store(settings.store, out))})
     # Before anything is generated: what cannot be built or judged leaves nothing behind.
     model = task.build_model(fresh_backbone(settings, split[0][0].channels if split else 1))
-    transferred = None if run.has_checkpoint else start_from(model, settings.weights, weights, "backbone")
+    names = split[0][0].channel_names if split else ()
+    transferred = (
+        None if run.has_checkpoint else start_from(model, settings.weights, weights, "backbone", names)
+    )
     probe = plan_probe(settings, run, {*scans_seen(weights), *(scans_of(split[0]) if split else ())})
     store = scans or open_store(settings.store, out)
     training, held_out = split or kept_split(store, settings, out, volumes)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
+import torch
 from torch import nn
 
 from misfm.config import FinetuneSettings
+from misfm.data.channels import plain_names, same_names
 from misfm.data.dataset import Dataset
 from misfm.files import write_text
+from misfm.models import Backbone
 from misfm.planning.builtin import plan_weights
 from misfm.planning.machine import present_machine
 from misfm.settings import NO_WEIGHTS
@@ -68,6 +72,7 @@ def start_from(
     source: str | None,
     weights: Opened | None,
     transfer: Literal["all", "encoder", "backbone"],
+    channel_names: Sequence[str] = (),
 ) -> Transferred | None:
     """Load the weights to start from, if any.
 
@@ -76,10 +81,37 @@ def start_from(
         source: the weights as given.
         weights: the same, opened.
         transfer: what of them, see :func:`misfm.weights.load`.
+        channel_names: of the images, where there are several; those of the weights are put into their order.
     """
     if source is None or weights is None:
         return None
-    return load(model, weights, transfer=transfer), notices(source, describe(weights))
+    report = load(model, weights, transfer=transfer)
+    notice = order_channels(model, weights.info.channel_names if weights.info else (), channel_names)
+    return report, [*notices(source, describe(weights)), *([notice] if notice else [])]
+
+
+def order_channels(model: nn.Module, theirs: Sequence[str], ours: Sequence[str]) -> str:
+    """Give each image channel what the weights have learnt for the one of its name.
+
+    Args:
+        model: filled with the weights.
+        theirs: names of the channels that the weights were trained on; empty where they do not say.
+        ours: of the images.
+
+    Returns:
+        A sentence on what was done, or on names that are not the same; empty where there is nothing to say.
+    """
+    if len(theirs) != len(ours) or same_names(theirs, ours):
+        return ""
+    what = f"The weights were trained on {', '.join(theirs)}, and the images have {', '.join(ours)}"
+    known, wanted = plain_names(theirs), plain_names(ours)
+    if sorted(known) != sorted(wanted) or len(set(known)) < len(known):
+        return f"{what}: channels are taken in their order."
+    backbone = cast(Backbone, model.get_submodule("backbone"))
+    stem = backbone.get_parameter(backbone.stem_weight)
+    with torch.no_grad():
+        stem.copy_(stem[:, [known.index(name) for name in wanted]].clone())
+    return f"{what}: they were put into that order."
 
 
 def tell_transfer(out: Path, transferred: tuple[TransferReport, list[str]] | None) -> None:

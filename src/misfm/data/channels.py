@@ -1,16 +1,179 @@
-"""Channels of a case by their names."""
+"""Channels of a case that become one volume: which files they are, and whether they are those of another.
+
+``CASE_0000``, ``CASE_0001``, … of one folder belong together, as in nnU-Net datasets, and so do files that
+begin with the name of their folder, as in BraTS: ``CASE/CASE_t1.nii.gz``, ``CASE/CASE-flair.nii.gz``.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from misfm.data.dataset import check_grid
+from misfm.data.fingerprint import fingerprint
+from misfm.data.intensity import Kind, detect, kind_of_name
+from misfm.data.readers import stem
+from misfm.data.scan import ScanSource
+from misfm.errors import DataError
+from misfm.terminal import logger
+from misfm.volume import Volume
+
+_ORDER = ("ct", "pet", "t1", "t1n", "t1w", "t1ce", "t1c", "t1gd", "t2", "t2w", "flair", "t2f")
+"""Order of channels that are named instead of numbered: these, then others by name."""
+_MOST_NUMBERED = 16
+"""Channels that files of plain folders are taken for; with more numbers these are of scans."""
+_LABEL_MAPS = {"seg", "label", "labels", "mask", "gt"}
+"""What files of label maps beside channels are called."""
+
+
+@dataclass(frozen=True)
+class JoinedScan(ScanSource):
+    """The channels of a case, read as one volume; its path is that of the first.
+
+    Attributes:
+        channels: their scans, in order.
+        names: what they are called; empty where they are only numbered.
+    """
+
+    channels: tuple[ScanSource, ...] = ()
+    names: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What reading had to repair, of all channels."""
+        return [note for channel in self.channels for note in channel.notes]
+
+    @property
+    def stamp(self) -> str:
+        """States of all channels."""
+        return "; ".join(channel.stamp for channel in self.channels)
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that it lies in."""
+        return [file for channel in self.channels for file in channel.files]
+
+    def read(self) -> Volume:
+        """Read all channels (C, D, H, W).
+
+        Raises:
+            DataError: one cannot be read, lies on another grid than the first, or is missing.
+        """
+        if self.fault:
+            raise DataError(self.fault)
+        volumes = [channel.read() for channel in self.channels]
+        for channel, volume in zip(self.channels[1:], volumes[1:], strict=True):
+            check_grid(channel.path, volume, self.path, volumes[0])
+        return volumes[0].with_data(np.concatenate([volume.data for volume in volumes]))
+
+    def read_anonymised(self, scan: Volume) -> Volume | None:
+        """Read what was removed from any of the channels."""
+        masks = [mask for channel in self.channels if (mask := channel.read_anonymised(scan)) is not None]
+        return scan.with_data(np.maximum.reduce([mask.data for mask in masks])) if masks else None
+
+    def kinds(self, volume: Volume) -> tuple[Kind, ...]:
+        """Return what each channel is: as its dataset or its name says, else by its voxels."""
+        names = self.names or ("",) * len(self.channels)
+        return tuple(
+            _kind(channel, name, volume.with_data(voxels[None]))
+            for channel, name, voxels in zip(self.channels, names, volume.data, strict=True)
+        )
+
+
+def join_channels(scans: Sequence[ScanSource]) -> list[ScanSource]:
+    """Put the channels of each case together; what is a channel of nothing stays a scan of its own.
+
+    A case that lacks a channel which others beside it have gets a fault, so that reading it tells. Label maps
+    that lie in the folder of a case are passed over. Series of DICOM stay apart.
+    """
+    groups: dict[tuple[Path, str], dict[str, ScanSource]] = {}
+    alone: list[ScanSource] = []
+    for scan in scans:
+        place = None if scan.series or scan.fault else _place(scan)
+        if place is None:
+            alone.append(scan)
+        else:
+            groups.setdefault(place[:2], {})[place[2]] = scan
+    wanted: dict[Path, set[str]] = {}
+    for (beside, _), channels in groups.items():
+        wanted.setdefault(beside, set()).update(channels)
+    passed = [key for keys in wanted.values() for key in keys if key in _LABEL_MAPS]
+    joined = list(alone)
+    for (beside, case), channels in groups.items():
+        joined += _join(case, channels, _in_order(wanted[beside]))
+    if passed:
+        logger.info("label maps beside channels are passed over (%s)", ", ".join(sorted(set(passed))))
+    return sorted(joined, key=lambda scan: scan.path)
 
 
 def same_names(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether channels may be the same in the same order: their names are alike, or some are not known."""
-    return not one or not other or [_plain(name) for name in one] == [_plain(name) for name in other]
+    return not one or not other or plain_names(one) == plain_names(other)
 
 
-def _plain(name: str) -> str:
-    """A name as it is compared: letters and digits alone."""
-    return re.sub(r"[\W_]+", "", name).casefold()
+def plain_names(names: Iterable[str]) -> list[str]:
+    """Return names of channels as they are compared: letters and digits alone."""
+    return [re.sub(r"[\W_]+", "", name).casefold() for name in names]
+
+
+def scans_in(volume: Volume) -> tuple[str, ...]:
+    """Return the fingerprint of each of several channels, but of those that show nothing."""
+    if len(volume.data) == 1:
+        return ()
+    shown = [channel for channel in volume.data if channel.min() < channel.max()]
+    return tuple(fingerprint(volume.with_data(channel[None])) for channel in shown)
+
+
+def _place(scan: ScanSource) -> tuple[Path, str, str] | None:
+    """Where cases like that of a scan lie, its case, and which channel of it this is; None for no channel."""
+    folder, name = scan.path.parent, stem(scan.path)
+    if scan.channel is not None:
+        return scan.channel.dataset, scan.channel.case, f"{scan.channel.number:04d}"
+    if numbered := re.fullmatch(r"(.+)_(\d{4})", name):
+        return folder, numbered[1], numbered[2]
+    rest = name.removeprefix(folder.name)
+    if rest != name and re.fullmatch(r"[\W_]+\w.*", rest):
+        return folder.parent / "*", folder.name, re.sub(r"^[\W_]+", "", rest).lower()
+    return None
+
+
+def _in_order(keys: Iterable[str]) -> list[str]:
+    known = {key: number for number, key in enumerate(_ORDER)}
+    images = [key for key in keys if key not in _LABEL_MAPS]
+    return sorted(images, key=lambda key: (known.get(key, len(known)), key))
+
+
+def _join(case: str, channels: Mapping[str, ScanSource], keys: Sequence[str]) -> list[ScanSource]:
+    """One scan of the channels of a case, of which others beside it have ``keys``."""
+    of_dataset = next(iter(channels.values())).channel
+    if of_dataset is not None:
+        keys = [f"{number:04d}" for number in range(len(of_dataset.names))]
+    elif keys and keys[0].isdecimal() and (keys[0] != "0000" or len(keys) > _MOST_NUMBERED):
+        return list(channels.values())  # the numbers are of scans
+    there = [channels[key] for key in keys if key in channels]
+    if len(keys) == 1 or not there:  # nothing to join, or a label map alone
+        return there
+    names = of_dataset.names if of_dataset else () if keys[0].isdecimal() else tuple(keys)
+    lacking = [key for key in keys if key not in channels]
+    fault = ""
+    if lacking:
+        fault = (
+            f"{there[0].path}: case {case} is without channel {', '.join(lacking)}, which others beside it "
+            "have; add the file, or ingest without --channels together."
+        )
+    return [
+        JoinedScan(
+            there[0].path, case, fault=fault, folders=there[0].folders, channels=tuple(there), names=names
+        )
+    ]
+
+
+def _kind(scan: ScanSource, name: str, volume: Volume) -> Kind:
+    if scan.kind is not None:
+        return scan.kind
+    named = kind_of_name(name)
+    return detect(volume, None if named == "mr" else name)

@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from misfm.data.appearance import appearance_of
+from misfm.data.channels import JoinedScan, join_channels, scans_in
 from misfm.data.checks import usable
 from misfm.data.dataset import Case, Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.fingerprint import fingerprint
-from misfm.data.intensity import IntensityRule, Kind, detect, fit
+from misfm.data.intensity import IntensityRule, fit
 from misfm.data.intensity_text import parse_intensity, rules_for
 from misfm.data.preprocess import canonical, content_box, resample
 from misfm.data.pseudonyms import give_pseudonyms, without_names
@@ -65,7 +67,7 @@ class IngestReport:
     duplicates: int
     quarantined: tuple[tuple[str, str], ...]
     repaired: tuple[tuple[str, str], ...] = ()
-    kinds: Mapping[Kind, int] = field(default_factory=dict)
+    kinds: Mapping[str, int] = field(default_factory=dict)
     doubtful: tuple[tuple[str, str], ...] = ()
 
 
@@ -104,18 +106,20 @@ def ingest(
     if scheduler is None:
         check_workers(workers, "--workers")  # before a folder is made
     scans = find_scans(sources, by_name=pseudonyms is None)
+    if settings.channels == "together":
+        scans = join_channels(scans)
     if pseudonyms is not None:
         scans = give_pseudonyms(scans, Path(pseudonyms), Path(store_path))
     counts: Counter[Outcome] = Counter()
     quarantined, repaired, doubtful = [], [], []
-    kinds: Counter[Kind] = Counter()
+    kinds: Counter[str] = Counter()
 
     def finish(
         scan: ScanSource, outcome: Outcome, reason: str = "", result: Entry | Refusal | None = None
     ) -> None:
         counts[outcome] += 1
         if outcome == "added" and isinstance(result, Entry):
-            kinds[result.record.kind] += 1
+            kinds["+".join(result.record.channel_kinds)] += 1
             if result.doubt:
                 doubtful.append((scan.source, result.doubt))
         if outcome == "quarantined":
@@ -283,21 +287,30 @@ def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | Refusal
         with usable(scan.path):
             volume = scan.read()
             _check_scan(volume, scan)
-            kind: Kind = scan.kind or detect(volume, scan.modality)
-            rules = rules_for(settings.intensity, [kind])
-            origin = Origin(scan.case, scan.source, fingerprint(volume))
+            kinds = scan.kinds(volume)
+            rules = rules_for(settings.intensity, kinds)
+            names = scan.names if isinstance(scan, JoinedScan) else ()
+            origin = Origin(scan.case, scan.source, fingerprint(volume), names, scans_in(volume))
             entry = prepare(origin, volume, None, rules, settings, scan.read_anonymised(volume))
-            doubt = _doubt(volume, scan, kind) if settings.intensity == "auto" else ""
+            parts = scan.channels if isinstance(scan, JoinedScan) else (scan,)
+            doubts = map(_doubt, volume.data, parts, kinds) if settings.intensity == "auto" else ()
+            doubt = next(filter(None, doubts), "")
             return replace(entry, notes=tuple(scan.notes), doubt=doubt)
     except MisfmError as error:
         return refuse(scan, str(error), volume=volume, judged=isinstance(error, Doubtful))
 
 
-def _doubt(volume: Volume, scan: ScanSource, kind: Kind) -> str:
-    """What speaks against the kind that a scan was taken for, in a sentence, if its dataset does not say."""
+def _doubt(voxels: NDArray[Any], scan: ScanSource, kind: Kind) -> str:
+    """What speaks against the kind that a scan was taken for, in a sentence, if its dataset does not say.
+
+    Args:
+        voxels: (D, H, W).
+        scan: that they are of.
+        kind: what it was taken for.
+    """
     if scan.kind is not None:
         return ""
-    seen, said = appearance_of(volume.data[0]), (scan.modality or "").strip().upper()
+    seen, said = appearance_of(voxels), (scan.modality or "").strip().upper()
     odd = seen.doubt
     if said == "CT":
         odd = "" if kind == "ct" else "its header says CT and its values are no HU"
@@ -307,14 +320,27 @@ def _doubt(volume: Volume, scan: ScanSource, kind: Kind) -> str:
 
 
 def _check_scan(volume: Volume, scan: ScanSource) -> None:
-    """Refuse what would only mislead pretraining: nothing to see, or a label map lying beside its image."""
-    data, path = volume.data[0], scan.path
+    """Refuse what would only mislead pretraining: nothing to see, or a label map lying beside its image.
+
+    Of several channels some may be empty, for they were not taken.
+    """
+    shown = [channel for channel in volume.data if channel.min() < channel.max()]
+    if not shown:
+        value = volume.data.flat[0]
+        raise DataError(f"{scan.path} shows nothing: all its voxels are {value:g}; export the scan again.")
+    if not scan.is_released and any(map(_looks_like_labels, shown)):
+        raise Doubtful(
+            f"{scan.path} looks like a label map; leave it out, give a dataset in nnU-Net format, or, if it "
+            "is a scan, release it by misfm info STORE --release."
+        )
+
+
+def _looks_like_labels(data: NDArray[Any]) -> bool:
+    """Whether voxels (D, H, W), not all alike, are those of a label map."""
     lowest = data.min()
-    if lowest == data.max():
-        raise DataError(f"{path} shows nothing: all its voxels are {lowest:g}; export the scan again.")
     some = data[tuple(slice(None, None, max(1, side // 64)) for side in data.shape)]
-    if scan.is_released or not np.array_equal(some, np.rint(some)):
-        return
+    if not np.array_equal(some, np.rint(some)):
+        return False
     # In label maps nearly all neighbours are equal, in scans hardly any outside of their background. That
     # need not be the lowest value: around brains without skulls, within the corners of a CT. One of the two
     # values of a mask has to be looked at.
@@ -323,11 +349,7 @@ def _check_scan(volume: Volume, scan: ScanSource) -> None:
     if len(values) > 2:
         background |= data == values[counts.argmax()]
     inside = ~(background[..., :-1] | background[..., 1:])
-    if inside.any() and (data[..., :-1] == data[..., 1:])[inside].mean() > 0.7:
-        raise Doubtful(
-            f"{path} looks like a label map; leave it out, give a dataset in nnU-Net format, or, if it is a "
-            "scan, release it by misfm info STORE --release."
-        )
+    return bool(inside.any() and (data[..., :-1] == data[..., 1:])[inside].mean() > 0.7)
 
 
 def _around_labels(box: Box, label: Volume) -> Box:

@@ -108,7 +108,7 @@ def without_names(reason: str, scan: ScanSource) -> str:
     What libraries say is given in brackets, and goes; so do names and whatever else is neither a plain word
     nor a number.
     """
-    files = [scan.path, *(scan.series.files if scan.series else ()), *filter(None, [scan.anonymised_path])]
+    files = scan.files
     for name in sorted({str(file) for file in files}, key=len, reverse=True):
         reason = reason.replace(name, scan.pseudonym)
     while (shorter := re.sub(r" ?\([^()]*\)", "", reason)) != reason:

@@ -92,7 +92,7 @@ class Record(Extended):
     labels_apart: bool = False
     """Whether labelled voxels lie outside of the box around the patient, which was grown to hold them."""
     scans: tuple[str, ...] = ()
-    """Such a hash of each channel that shows anything, where there are several."""
+    """Such a hash of each channel that shows anything, where a store keeps several together."""
     anonymised: bool = False
     """Whether there is a mask of what was removed to make the patient unknown."""
     checks: Checks | None = None

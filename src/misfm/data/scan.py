@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from misfm.data import unread
 from misfm.data.case_files import LISTED_KEY
 from misfm.data.checks import check_regular, readable
 from misfm.data.dataset import Dataset, check_grid
-from misfm.data.intensity import Kind, kind_of_name
+from misfm.data.intensity import Kind, detect, kind_of_name
 from misfm.data.readers import (
     Reader,
     Series,
@@ -35,6 +35,15 @@ from misfm.text import one_line, path_text
 from misfm.volume import Volume
 
 
+class Channel(NamedTuple):
+    """Which channel of a dataset's case a scan is: the dataset's folder, the case, the number, all names."""
+
+    dataset: Path
+    case: str
+    number: int
+    names: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class ScanSource:
     """A scan that was found but not read yet.
@@ -49,6 +58,7 @@ class ScanSource:
         pseudonym: what stores know it by instead of its path, if anything.
         is_released: somebody has looked at it and put it back out of the quarantine.
         folders: those between the source that was searched and the file, as far as they tell whose it is.
+        channel: which one it is of a case in a dataset with several, if any.
     """
 
     path: Path
@@ -60,6 +70,7 @@ class ScanSource:
     pseudonym: str = ""
     is_released: bool = False
     folders: tuple[str, ...] = ()
+    channel: Channel | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "case", one_line(self.case))
@@ -77,6 +88,16 @@ class ScanSource:
     def modality(self) -> str | None:
         """What its series gives as a hint of the kind."""
         return self.series.modality if self.series else None
+
+    @property
+    def files(self) -> list[Path]:
+        """The path and all files that it lies in."""
+        others = self.series.files if self.series else ()
+        return [self.path, *others, *filter(None, [self.anonymised_path])]
+
+    def kinds(self, volume: Volume) -> tuple[Kind, ...]:
+        """Return what each channel of the scan is: as its dataset or header says, else by its voxels."""
+        return (self.kind or detect(volume, self.modality),)
 
     @property
     def notes(self) -> list[str]:
@@ -296,9 +317,9 @@ def _in_dataset(folder: Path) -> list[ScanSource]:
     dataset = Dataset.images_only(folder)
     if dataset.listed is not None:
         return [
-            ScanSource(path, case.name if len(dataset.kinds) == 1 else f"{case.name}_{number:04d}", kind)
+            _of_channel(path, case.name, number, dataset)
             for case in dataset.listed
-            for number, (path, kind) in enumerate(zip(case.image_paths, dataset.kinds, strict=True))
+            for number, path in enumerate(case.image_paths)
         ]
     images = folder / "imagesTr"
     files = [path for path in images.iterdir() if is_volume_name(path)] if images.is_dir() else []
@@ -307,13 +328,19 @@ def _in_dataset(folder: Path) -> list[ScanSource]:
     for path in sorted(path for path in files if not path.name.startswith(".")):
         match = re.fullmatch(r"(.+)_(\d{4})", stem(path))
         if match and int(match[2]) < len(dataset.kinds):
-            kind, name = dataset.kinds[int(match[2])], stem(path)
-            scans.append(ScanSource(path, match[1] if only else name, kind))
+            scans.append(_of_channel(path, match[1], int(match[2]), dataset))
         else:
             scans.append(ScanSource(path, stem(path), only))
     if not scans:
         raise DataError(f"{images} holds no image; name images CASE_0000{dataset.file_ending}.")
     return scans
+
+
+def _of_channel(path: Path, case: str, number: int, dataset: Dataset) -> ScanSource:
+    if len(dataset.kinds) == 1:
+        return ScanSource(path, case, dataset.kinds[0])
+    channel = Channel(dataset.path, case, number, dataset.channel_names)
+    return ScanSource(path, f"{case}_{number:04d}", dataset.kinds[number], channel=channel)
 
 
 def _in_nnssl(file: Path) -> list[ScanSource]:

@@ -337,4 +337,5 @@ def _damaged_settings(path: Path) -> DataError:
 
 
 def _describe(settings: IngestSettings) -> str:
-    return f"spacing {as_option(settings.spacing)} and intensity {settings.intensity}"
+    channels = " and channels together" if settings.channels == "together" else ""
+    return f"spacing {as_option(settings.spacing)} and intensity {settings.intensity}{channels}"

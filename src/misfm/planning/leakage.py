@@ -107,7 +107,8 @@ def check_leaks(
             *(settings.weights, len(again), len(training), again[0]),
         )
     for record in unlabelled.records if unlabelled else ():
-        seen[short_fingerprint(record.fingerprint)] = f"The unlabelled volume {record.case} holds"
+        holds = f"The unlabelled volume {record.case} holds"
+        seen |= dict.fromkeys(map(short_fingerprint, record.scans or (record.fingerprint,)), holds)
     refuse(roles, seen, allow=settings.allow_overlap)
     return tuple(sorted({*seen, *(scan for case in training for scan in images.scans(case))}))
 

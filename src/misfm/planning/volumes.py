@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 
 from misfm.config import PretrainSettings
+from misfm.data.channels import same_names
 from misfm.data.fingerprint import short_fingerprint
+from misfm.data.intensity_text import kinds_text
 from misfm.data.label_maps import is_of_people
 from misfm.data.record import Record
 from misfm.data.splits import Split, read_split
@@ -23,7 +25,8 @@ VOLUMES = "volumes.json"
 
 def scans_of(training: Iterable[Record]) -> tuple[str, ...]:
     """Short fingerprints of the scans that volumes were made from, sorted."""
-    return tuple(sorted({short_fingerprint(record.fingerprint) for record in training}))
+    found = {scan for record in training for scan in record.scans or (record.fingerprint,)}
+    return tuple(sorted(map(short_fingerprint, found)))
 
 
 def volumes_of(store: Store, settings: PretrainSettings) -> Split:
@@ -76,8 +79,34 @@ def split_records(records: Sequence[Record], settings: PretrainSettings) -> tupl
         )
     people = [record for record in records if is_of_people(record)]
     others = [record for record in records if not is_of_people(record)]
+    check_channels(records, settings.store)
     parts = [split_scans(part, settings) for part in (others, people) if part]
     return [r for training, _ in parts for r in training], [r for _, held_out in parts for r in held_out]
+
+
+def check_channels(records: Sequence[Record], store: str) -> None:
+    """Check that volumes have the same channels, in the same order.
+
+    Raises:
+        ConfigError: names two that have not.
+    """
+    first = records[0]
+    for record in records:
+        several = record.channels > 1
+        if (
+            record.channels != first.channels
+            or not same_names(record.channel_names, first.channel_names)
+            or (several and record.channel_kinds != first.channel_kinds)
+        ):
+            one, other = (
+                f"{each.case}: {', '.join(each.channel_names or ['?'] * each.channels)} "
+                f"({kinds_text(each.channel_kinds)})"
+                for each in (first, record)
+            )
+            raise ConfigError(
+                f"The volumes of {store} have different channels ({one}; {other}): ingest them into stores "
+                "of their own, or, where only the kinds differ, give --intensity one rule for each channel."
+            )
 
 
 def split_scans(records: Sequence[Record], settings: PretrainSettings) -> tuple[list[Record], list[Record]]:
