@@ -26,7 +26,7 @@ _ORDER = ("ct", "pet", "t1", "t1n", "t1w", "t1ce", "t1c", "t1gd", "t2", "t2w", "
 """Order of channels that are named instead of numbered: these, then others by name."""
 _MOST_NUMBERED = 16
 """Channels that files of plain folders are taken for; with more numbers these are of scans."""
-_LABEL_MAPS = {"seg", "label", "labels", "mask", "gt"}
+_LABEL_MAPS = {"seg", "label", "labels", "mask"}
 """What files of label maps beside channels are called."""
 
 

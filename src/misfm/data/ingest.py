@@ -18,7 +18,7 @@ from misfm.data.checks import usable
 from misfm.data.dataset import Case, Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.fingerprint import fingerprint
-from misfm.data.intensity import IntensityRule, fit
+from misfm.data.intensity import IntensityRule, Kind, fit
 from misfm.data.intensity_text import parse_intensity, rules_for
 from misfm.data.preprocess import canonical, content_box, resample
 from misfm.data.pseudonyms import give_pseudonyms, without_names
