@@ -184,6 +184,15 @@ def test_constraints_lie_within_what_the_project_allows():
         assert str(allowed[name]) in str(requirement.specifier)
 
 
+def test_the_page_of_licences_has_every_dependency_and_none_is_under_the_gpl():
+    page = (ROOT / "docs" / "licences.md").read_text()
+    rows = dict(re.findall(r"^\| (\S+) \| ([^|]+) \|", page, re.MULTILINE))
+    licences = {re.sub("[-_.]+", "-", name).lower(): licence for name, licence in rows.items()}
+    needed = {re.sub("[-_.]+", "-", Requirement(text).name).lower() for text in project()["dependencies"]}
+    assert not needed - licences.keys()
+    assert not [name for name in licences if re.search(r"\bA?GPL|not stated", licences[name])]
+
+
 # what others read: citation, issue forms, workflows, hooks
 
 

@@ -276,8 +276,9 @@ def encapsulate(path, frame, syntax, side):
     dataset.save_as(path)
 
 
-J2K = bytes.fromhex("ff4fff51002f0000") + (60_000).to_bytes(4, "big") * 2 + bytes(200)
-JPEG = bytes.fromhex("ffd8ffe000040000ffc0000b08") + (60_000).to_bytes(2, "big") * 2 + bytes(200)
+SIDES = (60_000).to_bytes(4, "big") * 2
+J2K = bytes.fromhex("ff4fff51002f0000") + SIDES + bytes(24) + bytes.fromhex("00010f0101") + bytes(200)
+JPEG = bytes.fromhex("ffd8ffe000040000ffc0000b08") + (60_000).to_bytes(2, "big") * 2 + b"\1" + bytes(200)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +306,16 @@ def test_pixels_that_promise_more_than_they_are(tmp_path, voxels, frame, syntax,
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_more_bits_than_a_pixel_has_never_reach_a_decoder(tmp_path, voxels):
+    """GDCM took 81 bits from the header of JPEG 2000, and crashed."""
+    folder = write_series(tmp_path / "series", voxels)
+    small = J2K.replace(SIDES, (6).to_bytes(4, "big") * 2).replace(b"\0\1\x0f\1\1", b"\0\1\x50\1\1")
+    for path in folder.iterdir():
+        encapsulate(path, small, JPEG2000Lossless, 6)
+    with pytest.raises(DataError, match=r"not packed as JPEG 2000 .* of up to 16 bits a pixel"):
+        read_volume(folder)
 
 
 def test_a_deflated_file_is_read_and_a_bomb_of_one_is_not_unpacked(tmp_path, voxels, monkeypatch):

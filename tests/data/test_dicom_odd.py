@@ -132,3 +132,16 @@ def test_what_was_repaired_is_told_by_ingest(tmp_path, run_command):
     (repaired,) = done.result["repaired"]
     assert repaired["notes"].startswith("uneven gaps between slices, 3.00 to 5.00 mm, were resampled")
     assert "uneven gaps" in done.err
+
+
+@pytest.mark.parametrize("title", ["JPEG 2000, lossless", "JPEG-LS, lossless", "JPEG, lossless (process 14)"])
+def test_a_damaged_image_is_a_sentence_and_decoders_write_nothing(tmp_path, capfd, title):
+    odd = next(odd for odd in odd_dicom.ODD if odd.title == title)
+    odd.write(tmp_path, odd_dicom.stored_values())
+    file = max(tmp_path.iterdir())
+    content = file.read_bytes()
+    at = content.rindex(b"\xff", 0, len(content) - 120)
+    file.write_bytes(content[: at - 60] + bytes(64) + content[at + 4 :])
+    with pytest.raises(DataError, match=f"{file.name} cannot be read"):
+        read_volume(tmp_path)
+    assert capfd.readouterr().err == ""

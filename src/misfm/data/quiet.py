@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ContextDecorator
@@ -62,5 +64,22 @@ def _silence_itk() -> Undo:
     return lambda: sitk.ProcessObject.SetGlobalWarningDisplay(before)
 
 
+def _silence_decoders() -> Undo:
+    itk = _silence_itk()
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+    def undo() -> None:
+        os.dup2(kept, 2)
+        os.close(kept)
+        itk()
+
+    return undo
+
+
 quiet_itk = Quiet(_silence_itk)
 """Keeps ITK from printing warnings."""
+quiet_decoders = Quiet(_silence_decoders)
+"""Keeps the decoders within GDCM from writing to standard error of every damaged image, past Python."""

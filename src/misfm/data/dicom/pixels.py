@@ -29,7 +29,7 @@ from pydicom.uid import (
 from misfm.data.checks import compact, readable
 from misfm.data.dicom.files import read_header
 from misfm.data.dicom.frames import Frame
-from misfm.data.quiet import quiet_itk
+from misfm.data.quiet import quiet_decoders
 from misfm.errors import DataError
 
 _BY_GDCM = {
@@ -41,6 +41,8 @@ _DENSEST = 5000
 """Pixels that a byte of compressed ones stands for at the most; slices of one value are packed densest."""
 _ALWAYS = 1 << 20
 """Pixels that any slice may have."""
+_WRAPPING = 256
+"""Bytes within which the JPEG 2000 in a file of its own begins."""
 _MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """Of the sizes in JPEG and JPEG-LS."""
 _MOST_OPEN = 2
@@ -124,7 +126,7 @@ def _plain(header: Any, frame: Frame) -> NDArray[Any]:
     return pixels
 
 
-@quiet_itk
+@quiet_decoders
 def _decoded(header: Any, content: bytes) -> NDArray[Any]:
     """Let GDCM decode one packed image, from a file that holds nothing else."""
     only = Dataset()
@@ -158,13 +160,21 @@ def _significant(pixels: NDArray[Any], header: Any) -> NDArray[Any]:
 
 def _check_size(header: Any, content: bytes, frame: Frame) -> None:
     """Compare the size of an image with the bytes that its pixels take, and with what those bytes say."""
-    rows, columns = int(header.Rows), int(header.Columns)
+    rows, columns, bits = (int(header[tag].value) for tag in ("Rows", "Columns", "BitsAllocated"))
     size = rows, columns
-    if header.file_meta.TransferSyntaxUID.is_encapsulated:
-        size = _coded_size(content) or size
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax in _BY_GDCM:
+        coded = _coded(content)
+        if coded is None or coded[2:] != (1, min(coded[3], bits)):
+            raise DataError(
+                f"{frame.file} cannot be read: its pixels are not packed as {syntax.name} with one value of "
+                f"up to {bits} bits a pixel; copy or export it again."
+            )
+        size = coded[:2]
+    if syntax.is_encapsulated:
         is_right = size == (rows, columns) and rows * columns <= _ALWAYS + _DENSEST * len(content)
     else:
-        is_right = (frame.index + 1) * rows * columns * int(header.BitsAllocated) <= 8 * len(content)
+        is_right = (frame.index + 1) * rows * columns * bits <= 8 * len(content)
     if not is_right:
         raise DataError(
             f"{frame.file} cannot be read: its header promises {rows} x {columns} pixels where "
@@ -172,8 +182,10 @@ def _check_size(header: Any, content: bytes, frame: Frame) -> None:
         )
 
 
-def _coded_size(frame: bytes) -> tuple[int, int] | None:
-    """Rows and columns that JPEG 2000, JPEG and JPEG-LS tell at their start; decoders take memory for them.
+def _coded(frame: bytes) -> tuple[int, int, int, int] | None:
+    """Rows, columns, values a pixel and their bits, as JPEG 2000, JPEG and JPEG-LS tell them at their start.
+
+    Decoders take memory for them, and some crash where bits or values are beyond what they expect.
 
     Returns:
         None where the start is of another coding.
@@ -182,11 +194,15 @@ def _coded_size(frame: bytes) -> tuple[int, int] | None:
     def number(start: int, length: int) -> int:
         return int.from_bytes(frame[start : start + length], "big")
 
-    if frame[:4] == b"\xff\x4f\xff\x51":  # the grid of JPEG 2000, and where the image begins in it
-        return number(12, 4) - number(20, 4), number(8, 4) - number(16, 4)
+    start = frame.find(b"\xff\x4f\xff\x51", 0, _WRAPPING)
+    if start >= 0 and len(frame) > start + 45:  # the grid of JPEG 2000, and where the image begins in it
+        ends, origin = (start + 8, start + 12), (start + 16, start + 20)
+        width, height = (number(a, 4) - number(b, 4) for a, b in zip(ends, origin, strict=True))
+        is_whole = frame[start + 43 : start + 45] == b"\1\1"  # no subsampling
+        return height, width, number(start + 40, 2) if is_whole else 0, (frame[start + 42] & 0x7F) + 1
     place = 2
     while frame[:2] == b"\xff\xd8" and place + 9 < len(frame) and frame[place] == 0xFF:
         if frame[place + 1] in _MARKERS:
-            return number(place + 5, 2), number(place + 7, 2)
+            return number(place + 5, 2), number(place + 7, 2), frame[place + 9], frame[place + 4]
         place += 2 + number(place + 2, 2) if frame[place + 1] != 0xFF else 1
     return None
