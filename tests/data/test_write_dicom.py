@@ -136,6 +136,21 @@ def test_an_object_that_is_made_again_has_its_identifiers(tmp_path, labelled):
         assert changed.SeriesInstanceUID == one.SeriesInstanceUID
 
 
+@pytest.mark.parametrize("form", ["dicom-seg", "rtstruct"])
+def test_names_in_any_script_are_kept_of_patient_and_labels(tmp_path, form):
+    folder = write_series(tmp_path / "series", SpecificCharacterSet="ISO_IR 100", PatientName="M\xfcller")
+    found = pydicom.dcmread(
+        written(tmp_path, form, labelled_scan(folder, {"\u809d": (1,), "M\xfcller": (2,)}))
+    )
+    assert str(found.PatientName) == "M\xfcller"
+    names = (
+        [segment.SegmentLabel for segment in found.SegmentSequence]
+        if form == "dicom-seg"
+        else [region.ROIName for region in found.StructureSetROISequence]
+    )
+    assert names == ["\u809d", "M\xfcller"]
+
+
 def test_a_label_map_of_nothing_is_written(tmp_path):
     labelled = labelled_scan(write_series(tmp_path / "series"))
     labelled.label_map.data[...] = 0

@@ -50,7 +50,7 @@ def check_source(scan: ScanSource, title: str) -> None:
     missing = [tag for tag in _NEEDED if not header.get(tag)]
     if missing:
         raise DataError(
-            f"{scan.path} has no {' and no '.join(missing)}, by which {title} would refer to it; choose "
+            f"{scan.path} has no {', no '.join(missing)}, by which {title} would refer to it; choose "
             "--format nifti or nrrd."
         )
 
@@ -61,9 +61,10 @@ def source_images(series: Series) -> list[Any]:
     usual = Counter(_shape(header) for header in headers).most_common(1)[0][0]
     images = [header for header in headers if _shape(header) == usual]
     for image in images:
-        for tag in TAKEN_OVER:
-            if image.get(tag) is None:
-                setattr(image, tag, "")
+        texts = {tag: str(image.get(tag) or "") for tag in TAKEN_OVER}
+        image.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, for names of labels in any script
+        for tag, text in texts.items():
+            setattr(image, tag, text)
     return images
 
 
