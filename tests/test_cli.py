@@ -147,6 +147,15 @@ def test_progress_without_a_terminal_is_a_few_plain_lines(capsys):
     assert capsys.readouterr().err.splitlines() == ["Reading 1/100", "Reading 100/100", "a word"]
 
 
+def test_progress_within_a_long_case_is_told_every_ten_seconds(capsys, monkeypatch):
+    clock = iter(range(100, 200, 7))
+    monkeypatch.setattr("misfm.terminal.time.monotonic", lambda: next(clock))
+    with Progress("Predicting") as progress:
+        for share in (0.1, 0.2, 0.3, 0.4, 1):
+            progress.update(1 + share, 2)
+    assert capsys.readouterr().err.splitlines() == ["Predicting 1/2, 30% of the next", "Predicting 2/2"]
+
+
 def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Progress("Reading") as progress:

@@ -51,6 +51,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
         raise DataError(f"Cannot write {path}: {reason}. Free space or choose another folder.") from error
 
 
+@contextmanager
+def scratch_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path``, for what waits to be written; it is removed."""
+    with _temporary_file(path) as file:
+        try:
+            yield Path(file.name)
+        finally:
+            with suppress(OSError):
+                Path(file.name).unlink(missing_ok=True)
+
+
 def _temporary_file(path: Path) -> IO[bytes]:
     """Make a file beside ``path`` whose lock says that its writer lives."""
     while True:

@@ -63,13 +63,16 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` are done."""
+    def update(self, done: float, total: int) -> None:
+        """Show that ``done`` of ``total`` are done, the last of them in part where it is no whole number."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total)
+        elif done % 1 and not self._said:
+            self._said = time.monotonic()  # what is done within seconds needs no line
         elif done == total or time.monotonic() - self._said > LINES_EVERY:
             self._said = time.monotonic()
-            self.say(f"{self._title} {done}/{total}")
+            share = f", {done % 1:.0%} of the next" if done % 1 else ""
+            self.say(f"{self._title} {int(done)}/{total}{share}")
 
     def say(self, message: str) -> None:
         """Print a line without breaking the bar."""

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from misfm.commands.predict import predict, predict_files
+from misfm.commands.predict import PredictionOptions, predict, predict_files
 from misfm.data.readers import read_volume
 from misfm.errors import WeightsError
+from misfm.inference.cases import Case
 from misfm.inference.load import load_predictor
 from misfm.synthesis.generate import PhantomSettings, generate_phantom
 from misfm.volume import Volume
@@ -180,7 +181,7 @@ def test_predict_goes_on_where_it_was_and_never_takes_masks_of_other_weights(
     from misfm.inference.predictor import Predictor
 
     label, labelled = Predictor.predict, []
-    monkeypatch.setattr(Predictor, "predict", lambda self, v: labelled.append(v.shape) or label(self, v))
+    monkeypatch.setattr(Predictor, "predict", lambda self, v, **_: labelled.append(v.shape) or label(self, v))
     for name in "ab":
         save_nifti(tmp_path / "in" / f"{name}.nii.gz", scan)
     command = ("predict", "--run", finetuned, "--input", tmp_path / "in", "--output", tmp_path / "out")
@@ -232,3 +233,40 @@ def test_formats_of_dicom_need_dicom_and_an_unknown_format_is_a_sentence(
     assert done.result["written"]["a"].endswith("a.seg.nrrd")
     nifti = predict(str(finetuned), read_volume(tmp_path / "a.nii.gz"))
     assert np.array_equal(read_volume(tmp_path / "out" / "a.seg.nrrd").data, nifti.data)
+
+
+def test_probabilities_beside_the_label_map_and_again_where_they_are_gone(tmp_path, finetuned, scan):
+    save_nifti(tmp_path / "scan.nii.gz", scan)
+    options = PredictionOptions(probabilities=True)
+    written = predict_files(str(finetuned), [tmp_path / "scan.nii.gz"], tmp_path / "out", options).written
+    file = tmp_path / "out" / "scan.npz"
+    assert (
+        json.loads((tmp_path / "out" / "predictions.json").read_text())["cases"]["scan"]["probabilities"]
+        == file.name
+    )
+    with np.load(file) as content:
+        found = content["probabilities"]
+    array = sitk.GetArrayFromImage(sitk.ReadImage(written["scan"]))
+    assert found.shape[1:] == array.shape
+    sure = found.max(0) > 0.51
+    assert np.array_equal(found.argmax(0)[sure], array[sure])
+    file.unlink()
+    predict_files(str(finetuned), [tmp_path / "scan.nii.gz"], tmp_path / "out", options)
+    assert file.exists()
+
+
+def test_a_scan_of_another_modality_is_refused_by_name_and_forced(
+    run_command, tmp_path, finetuned, scan, monkeypatch
+):
+    for name in ("a", "mr"):
+        save_nifti(tmp_path / f"{name}.nii.gz", scan)
+    monkeypatch.setattr(Case, "modalities", property(lambda self: ["MR" if self.name == "mr" else "CT"]))
+    command = ("predict", "--run", finetuned, "--input", tmp_path, "--output", tmp_path / "out", "--json")
+    done = run_command(*command)
+    assert done.status == 1
+    assert list(done.result["written"]) == ["a"]
+    assert "mr.nii.gz: the scan is MR by its header and the weights are for CT" in done.result["failed"]["mr"]
+    done = run_command(*command, "--force")
+    assert done.status == 0
+    assert any("as --force says" in said for said in done.result["warnings"]["mr"])
+    assert "1 label map(s) were there already" in done.err

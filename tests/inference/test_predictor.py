@@ -129,6 +129,20 @@ def test_probabilities_make_up_the_box_around_the_patient_and_their_largest_is_t
         assert labels.sum() == labels[found.box.slices].sum()
 
 
+@pytest.mark.parametrize("spacing", [None, (4.0, 3.0, 3.0)])
+def test_progress_within_a_scan_rises_to_one(spacing):
+    shares = []
+    asked = Predictor(
+        Threshold(),
+        PredictionSpec(patch_size=(8, 8, 8), rules=(CT,), num_classes=2, spacing=spacing),
+        batch_size=4,
+        mirror_axes=(0, 2),
+    )
+    asked.predict(scan(), progress=shares.append)
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-2] < shares[-1] == 1
+
+
 def test_windows_have_the_patch_size_and_normalised_intensities():
     by_window = predictor()
     by_window.predict(scan())

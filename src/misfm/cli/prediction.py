@@ -34,6 +34,9 @@ def predict(
     tta: Annotated[
         bool, typer.Option("--tta", help="Average over mirrors, along axes mirrored in training.")
     ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write probabilities, too: CASE.npz, as nnU-Net does.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Label scans, too, that are not of the kind the weights are for.")
     ] = False,
@@ -45,7 +48,9 @@ def predict(
 
     with Progress("Predicting") as progress:
         paths = [*inputs, *(more_inputs or [])]
-        options = PredictionOptions(overlap=overlap, tta=tta, format=mask_format, force=force)
+        options = PredictionOptions(
+            overlap=overlap, tta=tta, format=mask_format, probabilities=probabilities, force=force
+        )
         prediction = predict_files(run, paths, output, options, progress=progress.update)
     failed = f", {len(prediction.failed)} scan(s) failed" if prediction.failed else ""
     say(f"{output}: {len(prediction.written)} label map(s) written{failed}")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from misfm.data.checks import usable
 from misfm.data.preprocess import canonical
@@ -19,7 +22,8 @@ from misfm.inference.cases import Case, group_channels
 from misfm.inference.fitness import misfits
 from misfm.inference.load import LoadedWeights, load_predictor, load_weights
 from misfm.inference.predictions import CaseResult, Predictions
-from misfm.inference.predictor import PredictionSpec
+from misfm.inference.predictor import PredictionSpec, Watcher
+from misfm.inference.probability_file import SUFFIX, probability_file
 from misfm.terminal import logger
 from misfm.text import file_name
 from misfm.volume import Volume
@@ -35,12 +39,14 @@ class PredictionOptions:
         overlap: share of a window that its neighbour repeats, [0, 1).
         tta: average predictions of mirrored windows, see :func:`misfm.inference.load.load_weights`.
         format: one of :data:`misfm.data.writers.WRITERS`.
+        probabilities: write those of classes or regions, too (:mod:`misfm.inference.probability_file`).
         force: label scans, too, that are not of the kind that the weights are for (:mod:`.fitness`).
     """
 
     overlap: float = 0.5
     tta: bool = False
     format: str = "nifti"
+    probabilities: bool = False
     force: bool = False
 
 
@@ -84,7 +90,7 @@ def predict_files(
     output_dir: Path,
     options: PredictionOptions = PredictionOptions(),
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
 ) -> Prediction:
     """Label scans and write each as ``CASE.nii.gz``; one that cannot be used does not stop the others.
 
@@ -98,7 +104,7 @@ def predict_files(
             ``CASE``, as in nnU-Net datasets.
         output_dir: made where missing.
         options: how.
-        progress: called with the number of cases done and their total.
+        progress: called with the number of cases done, the last of them in part, and their total.
 
     Raises:
         DataError: no scans, or a folder that cannot be made.
@@ -119,15 +125,21 @@ def predict_files(
     predictions.begin()
     work = _Work(weights, writer, predictions, options)
     writer.write_shared(output_dir, weights.info.labels)
+    tell = progress or (lambda done, total: None)
     for number, case in enumerate(cases):
-        work.label(case, paths[case.name])
-        if progress is not None:
-            progress(number + 1, len(cases))
+        work.label(case, paths[case.name], partial(_within, tell, number, len(cases)))
+        tell(number + 1, len(cases))
     if work.num_found:
         logger.info(
             "%d label map(s) were there already, of the same scans by the same weights.", work.num_found
         )
     return Prediction(work.written, work.failed, work.warnings)
+
+
+def _within(tell: Callable[[float, int], None], done: int, total: int, share: float) -> None:
+    """Tell what share of the case after those that are done is done, too."""
+    if share < 1:
+        tell(done + share, total)
 
 
 class _Work:
@@ -156,15 +168,16 @@ class _Work:
         self.warnings: dict[str, list[str]] = {}
         self.num_found = 0
 
-    def label(self, case: Case, path: Path) -> None:
+    def label(self, case: Case, path: Path, progress: Callable[[float], None]) -> None:
         """Label a case, or find it done; a failure is noted."""
-        if found := self.predictions.finished(case.name, case.source):
+        found = self.predictions.finished(case.name, case.source)
+        if found and (not self.options.probabilities or self._probabilities(path).is_file()):
             self.num_found += 1
             self._note(case, path, found.get("warnings", []))
             return
         try:
             with usable(case.path):
-                result = self._result(case, path)
+                result = self._result(case, path, progress)
         except DataError as error:
             self.failed[case.name] = str(error)
             self.predictions.fail(case.name, str(error))
@@ -183,7 +196,7 @@ class _Work:
         if warnings:
             self.warnings[case.name] = warnings
 
-    def _result(self, case: Case, path: Path) -> CaseResult:
+    def _result(self, case: Case, path: Path, progress: Callable[[float], None]) -> CaseResult:
         """Label a case and write its label map; whatever finds something to note adds a warning."""
         source, info = case.source, self.weights.info
         self.writer.check(case.channels[0])
@@ -193,13 +206,23 @@ class _Work:
         warnings += misfits(volume, case.modalities, info, force=self.options.force)
         if is_smaller_than_window(volume, self.weights.predictor.spec):
             warnings.append(f"the scan is smaller than the patch {info.patch_size}: it is padded.")
-        label_map = self.weights.predictor.predict(volume)
+        watchers: list[Watcher] = []
+        more: dict[str, Any] = {}
+        with ExitStack() as files:
+            if self.options.probabilities:
+                file = self._probabilities(path)
+                more["probabilities"] = file.name
+                watchers.append(files.enter_context(probability_file(file, volume)))
+            label_map = self.weights.predictor.predict(volume, watchers=watchers, progress=progress)
         labelled = LabelledScan(label_map, info.labels, case.channels[0], self.weights.sha256)
         self.writer.write(path, labelled)
         crc32 = checksum(path.read_bytes())
-        return CaseResult(
-            source, path.name, self.writer.values(info.labels), labelled.volume_ml, crc32, warnings
-        )
+        labels = self.writer.values(info.labels)
+        return CaseResult(source, path.name, labels, labelled.volume_ml, crc32, warnings, more)
+
+    def _probabilities(self, path: Path) -> Path:
+        """The file of probabilities beside a label map."""
+        return path.with_name(path.name.removesuffix(self.writer.suffix) + SUFFIX)
 
 
 def label_map_paths(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from misfm.data.label_scheme import LabelScheme
 from misfm.data.preprocess import canonical, content_box, resample
 from misfm.errors import DataError
 from misfm.inference.largest_part import keep_largest_parts
-from misfm.inference.sliding_window import predict_logits
+from misfm.inference.sliding_window import num_passes, predict_logits
 from misfm.settings import PositiveShape, Settings, Spacing
 from misfm.volume import Affine, Box, Volume
 
@@ -63,11 +63,23 @@ class Probabilities:
         box: the part of it that was looked at; all outside is background.
         slabs: first slice, counted from that of the box, and probabilities (K, d, H, W) float32 of
             consecutive slabs, on the network's device, that make up the box. To be gone through once.
+        regions: whether they are of regions, each with a probability of its own, without the background.
     """
 
     upright: Volume
     box: Box
     slabs: Iterator[tuple[int, Tensor]]
+    regions: bool = False
+
+
+class Watcher(Protocol):
+    """Sees the probabilities that a label map is made of, while it is made."""
+
+    def begin(self, probabilities: Probabilities) -> None:
+        """Take note of the grid; slabs follow."""
+
+    def add(self, start: int, slab: Tensor) -> None:
+        """See a slab: its first slice, counted from that of the box, and its probabilities (K, d, H, W)."""
 
 
 class Predictor:
@@ -101,11 +113,19 @@ class Predictor:
         self.mirror_axes = tuple(mirror_axes)
         self.largest_part = tuple(largest_part)
 
-    def predict(self, volume: Volume) -> Volume:
+    def predict(
+        self,
+        volume: Volume,
+        *,
+        watchers: Sequence[Watcher] = (),
+        progress: Callable[[float], None] | None = None,
+    ) -> Volume:
         """Label a scan of any orientation and spacing; what lies outside the patient's box is background.
 
         Args:
             volume: (C, D, H, W), voxels as in the file.
+            watchers: see what the label map is made of, before the clean-up.
+            progress: called with the share of the windows that are done.
 
         Returns:
             Label map (1, D, H, W) on the scan's own grid, with exactly its affine; uint8, or uint16 where a
@@ -114,20 +134,27 @@ class Predictor:
         Raises:
             DataError: another number of channels than the network takes.
         """
-        probabilities = self.probabilities(volume)
+        probabilities = self.probabilities(volume, progress=progress)
+        for watcher in watchers:
+            watcher.begin(probabilities)
         labels = np.zeros(probabilities.upright.shape, self.scheme.dtype)
         inside = labels[probabilities.box.slices]
         for start, slab in probabilities.slabs:
             inside[start : start + slab.shape[1]] = self.scheme.mask(self.scheme.decide(slab))
+            for watcher in watchers:
+                watcher.add(start, slab)
         label_map = reorient(labels, probabilities.upright.affine, volume.affine)
         keep_largest_parts(label_map, self.largest_part, self.scheme)
         return volume.with_data(label_map[None])
 
-    def probabilities(self, volume: Volume) -> Probabilities:
+    def probabilities(
+        self, volume: Volume, *, progress: Callable[[float], None] | None = None
+    ) -> Probabilities:
         """Return the probability of each class or region, in memory bounded by one row of windows.
 
         Args:
             volume: as for :meth:`predict`.
+            progress: likewise.
 
         Raises:
             DataError: another number of channels than the network takes.
@@ -146,20 +173,34 @@ class Predictor:
         box = whole if self.spec.whole_scans else content_box(upright, kinds)
         body = upright.crop(box)
         image = resample(body, self.spec.spacing or "native")
-        logits = predict_logits(
-            _Normalised(self.network, normalisations),
-            _as_tensor(image.data),
-            self.spec.patch_size,
-            overlap=self.overlap,
-            batch_size=self.batch_size,
-            mirror_axes=self.mirror_axes,
-        )
+        network = _Normalised(self.network, normalisations)
+        how: dict[str, Any] = {
+            "overlap": self.overlap,
+            "batch_size": self.batch_size,
+            "mirror_axes": self.mirror_axes,
+        }
+        if progress is not None:
+            network.register_forward_hook(
+                _Counter(num_passes(image.shape, self.spec.patch_size, **how), progress)
+            )
+        logits = predict_logits(network, _as_tensor(image.data), self.spec.patch_size, **how)
         activate = partial(self.scheme.activate, dim=0)
         if image is body:
             slabs = _activated(logits, activate)
         else:
             slabs = _activated_between(logits, activate, _lines(body, image))
-        return Probabilities(upright, box, slabs)
+        return Probabilities(upright, box, slabs, self.scheme.has_regions)
+
+
+class _Counter:
+    """Tells after each pass of a network which share of them is done."""
+
+    def __init__(self, total: int, progress: Callable[[float], None]) -> None:
+        self.done, self.total, self.progress = 0, total, progress
+
+    def __call__(self, *_: object) -> None:
+        self.done += 1
+        self.progress(min(1.0, self.done / self.total))
 
 
 class _Normalised(nn.Module):

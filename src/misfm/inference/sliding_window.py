@@ -57,6 +57,14 @@ def blending_profiles(length: int, window: int, overlap: float) -> list[tuple[in
     return [(start, bell / total[start : start + window]) for start in starts]
 
 
+def num_passes(
+    shape: Shape, window: Shape, *, overlap: float = 0.5, batch_size: int = 1, mirror_axes: Sequence[int] = ()
+) -> int:
+    """How often :func:`predict_logits` calls the network for a volume (D, H, W)."""
+    d, h, w = (len(window_starts(side, size, overlap)) for side, size in zip(shape, window, strict=True))
+    return d * math.ceil(h * w / batch_size) * (1 << len(mirror_axes))
+
+
 def predict_logits(
     network: nn.Module,
     image: Tensor,
