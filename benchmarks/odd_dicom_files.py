@@ -206,7 +206,11 @@ def write_seg(path: Path, folder: Path, labels: Voxels, names: Mapping[int, str]
 
 
 def write_rtstruct(
-    path: Path, structures: Mapping[str, Sequence[NDArray[np.float64]]], *, series: str = "1.2.3"
+    path: Path,
+    structures: Mapping[str, Sequence[NDArray[np.float64]]],
+    *,
+    series: str = "1.2.3",
+    **tags: Any,
 ) -> Path:
     """Write an RTSTRUCT.
 
@@ -214,8 +218,9 @@ def write_rtstruct(
         path: of the file.
         structures: contours of each, (N, 3) LPS mm.
         series: that it refers to.
+        tags: of the object.
     """
-    one = object_of(RTSTRUCT, Modality="RTSTRUCT", SeriesInstanceUID=generate_uid())
+    one = object_of(RTSTRUCT, Modality="RTSTRUCT", SeriesInstanceUID=generate_uid(), **tags)
     reference = _with(SeriesInstanceUID=series)
     study = _with(RTReferencedSeriesSequence=Items([reference]))
     space = _with(FrameOfReferenceUID="1.2.4", RTReferencedStudySequence=Items([study]))

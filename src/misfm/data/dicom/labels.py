@@ -165,10 +165,46 @@ def read_labels(
     return _painted([one for one in structures if one.pieces], grid, notes)
 
 
+@_quiet
+def label_names(path: Path) -> list[str]:
+    """Return the names of the structures in a SEG, or of those in an RTSTRUCT that have contours.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    header = read_header(path)
+    with readable(path):
+        names = [one.name for one in _segments(header).values()]
+        known = _drawn_names(header)
+        for one in header.get("ROIContourSequence") or ():
+            if one.get("ContourSequence"):
+                number = int(one.ReferencedROINumber)
+                names.append(known.get(number, f"structure {number}"))
+    return list(_distinct(names).values())
+
+
+def _segments(header: Any) -> dict[int, _Structure]:
+    """Structures of a SEG by number, still empty."""
+    found = {
+        int(one.SegmentNumber): _Structure(_clean(one.get("SegmentLabel"), f"segment {number}"))
+        for number, one in enumerate(header.get("SegmentSequence") or (), start=1)
+    }
+    found.pop(0, None)  # the background of a LABELMAP
+    return found
+
+
+def _drawn_names(header: Any) -> dict[int, str]:
+    """Names of the structures of an RTSTRUCT by number."""
+    return {
+        int(one.ROINumber): _clean(one.get("ROIName"), f"structure {int(one.ROINumber)}")
+        for one in header.get("StructureSetROISequence") or ()
+    }
+
+
 def _painted(structures: Sequence[_Structure], grid: Grid, notes: list[str]) -> tuple[Volume, dict[int, str]]:
     """A label map with structures in it, the largest first."""
     labels = np.zeros(grid.shape, np.uint8 if len(structures) <= 255 else np.int16)
-    names = _names(structures)
+    names = _distinct([one.name for one in structures])
     shared = 0
     for value in sorted(names, key=lambda value: structures[value - 1].size, reverse=True):
         for planes, (row, column), part in structures[value - 1].pieces:
@@ -181,15 +217,15 @@ def _painted(structures: Sequence[_Structure], grid: Grid, notes: list[str]) -> 
     return Volume(labels[None], grid.affine), names
 
 
-def _names(structures: Sequence[_Structure]) -> dict[int, str]:
+def _distinct(wanted: Sequence[str]) -> dict[int, str]:
+    """Names by value, from 1 on; those that are there twice get a number."""
     names: dict[int, str] = {}
-    for value, structure in enumerate(structures, start=1):
-        name = wanted = structure.name
-        number = 1
-        while name in names.values():
+    for value, name in enumerate(wanted, start=1):
+        unused, number = name, 1
+        while unused in names.values():
             number += 1
-            name = f"{wanted} {number}"
-        names[value] = name
+            unused = f"{name} {number}"
+        names[value] = unused
     return names
 
 
@@ -197,11 +233,7 @@ def _of_segments(path: Path, header: Any, grid: Grid) -> list[_Structure]:
     """Structures of a SEG; of fractional ones what is half there or more."""
     with readable(path):
         kind = str(header.get("SegmentationType") or "BINARY")
-        structures = {
-            int(one.SegmentNumber): _Structure(_clean(one.get("SegmentLabel"), f"segment {number}"))
-            for number, one in enumerate(header.SegmentSequence, start=1)
-        }
-        structures.pop(0, None)  # the background of a LABELMAP
+        structures = _segments(header)
         highest = int(header.get("MaximumFractionalValue") or 255)
         least = max(1, (highest + 1) // 2) if kind == "FRACTIONAL" else 1
         numbers = None if kind == "LABELMAP" else _segment_numbers(path, header)
@@ -289,10 +321,7 @@ def _onto(mask: NDArray[np.bool_], frame: Frame, plane: int, grid: Grid) -> NDAr
 def _of_contours(path: Path, header: Any, grid: Grid, notes: list[str]) -> list[_Structure]:
     """Structures of an RTSTRUCT, the contours of a plane taken together: one within another is a hole."""
     with readable(path):
-        names = {
-            int(one.ROINumber): _clean(one.get("ROIName"), f"structure {int(one.ROINumber)}")
-            for one in header.get("StructureSetROISequence") or ()
-        }
+        names = _drawn_names(header)
         drawn = [
             (int(one.ReferencedROINumber), list(one.get("ContourSequence") or ()))
             for one in header.get("ROIContourSequence") or ()
