@@ -9,10 +9,15 @@ import pytest
 
 from misfm.commands.predict import predict
 from misfm.data.ingest import ingest
+from misfm.data.patches import UnlabelledPatches
 from misfm.data.readers import read_volume
 from misfm.data.record import IngestSettings
 from misfm.data.store import Store
 from misfm.errors import ConfigError
+from misfm.pretext.base import PRETEXTS
+from misfm.seeding import generator_for
+from misfm.testing.pretexts import NETWORKS, build, takes
+from misfm.training.objectives import PretextObjective
 from misfm.volume import Volume
 from misfm.weights import describe
 
@@ -229,3 +234,21 @@ def test_unlabelled_scans_of_several_channels_are_learnt_from(
     options = ["--weights", "none", "--set", "spacing=[3,3,3]", "--set", "allow_overlap=true"]
     done = run_command(*command, *options, "--unlabelled", store)
     assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("name", PRETEXTS.names())
+def test_every_task_that_takes_scans_learns_from_several_channels(pretrained_on_both, name):
+    task = PRETEXTS.get(name)()
+    if task.needs_labels or task.mixes_generated:
+        pytest.skip("learns from generated anatomy, which has one channel")
+    store = Store.open(pretrained_on_both.parent.parent / "store")
+    network, options, size = next(each for each in NETWORKS if takes(task, *each))
+    objective = PretextObjective(task, size)
+    patches = UnlabelledPatches(store, store.records(), task.source_size(size), task.num_patches, 2, seed=0)
+    batch = objective.prepare(patches[0], generator_for("channels"))
+    assert batch.inputs.shape[1] == 2
+    model = task.build_model(build(network, options, size))
+    loss = sum(objective.loss(model(batch.inputs, *batch.context), batch).values())
+    loss.backward()
+    stem = model.backbone.get_parameter(model.backbone.stem_weight).grad
+    assert (stem.abs().sum(dim=(0, 2, 3, 4)) > 0).all(), "both channels are learnt from"

@@ -61,6 +61,7 @@ def test_another_modality_by_its_header_is_refused_unless_forced():
         (scan(change=mr), "ct", OF_CT, "MR"),
         (scan(change=mr), "ct", None, "MR"),
         (scan(), "mr", OF_MR, "CT"),
+        (scan(change=mr), "pet", None, "MR"),
     ]:
         info = weights(kind, channel)
         with pytest.raises(MisfitError, match=r"by its header and the weights .* --force"):

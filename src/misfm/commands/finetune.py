@@ -325,7 +325,7 @@ def weights_info(ready: Ready, records: Sequence[Record], judged: Sequence[Recor
         spacing=None if settings.spacing == "native" else settings.spacing,
         whole_scans=any(record.labels_apart for record in (*records, *judged)),
         intensity=rules_to_keep(rules),
-        channel_names=dataset.channel_names if len(set(rules)) > 1 else (),
+        channel_names=dataset.channel_names if len(rules) > 1 else (),
         mirror_axes=settings.augmentation.flip_axes,
         recipe=settings.recipe,
         steps=settings.training.steps,

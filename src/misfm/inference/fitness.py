@@ -76,6 +76,8 @@ def _contradiction(name: str, modality: str | None, rule: IntensityRule, known: 
     is_ct_network = rule.kind == "ct"
     if is_ct_network and own != "CT":
         return f"{name} is {_MODALITIES[own]} by its header and the weights are for CT"
+    if rule.kind == "pet" and own in ("CT", "MR"):
+        return f"{name} is {own} by its header and the weights are for PET"
     if own == "CT" and not is_ct_network and known is not None and not known.is_ct:
         return f"{name} is CT by its header and the weights were trained on other scans"
     return ""

@@ -94,7 +94,7 @@ class WeightsInfo(Settings):
     intensity: dict[str, Any] | tuple[dict[str, Any], ...] = Field(default={})
     """The intensity rule of all channels, or that of each where they differ; see ``rules``."""
     channel_names: tuple[str, ...] = ()
-    """Of each channel, where there are several that were pretrained together or differ in their rules."""
+    """Of each channel, where there are several and they have names."""
     mirror_axes: tuple[AxisName, ...] = ()
     """Axes mirrored while training on label maps; prediction may mirror them too."""
     whole_scans: bool = False
