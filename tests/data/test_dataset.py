@@ -351,6 +351,8 @@ def test_a_value_beyond_a_gap_that_no_label_map_has_is_a_wrong_number(folder):
     with pytest.raises(DataError, match="gives 'far' the value 4, which no label map has: correct"):
         dataset.check_values({0, 1, 2})
     Dataset.open(describe(folder, labels=LABELS | {"rare": 3})).check_values({0, 1})
+    regions = {"labels": {"background": 0, "all of it": [1, 4], "rare": 4}, "regions_class_order": [1, 4]}
+    Dataset.open(describe(folder, **regions)).check_values({0, 1})
 
 
 def test_a_case_with_some_regions_contoured_has_their_values_alone(folder):

@@ -9,6 +9,7 @@ from torch import nn
 from misfm.data.label_scheme import LabelScheme
 from misfm.evaluation import choice
 from misfm.evaluation.choice import MARGIN, Candidate, choose, is_better, labels_in_one_piece
+from misfm.inference.largest_part import keep_largest_parts
 from misfm.volume import Volume
 from misfm.weights import NetworkInfo, WeightsInfo
 
@@ -89,13 +90,13 @@ def gap(label_map):
 def predictors(monkeypatch):
     class Predictor:
         def __init__(self, network, info, *, overlap):
-            assert info.largest_part == ()
-            self.network = network
+            self.network, self.info = network, info
 
         def predict(self, image):
             label_map = image.data.copy()
             for damage in self.network.damages:
                 damage(label_map)
+            keep_largest_parts(label_map[0], self.info.largest_part, self.info.scheme)
             return Volume(label_map, image.affine)
 
     monkeypatch.setattr(choice, "predictor_for", Predictor)
@@ -198,3 +199,27 @@ def test_a_few_label_maps_do_not_tell_that_a_label_is_always_one_piece():
     store = SimpleNamespace(read_label=lambda record: Volume(reference(), np.eye(4)))
     assert labels_in_one_piece(store, "abcd", Dataset()) == []
     assert labels_in_one_piece(store, "abcde", Dataset()) == [1, 3]
+
+
+def test_clean_up_of_regions_is_judged_by_what_is_kept_of_all_of_them():
+    class Nested(Dataset):
+        scheme = LabelScheme(values={"outer": (1, 3), "inner": (3,)}, order=(1, 3))
+        label_names = scheme.names
+
+        def annotated_labels(self, case):
+            return {0, 1, 3}
+
+        def read_case(self, case):
+            label_map = np.zeros((1, 20, 20, 20), np.uint8)
+            label_map[0, 2:10, 2:10, 2:10], label_map[0, 4:8, 4:8, 4:8] = 1, 3
+            return Volume(label_map, np.eye(4)), Volume(label_map, np.eye(4))
+
+    candidates = [Candidate("last", 9, Damage(speck(3)), 0.5)]
+    described = {"num_classes": 2, "label_values": ((1, 3), (3,)), "regions_class_order": (1, 3)}
+    info = INFO.model_copy(update=described)
+    found = choose(candidates, info, Nested(), CASES, eligible=[1, 3], overlap=0.5)
+    # A speck of the inner region is one of the outer region, too; both are whole again.
+    assert found.largest_part == (1, 3)
+    assert found.scores["mean"]["outer"]["dice"] == found.scores["mean"]["inner"]["dice"] == 1
+    (last,) = found.account["candidates"].values()
+    assert last["dice_as_predicted"] < 1

@@ -87,6 +87,16 @@ def test_consistency_is_the_mean_squared_difference_without_padding():
     assert terms(task, model, batch)["consistency"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_regions_agree_each_by_its_own_probability():
+    scheme = LabelScheme(values={"all": (1, 2), "one": (1,), "two": (2,)}, order=(1, 2, 3))
+    model, task = MeanTeacher(student(), 0.99), objective(ramp=0.0, weight=2.0, scheme=scheme)
+    batch = prepared(task)
+    apart = model.student(batch.inputs)[0][2:].sigmoid() - model.teacher(batch.context[0])[0].sigmoid()
+    found = terms(task, model, batch)
+    assert found["consistency"].item() == pytest.approx(2.0 * (apart**2).mean().item(), rel=1e-4)
+    assert found.keys() == {"dice_loss", "binary_cross_entropy", "consistency"}
+
+
 def test_weight_rises_as_published():
     task = objective(steps=100, weight=0.5)
     assert task.weight(0) == pytest.approx(0.5 * math.exp(-5))

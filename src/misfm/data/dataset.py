@@ -176,7 +176,7 @@ class Dataset:
         """Check that values which leave a gap before them are in some label map, or they are likely wrong.
 
         Label maps are renumbered for other programs, and ``dataset.json`` is forgotten. A label whose number
-        follows from the others may occur in no case.
+        follows from the others may occur in no case, and so may a value of regions, listed on purpose.
 
         Args:
             found: values known to occur; only where some are missing are label maps read.
@@ -184,7 +184,8 @@ class Dataset:
         Raises:
             DataError: no label map of ``labelsTr`` has such a value, or one cannot be read.
         """
-        beyond = [value for place, value in enumerate(self.scheme.known) if value != place]
+        known = () if self.scheme.has_regions else self.scheme.known
+        beyond = [value for place, value in enumerate(known) if value != place]
         missing = set(beyond) - set(found)
         for case in self.cases() if missing else ():
             if case.label_path is not None:
