@@ -111,7 +111,7 @@ def recognise(folder: Path) -> Arrangement:
     if not found:
         raise DataError(
             f"{folder} lies in no way that is known (it holds {contents(folder)}): known are that of the "
-            "Decathlon, DICOM with SEG or RTSTRUCT, a folder for each case, image and label map side by side "
+            "Decathlon, DICOM with label objects, a folder for each case, image and label map side by side "
             "with names that differ at the end, and folders of images and of label maps; rearrange it."
         )
     return found[0]
