@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from misfm.commands.predict import PredictionOptions, predict, predict_files
+from misfm.commands.predict import (
+    PredictionOptions,
+    label_map_paths,
+    predict,
+    predict_files,
+    uncertainty_paths,
+)
 from misfm.data.readers import read_volume
-from misfm.errors import WeightsError
+from misfm.errors import ConfigError, WeightsError
 from misfm.inference.cases import Case
 from misfm.inference.load import load_predictor
 from misfm.synthesis.generate import PhantomSettings, generate_phantom
@@ -181,7 +187,9 @@ def test_predict_goes_on_where_it_was_and_never_takes_masks_of_other_weights(
     from misfm.inference.predictor import Predictor
 
     label, labelled = Predictor.predict, []
-    monkeypatch.setattr(Predictor, "predict", lambda self, v, **_: labelled.append(v.shape) or label(self, v))
+    monkeypatch.setattr(
+        Predictor, "predict", lambda self, v, **more: labelled.append(v.shape) or label(self, v, **more)
+    )
     for name in "ab":
         save_nifti(tmp_path / "in" / f"{name}.nii.gz", scan)
     command = ("predict", "--run", finetuned, "--input", tmp_path / "in", "--output", tmp_path / "out")
@@ -270,3 +278,35 @@ def test_a_scan_of_another_modality_is_refused_by_name_and_forced(
     assert done.status == 0
     assert any("as --force says" in said for said in done.result["warnings"]["mr"])
     assert "1 label map(s) were there already" in done.err
+
+
+def test_a_prediction_says_what_to_expect_of_it_and_where_it_is_unsure(
+    run_command, dataset, finetuned, tmp_path
+):
+    scan, masks = dataset / "imagesTs" / "phantom_ts_000_0000.nii.gz", tmp_path / "masks"
+    command = ["predict", "--run", finetuned, "--input", scan, "--output", masks, "--uncertainty"]
+    assert run_command(*command).status == 0
+    case = json.loads((masks / "predictions.json").read_text())["cases"]["phantom_ts_000"]
+    quality = case["quality"]
+    assert quality["labels"].keys() == case["labels"].keys()
+    assert quality["expected_dice"] is None or 0 <= quality["expected_dice"] <= 1
+    unsure = nib.load(masks / case["uncertainty"])
+    assert case["uncertainty"] == "phantom_ts_000_uncertainty.nii.gz"
+    assert unsure.shape == nib.load(scan).shape
+    assert np.array_equal(unsure.affine, nib.load(masks / case["mask"]).affine)
+    assert 0 < unsure.get_fdata().max() <= 1
+    scores = run_command(
+        "evaluate",
+        "--predictions",
+        masks,
+        "--references",
+        dataset / "labelsTs",
+        "--out",
+        tmp_path / "scores.json",
+    )
+    assert "uncertainty" not in scores.err  # it is no label map
+
+
+def test_a_map_of_uncertainty_never_takes_the_name_of_a_label_map(tmp_path):
+    with pytest.raises(ConfigError, match="would be a label map and a map of uncertainty"):
+        uncertainty_paths(label_map_paths(["a", "a_uncertainty"], tmp_path), ".nii.gz")

@@ -92,7 +92,7 @@ def predictors(monkeypatch):
         def __init__(self, network, info, *, overlap):
             self.network, self.info = network, info
 
-        def predict(self, image):
+        def predict(self, image, *, watchers):
             label_map = image.data.copy()
             for damage in self.network.damages:
                 damage(label_map)

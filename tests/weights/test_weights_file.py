@@ -55,7 +55,7 @@ def test_description_is_json_with_every_promised_field(tmp_path):
     promised = {"format_version", "network", "in_channels", "num_classes", "label_names", "patch_size"}
     promised |= {"spacing", "intensity", "mirror_axes", "pretext", "recipe", "steps", "data"}
     promised |= {"licence", "versions", "kept", "largest_part", "channel_names", "whole_scans"}
-    promised |= {"label_values", "regions_class_order", "scan_ranges"}
+    promised |= {"label_values", "regions_class_order", "scan_ranges", "quality"}
     assert promised == WeightsInfo.model_fields.keys()
     assert promised < description.keys()
     assert description["network"] == {"name": "unet", "options": {"channels": [4, 8]}}

@@ -40,6 +40,9 @@ def predict(
     force: Annotated[
         bool, typer.Option("--force", help="Label scans, too, that are not of the kind the weights are for.")
     ] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write CASE_uncertainty.nii.gz: how unsure, by voxel.")
+    ] = False,
     more_inputs: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
@@ -49,7 +52,12 @@ def predict(
     with Progress("Predicting") as progress:
         paths = [*inputs, *(more_inputs or [])]
         options = PredictionOptions(
-            overlap=overlap, tta=tta, format=mask_format, probabilities=probabilities, force=force
+            overlap=overlap,
+            tta=tta,
+            format=mask_format,
+            probabilities=probabilities,
+            force=force,
+            uncertainty=uncertainty,
         )
         prediction = predict_files(run, paths, output, options, progress=progress.update)
     failed = f", {len(prediction.failed)} scan(s) failed" if prediction.failed else ""

@@ -13,6 +13,7 @@ from misfm.cli.options import (
     numbers,
 )
 from misfm.cli.output import finish, say
+from misfm.terminal import Progress
 from misfm.text import printable
 
 if TYPE_CHECKING:
@@ -106,3 +107,27 @@ def info(
     finish(description, as_json)
     if not description.get("whole", True):
         raise typer.Exit(1)
+
+
+@app.command()
+def suggest(
+    store: Annotated[Path, typer.Option(help="Store of the scans.")],
+    count: Annotated[int, typer.Option("-n", "--count", help="Scans to suggest.", min=1)] = 5,
+    run: Annotated[
+        str | None, typer.Option(help="Fine-tuning so far: suggests what it is least sure of.")
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(metavar="SOURCE", help="With no run: whose features tell what looks alike.")
+    ] = "builtin",
+    as_json: Json = False,
+) -> None:
+    """Say which scans of a store to label next, or first, and why."""
+    from misfm.commands.suggest import suggest as choose
+
+    with Progress("Looking at scans") as progress:
+        result = choose(store, count, run=run, weights=weights, progress=progress.update)
+    by, considered = result["by"], result["considered"]
+    say(f"Of {considered} scans without labels, by {by}:")
+    for number, one in enumerate(result["suggested"], start=1):
+        print(printable(f"{number}. {one['case']}  {one['source']}\n   {one['why']}"))
+    finish(result, as_json)

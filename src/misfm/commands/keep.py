@@ -63,7 +63,8 @@ def keep(choice: Choice, info: WeightsInfo, run: RunFolder, reason: str) -> None
     """Write what was chosen, and its scores, and say so; ``reason``: why nothing was chosen, if so."""
     kept = choice.candidate
     chosen = {} if reason else {"kept": kept.kept, "largest_part": choice.largest_part}
-    save(run.weights, choice.model, info.model_copy(update={"steps": kept.step, **chosen}))
+    known = {"steps": kept.step, "quality": choice.quality, **chosen}
+    save(run.weights, choice.model, info.model_copy(update=known))
     write_checked_json(run.path / CHOSEN, {"reason": reason, **choice.account} if reason else choice.account)
     write_checked_json(run.path / "validation.json", choice.scores)
     logger.info("%s", f"kept the last weights as they are: {reason}" if reason else choice.sentence)

@@ -15,15 +15,16 @@ from misfm.data.checks import usable
 from misfm.data.preprocess import canonical
 from misfm.data.scan import find_scans
 from misfm.data.writers import WRITERS, LabelledScan, MaskWriter
-from misfm.data.writers.nifti import NiftiWriter
+from misfm.data.writers.nifti import NiftiWriter, write_shares
 from misfm.errors import ConfigError, DataError
 from misfm.files import checksum, make_folder
 from misfm.inference.cases import Case, group_channels
 from misfm.inference.fitness import misfits
 from misfm.inference.load import LoadedWeights, load_predictor, load_weights
-from misfm.inference.predictions import CaseResult, Predictions
+from misfm.inference.predictions import UNCERTAINTY, CaseResult, Predictions
 from misfm.inference.predictor import PredictionSpec, Watcher
 from misfm.inference.probability_file import SUFFIX, probability_file
+from misfm.inference.quality import Tally, UncertaintyMap, quality_of
 from misfm.terminal import logger
 from misfm.text import file_name
 from misfm.volume import Volume
@@ -41,6 +42,7 @@ class PredictionOptions:
         format: one of :data:`misfm.data.writers.WRITERS`.
         probabilities: write those of classes or regions, too (:mod:`misfm.inference.probability_file`).
         force: label scans, too, that are not of the kind that the weights are for (:mod:`.fitness`).
+        uncertainty: write beside each label map how unsure each of its voxels is.
     """
 
     overlap: float = 0.5
@@ -48,6 +50,7 @@ class PredictionOptions:
     format: str = "nifti"
     probabilities: bool = False
     force: bool = False
+    uncertainty: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,10 +123,11 @@ def predict_files(
     scans = [scan for scan in find_scans(inputs) if scan.path.resolve() not in own]
     cases = group_channels(scans, weights.info.in_channels)
     paths = label_map_paths([case.name for case in cases], output_dir, writer.suffix)
+    maps = uncertainty_paths(paths, writer.suffix) if options.uncertainty else {}
     refuse_overwriting(cases, paths)
     make_folder(output_dir)
     predictions.begin()
-    work = _Work(weights, writer, predictions, options)
+    work = _Work(weights, writer, predictions, options, maps)
     writer.write_shared(output_dir, weights.info.labels)
     tell = progress or (lambda done, total: None)
     for number, case in enumerate(cases):
@@ -150,6 +154,7 @@ class _Work:
         writer: of the label maps.
         predictions: gets what there is to know about each case.
         options: how.
+        maps: where to write how unsure voxels are, by case.
     """
 
     def __init__(
@@ -158,11 +163,13 @@ class _Work:
         writer: MaskWriter,
         predictions: Predictions,
         options: PredictionOptions,
+        maps: Mapping[str, Path],
     ) -> None:
         self.weights = weights
         self.writer = writer
         self.predictions = predictions
         self.options = options
+        self.maps = maps
         self.written: dict[str, Path] = {}
         self.failed: dict[str, str] = {}
         self.warnings: dict[str, list[str]] = {}
@@ -171,7 +178,9 @@ class _Work:
     def label(self, case: Case, path: Path, progress: Callable[[float], None]) -> None:
         """Label a case, or find it done; a failure is noted."""
         found = self.predictions.finished(case.name, case.source)
-        if found and (not self.options.probabilities or self._probabilities(path).is_file()):
+        beside = [self._probabilities(path)] if self.options.probabilities else []
+        beside += [self.maps[case.name]] if case.name in self.maps else []
+        if found and all(file.is_file() for file in beside):
             self.num_found += 1
             self._note(case, path, found.get("warnings", []))
             return
@@ -186,7 +195,7 @@ class _Work:
                 logger.warning("%s stays as it was: it is of an earlier command.", path)
             return
         self.predictions.add(case.name, result)
-        logger.info("%s -> %s", result.of.path, path.name)
+        logger.info("%s -> %s: %s", result.of.path, path.name, result.more["quality"]["says"])
         self._note(case, path, result.warnings)
         for warning in result.warnings:
             logger.warning("%s: %s", case.name, warning)
@@ -206,7 +215,8 @@ class _Work:
         warnings += misfits(volume, case.modalities, info, force=self.options.force)
         if is_smaller_than_window(volume, self.weights.predictor.spec):
             warnings.append(f"the scan is smaller than the patch {info.patch_size}: it is padded.")
-        watchers: list[Watcher] = []
+        tally, unsure, map_path = Tally(), UncertaintyMap(), self.maps.get(case.name)
+        watchers: list[Watcher] = [tally] if map_path is None else [tally, unsure]
         more: dict[str, Any] = {}
         with ExitStack() as files:
             if self.options.probabilities:
@@ -214,6 +224,13 @@ class _Work:
                 more["probabilities"] = file.name
                 watchers.append(files.enter_context(probability_file(file, volume)))
             label_map = self.weights.predictor.predict(volume, watchers=watchers, progress=progress)
+        if map_path is not None:
+            write_shares(map_path, unsure.of(volume))
+            more[UNCERTAINTY] = map_path.name
+        quality = quality_of(tally, list(info.labels), info.quality)
+        more["quality"] = quality.as_json()
+        if quality.is_low:
+            warnings.append(f"{quality.sentence}.")
         labelled = LabelledScan(label_map, info.labels, case.channels[0], self.weights.sha256)
         self.writer.write(path, labelled)
         crc32 = checksum(path.read_bytes())
@@ -245,6 +262,21 @@ def label_map_paths(
         taken.add(key)
         paths[case] = output_dir / f"{name}{suffix}"
     return paths
+
+
+def uncertainty_paths(paths: Mapping[str, Path], suffix: str) -> dict[str, Path]:
+    """Return the file of each case's map of uncertainty, beside its label map.
+
+    Raises:
+        ConfigError: it would be that of another case's label map.
+    """
+    found = {
+        case: path.with_name(f"{path.name.removesuffix(suffix)}_{UNCERTAINTY}.nii.gz")
+        for case, path in paths.items()
+    }
+    if both := set(found.values()) & set(paths.values()):
+        raise ConfigError(f"{min(both)} would be a label map and a map of uncertainty: rename the scan.")
+    return found
 
 
 def is_case_insensitive(folder: Path) -> bool:

@@ -70,13 +70,7 @@ class DatasetFingerprint:
     @classmethod
     def open(cls, dataset: Dataset, folder: Path) -> DatasetFingerprint:
         """Take over what a folder tells; nothing where it tells nothing, or nothing that can be used."""
-        try:
-            content = read_checked_json(folder / FILE, paths=True)
-            images = {str(path): ImageFingerprint.model_validate(one) for path, one in content.items()}
-        except (OSError, ValueError, AttributeError, ValidationError, DataError):
-            images = {}
-        known = {path: one for path, one in images.items() if one.scan == "" or one.scan.startswith(SCHEME)}
-        return cls(dataset, known)
+        return cls(dataset, known_images(folder))
 
     def save(self, folder: Path) -> None:
         """Keep what is known in a folder."""
@@ -213,3 +207,13 @@ class DatasetFingerprint:
             scan="" if empty else fingerprint(volume),
             appearance=appearance_of(volume.data),
         )
+
+
+def known_images(folder: Path) -> dict[str, ImageFingerprint]:
+    """Return what the folder of a run tells of images, by path; nothing where that cannot be used."""
+    try:
+        content = read_checked_json(folder / FILE, paths=True)
+        images = {str(path): ImageFingerprint.model_validate(one) for path, one in content.items()}
+    except (OSError, ValueError, AttributeError, ValidationError, DataError):
+        return {}
+    return {path: one for path, one in images.items() if one.scan == "" or one.scan.startswith(SCHEME)}

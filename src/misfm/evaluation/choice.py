@@ -25,7 +25,9 @@ from misfm.evaluation.summary import as_result
 from misfm.evaluation.validation import SCORE
 from misfm.inference.largest_part import keep_largest_parts, labels_in_pieces
 from misfm.inference.load import predictor_for
+from misfm.inference.quality import Tally, fit_scale
 from misfm.weights import WeightsInfo
+from misfm.weights.quality import QualityScale
 
 MARGIN = 0.002
 """Dice by which the best weights must be ahead of the last ones to be kept instead."""
@@ -72,6 +74,7 @@ class Scored:
         names: of the labels, by value.
         plain: of label maps as predicted.
         cleaned: of the largest parts of all labels that may be cleaned up; others as predicted.
+        estimates: of the Dice of each label but the background, by case, from the probabilities alone.
         eligible: labels that may be cleaned up.
     """
 
@@ -81,6 +84,7 @@ class Scored:
     eligible: Sequence[int]
     plain: CaseScores = field(default_factory=dict)
     cleaned: CaseScores = field(default_factory=dict)
+    estimates: dict[str, list[float | None]] = field(default_factory=dict)
 
     def mean_dice(self, label: int, *, cleaned: bool) -> float | None:
         """Mean over the cases that have the label, in reference or prediction."""
@@ -114,6 +118,15 @@ class Scored:
         found: float | None = self.result(())["mean"][ALL]["dice"]
         return found
 
+    def quality(self, largest_part: Sequence[int]) -> QualityScale | None:
+        """How estimates are to be read, with these labels cleaned up; None where there are too few cases."""
+        dice: dict[str, list[float | None]] = {}
+        for case, estimates in self.estimates.items():
+            rows = {**self.plain[case], **{k: self.cleaned[case].get(k) for k in largest_part}}
+            found = [rows.get(label) for label in [*self.names][: len(estimates)]]
+            dice[case] = [None if scores is None else scores.dice for scores in found]
+        return fit_scale(self.estimates, dice)
+
     def account(self) -> dict[str, Any]:
         """What was compared, for ``chosen.json``."""
         labels = {
@@ -143,6 +156,7 @@ class Choice:
         largest_part: labels of which the largest part alone is kept.
         scores: of the validation cases on their own grids, in the form of ``misfm evaluate``.
         account: what was compared, for ``chosen.json``.
+        quality: how the network's own estimates of Dice are to be read, found out on the validation cases.
     """
 
     candidate: Candidate
@@ -150,6 +164,7 @@ class Choice:
     largest_part: tuple[int, ...]
     scores: dict[str, Any]
     account: dict[str, Any]
+    quality: QualityScale | None = None
 
     @property
     def sentence(self) -> str:
@@ -226,6 +241,7 @@ def choose(
             "candidates": not_scored
             | {one.candidate.kept: account for one, account in zip(scored, accounts, strict=True)},
         },
+        quality=kept.quality(largest_part),
     )
 
 
@@ -256,7 +272,9 @@ def score_cases(
         annotated = dataset.annotated_labels(case.name)
         judged = {label: own for label, own in dataset.scheme.by_code.items() if label in annotated}
         for predictor, one in zip(predictors, scored, strict=True):
-            predicted = predictor.predict(image)
+            tally = Tally()
+            predicted = predictor.predict(image, watchers=[tally])
+            one.estimates[case.name] = tally.estimates()
             ignore = dataset.ignore_label
             one.plain[case.name] = evaluate_case(predicted, reference, judged, ignore=ignore)
             cleanable = [label for label in eligible if label in judged]

@@ -22,6 +22,7 @@ from misfm.evaluation.labels import (
 )
 from misfm.evaluation.metrics import voxel_diagonal
 from misfm.evaluation.summary import as_result
+from misfm.inference.predictions import UNCERTAINTY
 
 Progress = Callable[[int, int], None]
 """Called with the number of cases done and their total."""
@@ -120,6 +121,8 @@ def list_cases(folder: Path) -> dict[str, Path]:
                 f"{folder} holds case '{name}' twice, {cases[name].name} and {path.name}; keep one."
             )
         cases[name] = path
+    for name in [name for name in cases if name.removesuffix(f"_{UNCERTAINTY}") in cases.keys() - {name}]:
+        del cases[name]  # beside a label map, and none itself
     if not cases:
         raise DataError(f"{folder} holds no label maps; expected files such as CASE.nii.gz.")
     return cases

@@ -13,6 +13,7 @@ from misfm.errors import WeightsError
 from misfm.inference.ensemble import Ensemble
 from misfm.inference.members import check_compatible, members_of
 from misfm.inference.predictor import PredictionSpec, Predictor
+from misfm.inference.quality import scale_of_members
 from misfm.terminal import logger
 from misfm.training.loop import best_device
 from misfm.training.memory import keep_freed_memory
@@ -118,9 +119,8 @@ def _in_common(infos: Sequence[WeightsInfo]) -> WeightsInfo:
     cleaned = [label for label in first.largest_part if all(label in info.largest_part for info in infos)]
     ranges = joined([info.scan_ranges for info in infos])
     whole = any(info.whole_scans for info in infos)
-    return first.model_copy(
-        update={"largest_part": tuple(cleaned), "whole_scans": whole, "scan_ranges": ranges}
-    )
+    shared = {"largest_part": tuple(cleaned), "whole_scans": whole, "scan_ranges": ranges}
+    return first.model_copy(update={**shared, "quality": scale_of_members([info.quality for info in infos])})
 
 
 def prediction_info(opened: Opened) -> WeightsInfo:

@@ -16,6 +16,8 @@ from misfm.terminal import logger
 
 FILE_NAME = "predictions.json"
 FORMAT_VERSION = 1
+UNCERTAINTY = "uncertainty"
+"""What the map of uncertainty is called, and the end of its file's name."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ class Predictions:
         }
 
     def masks(self) -> set[Path]:
-        """The label maps that are listed, whoever made them."""
-        folder = self.path.parent.resolve()
-        return {folder / str(case.get("mask")) for case in _cases(self._read()).values()}
+        """The label maps, and maps beside them, that are listed, whoever made them."""
+        folder, cases = self.path.parent.resolve(), _cases(self._read()).values()
+        return {folder / str(case[of]) for case in cases for of in ("mask", UNCERTAINTY) if of in case}
 
     def begin(self) -> None:
         """Go on with what is there, if the same weights made it; else begin anew.

@@ -23,12 +23,13 @@ from misfm.errors import WeightsError
 from misfm.files import atomic_write
 from misfm.models.limits import MOST, check_options
 from misfm.settings import PositiveShape, Settings, Spacing
+from misfm.weights.quality import QualityScale
 from misfm.weights.reading import check_plain, check_room, reading
 from misfm.weights.seal import METADATA_KEY, check, metadata_of, sealed, split
 
 FORMAT_VERSION = 2
 """The newest that is read and written."""
-SINCE_2 = {"channel_names", "label_values", "regions_class_order", "scan_ranges", "whole_scans"}
+SINCE_2 = {"channel_names", "label_values", "quality", "regions_class_order", "scan_ranges", "whole_scans"}
 """Fields of a description that came with format 2."""
 KINDS_OF_1 = {"ct", "mr"}
 """Kinds of channels that readers of format 1 know; they know one rule for all channels, too."""
@@ -105,6 +106,8 @@ class WeightsInfo(Settings):
     """Which weights of their run these are, chosen on its validation cases; null: nothing was chosen."""
     largest_part: tuple[Annotated[int, Field(ge=1)], ...] = ()
     """Values of the labels of which prediction keeps the largest connected part only."""
+    quality: QualityScale | None = None
+    """How good label maps of the validation cases were expected to be; null: there were none."""
     pretext: str | None = None
     """Pretext task; null: trained on label maps."""
     recipe: str | None = None

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
 
 from misfm.data.checks import REVERSED
 from misfm.data.nifti_place import with_place
@@ -49,7 +52,25 @@ def write_label_map(path: str | Path, volume: Volume) -> None:
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise DataError(f"{path} is no name for a label map; end it on .nii.gz.")
-    image = nib.Nifti1Image(label_voxels(path, volume).transpose(2, 1, 0), volume.affine[:, REVERSED])
+    _write_voxels(path, label_voxels(path, volume), volume)
+
+
+def write_shares(path: Path, volume: Volume) -> None:
+    """Write a map of shares, such as probabilities, as NIfTI, float32 with three decimals.
+
+    Args:
+        path: a name ending on ``.nii.gz``; its folder is made where missing.
+        volume: (1, D, H, W), [0, 1].
+
+    Raises:
+        DataError: an unwritable folder.
+    """
+    _write_voxels(path, volume.data[0].round(3).astype(np.float32), volume)  # small, once compressed
+
+
+def _write_voxels(path: Path, voxels: NDArray[Any], volume: Volume) -> None:
+    """Write (D, H, W) as they are, on the grid of a volume."""
+    image = nib.Nifti1Image(voxels.transpose(2, 1, 0), volume.affine[:, REVERSED])
     image.header.set_xyzt_units("mm")
     # Code 1, scanner coordinates, in both, so that every reader finds the same place whichever it trusts.
     image.set_sform(image.affine, code=1)
