@@ -100,6 +100,7 @@ def write_enhanced(
     depths: Sequence[float] | None = None,
     rescale: Sequence[tuple[float, float]] = (),
     times: int = 1,
+    spacing: Sequence[float] = SPACING,
     **tags: Any,
 ) -> Path:
     """Write all slices into one enhanced multi-frame file.
@@ -110,12 +111,13 @@ def write_enhanced(
         depths: of the slices of one time, mm; else 3 mm apart.
         rescale: slope and intercept of each frame; else those of all, 1 and -1024.
         times: how many volumes there are.
+        spacing: of rows and columns, mm.
         tags: of the file.
     """
     one = object_of(tags.pop("SOPClassUID", EnhancedCTImageStorage), **tags)
     one.NumberOfFrames = len(stored)
     shared = Dataset()
-    shared.PixelMeasuresSequence = Items([_with(PixelSpacing=list(SPACING), SliceThickness=3)])
+    shared.PixelMeasuresSequence = Items([_with(PixelSpacing=list(spacing), SliceThickness=3)])
     shared.PlaneOrientationSequence = Items([_with(ImageOrientationPatient=list(AXIAL))])
     if not rescale:
         shared.PixelValueTransformationSequence = Items([_with(RescaleSlope=1, RescaleIntercept=-1024)])
