@@ -22,7 +22,6 @@ EXCEPTIONS = {
     ("pretext/openmind_vf.py", "foreground"): "I_f of Volume Fusion",
     ("commands/demo_report.py", "foreground"): "I_f of Volume Fusion, in its pictures",
     ("report/pictures.py", "foreground"): "I_f of Volume Fusion, in its pictures",
-    ("data/channels.py", "seg"): "what BraTS calls files of label maps",
     ("data/nifti_place.py", "pixdim"): "a field of NIfTI's header",
     ("cli/prediction.py", "seg"): "DICOM's name of a format",
     ("data/writers/rtstruct.py", "color"): "DICOM's name in the object",

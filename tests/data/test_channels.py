@@ -63,8 +63,21 @@ def test_files_with_the_name_of_their_folder_are_channels_in_a_fixed_order(tmp_p
         for number, channel in enumerate(["flair", "t2w", "seg", "t1n"]):
             save(tmp_path / "scans" / case / f"{case}-{channel}.nii.gz", number)
     assert {scan.case: scan.names for scan in joined(tmp_path)} == dict.fromkeys(
-        ("BraTS-1", "BraTS-2"), ("t1n", "t2w", "flair")
+        ("BraTS-1", "BraTS-2"), ("T1", "T2", "FLAIR")
     )
+
+
+@pytest.mark.parametrize("name", ["{case}_{channel}", "{case}/{channel}"])
+def test_files_with_words_for_channels_are_channels(tmp_path, name):
+    for case in ("ann", "ben"):
+        for number, channel in enumerate(["pet", "ct", "seg"]):
+            kind = "ct" if channel == "ct" else "mr"
+            path = name.format(case=case, channel=channel)
+            save(tmp_path / "scans" / f"{path}.nii.gz", number + 10 * (case == "ben"), kind=kind)
+    for record in records(tmp_path, tmp_path / "store"):
+        assert record.channel_names == ("CT", "PET")
+        assert record.channel_kinds == ("ct", "pet")
+    assert [record.case for record in Store.open(tmp_path / "store").records()] == ["ann", "ben"]
 
 
 def test_a_dataset_names_its_channels_and_what_they_are(tmp_path):

@@ -1,7 +1,7 @@
 """Channels of a case that become one volume: which files they are, and whether they are those of another.
 
-``CASE_0000``, ``CASE_0001``, … of one folder belong together, as in nnU-Net datasets, and so do files that
-begin with the name of their folder, as in BraTS: ``CASE/CASE_t1.nii.gz``, ``CASE/CASE-flair.nii.gz``.
+``CASE_0000``, ``CASE_0001``, … of one folder belong together, as in nnU-Net datasets, and so do files with
+words for channels in their names: ``CASE_ct``, ``CASE_pet``, or ``CASE/CASE-t1n``, ``CASE/flair``.
 """
 
 from __future__ import annotations
@@ -16,18 +16,15 @@ import numpy as np
 from misfm.data.dataset import check_grid
 from misfm.data.fingerprint import fingerprint
 from misfm.data.intensity import Kind, detect, kind_of_name
+from misfm.data.layouts.words import channel_name, channel_order, is_label, split_key, take_apart
 from misfm.data.readers import stem
 from misfm.data.scan import ScanSource
 from misfm.errors import DataError
 from misfm.terminal import logger
 from misfm.volume import Volume
 
-_ORDER = ("ct", "pet", "t1", "t1n", "t1w", "t1ce", "t1c", "t1gd", "t2", "t2w", "flair", "t2f")
-"""Order of channels that are named instead of numbered: these, then others by name."""
 _MOST_NUMBERED = 16
 """Channels that files of plain folders are taken for; with more numbers these are of scans."""
-_LABEL_MAPS = {"seg", "label", "labels", "mask"}
-"""What files of label maps beside channels are called."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +91,19 @@ def join_channels(scans: Sequence[ScanSource]) -> list[ScanSource]:
     alone: list[ScanSource] = []
     for scan in scans:
         place = None if scan.series or scan.fault else _place(scan)
-        if place is None:
+        if place is None or place[2] in groups.get(place[:2], ()):  # no channel, or one in two files
             alone.append(scan)
         else:
             groups.setdefault(place[:2], {})[place[2]] = scan
     wanted: dict[Path, set[str]] = {}
     for (beside, _), channels in groups.items():
         wanted.setdefault(beside, set()).update(channels)
-    passed = [key for keys in wanted.values() for key in keys if key in _LABEL_MAPS]
     joined = list(alone)
+    passed: list[str] = []
     for (beside, case), channels in groups.items():
-        joined += _join(case, channels, _in_order(wanted[beside]))
+        images = [key for key in wanted[beside] if not is_label(split_key(key))]
+        joined += _join(case, channels, channel_order(images))
+        passed += channels.keys() - set(images) if images else ()
     if passed:
         logger.info("label maps beside channels are passed over (%s)", ", ".join(sorted(set(passed))))
     return sorted(joined, key=lambda scan: scan.path)
@@ -138,13 +137,11 @@ def _place(scan: ScanSource) -> tuple[Path, str, str] | None:
     rest = name.removeprefix(folder.name)
     if rest != name and re.fullmatch(r"[\W_]+\w.*", rest):
         return folder.parent / "*", folder.name, re.sub(r"^[\W_]+", "", rest).lower()
-    return None
-
-
-def _in_order(keys: Iterable[str]) -> list[str]:
-    known = {key: number for number, key in enumerate(_ORDER)}
-    images = [key for key in keys if key not in _LABEL_MAPS]
-    return sorted(images, key=lambda key: (known.get(key, len(known)), key))
+    alone = take_apart(f"x_{name}")
+    if alone.case == "x" and alone.key:  # words, and nothing else
+        return folder.parent / "*", folder.name, alone.key
+    words = take_apart(name)
+    return (folder / "*", words.case, words.key) if words.key else None
 
 
 def _join(case: str, channels: Mapping[str, ScanSource], keys: Sequence[str]) -> list[ScanSource]:
@@ -152,12 +149,13 @@ def _join(case: str, channels: Mapping[str, ScanSource], keys: Sequence[str]) ->
     of_dataset = next(iter(channels.values())).channel
     if of_dataset is not None:
         keys = [f"{number:04d}" for number in range(len(of_dataset.names))]
-    elif keys and keys[0].isdecimal() and (keys[0] != "0000" or len(keys) > _MOST_NUMBERED):
-        return list(channels.values())  # the numbers are of scans
+    elif not keys or (keys[0].isdecimal() and (keys[0] != "0000" or len(keys) > _MOST_NUMBERED)):
+        return list(channels.values())  # no channels, or the numbers are of scans
     there = [channels[key] for key in keys if key in channels]
-    if len(keys) == 1 or not there:  # nothing to join, or a label map alone
+    if len(keys) == 1 or not there:
         return there
-    names = of_dataset.names if of_dataset else () if keys[0].isdecimal() else tuple(keys)
+    named = () if keys[0].isdecimal() else tuple(channel_name(key) or key for key in keys)
+    names = of_dataset.names if of_dataset else named
     lacking = [key for key in keys if key not in channels]
     fault = ""
     if lacking:
