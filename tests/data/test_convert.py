@@ -226,6 +226,23 @@ def test_a_case_folder_may_hold_plain_words(source, out):
     assert convert(source, out)[0]["channel_names"] == {"0": "CT"}
 
 
+def test_a_mask_for_each_structure_becomes_one_label_map(source, out):
+    for case, structures in (("s0001", ("liver", "spleen")), ("s0002", ("liver",))):
+        image(source / case / "ct.nii.gz", ct=True)
+        for number, structure in enumerate(structures):
+            voxels = np.zeros((5, 6, 7), np.uint8)
+            voxels[number] = 1
+            (source / case / "segmentations").mkdir(exist_ok=True)
+            nib.save(nib.Nifti1Image(voxels, AFFINE), source / case / "segmentations" / f"{structure}.nii.gz")
+    content, counts, rule = convert(source, out)
+    assert "2 structures, liver, spleen" in rule
+    assert (counts["linked"], counts["written"]) == (2, 2)
+    assert content["labels"] == {"background": 0, "liver": 1, "spleen": 2}
+    assert content["annotated_labels"] == {"s0002": ["liver"]}
+    written = np.asarray(nib.load(out / "labelsTr/s0001.nii.gz").dataobj)
+    assert [written[plane].max() for plane in range(3)] == [1, 2, 0]
+
+
 def test_files_of_several_formats_become_one(source, out):
     import SimpleITK as sitk
 
@@ -312,7 +329,7 @@ def already_there(source):
     ("make", "message"),
     [
         (two_label_maps, r"several label maps by name \('brain_mask', 'seg'\)"),
-        (missing_channel, r"c002 has no 't1ce', which other cases have, but 'flair', 'seg', 't1', 't2'"),
+        (missing_channel, r"c002 has no 't1ce', which other cases have, but 'flair', 't1', 't2'"),
         (stray_label_map, r"1 label map\(s\) without an image of that name.*zebra"),
         (no_label_maps, r"no way that is known \(it holds images/\)"),
         (image_for_a_label_map, r"a_seg\.nii\.gz is taken for a label map"),

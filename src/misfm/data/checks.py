@@ -120,7 +120,7 @@ def check_shape(shape: Sequence[int], path: Path) -> Shape:
     if len(sides) > 3:
         raise DataError(
             f"{path} is a {len(sides)}D image of shape {_times(sides)}; give one 3D file for each time point "
-            "or channel."
+            "or channel ('misfm convert' divides those of the Medical Segmentation Decathlon)."
         )
     if len(sides) < 3 or 1 in sides:
         raise DataError(f"{path} is a 2D image of shape {_times(sides)}; only 3D scans can be used.")

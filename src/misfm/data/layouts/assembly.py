@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from misfm.data.layouts.base import Arrangement, FoundCase, Piece
-from misfm.data.layouts.words import channel_name, channel_order, is_label, split_key
+from misfm.data.layouts.words import (
+    PLAIN,
+    channel_name,
+    channel_order,
+    is_label,
+    split_key,
+    take_apart,
+)
+from misfm.data.readers import stem
 from misfm.errors import DataError
 from misfm.text import one_line
 
@@ -31,22 +39,19 @@ def assemble(folder: Path, found: Mapping[str, Files], form: str) -> Arrangement
     keys = {key for files in found.values() for key in files}
     label_keys = {key for key in keys if is_label(split_key(key))}
     maps = {name: sorted(label_keys & set(files)) for name, files in found.items()}
-    channels = channel_order(keys - label_keys)
     for name, several in maps.items():
         if len(several) > 1:
             raise DataError(
                 f"{folder}: {form}, but {one_line(name)} has several label maps by name "
                 f"({_quoted(several)}); leave the one that is meant."
             )
-    if not channels:
+    if keys == label_keys:
         raise DataError(f"{folder}: {form}, but there are label maps ({_quoted(sorted(label_keys))}) alone.")
-    for name, files in found.items():
-        missing = [key for key in channels if key not in files]
-        if missing:
-            raise DataError(
-                f"{folder}: {form}, but {one_line(name)} has no {_quoted(missing)}, which other cases have, "
-                f"but {_quoted(sorted(files))}; rename or add the file, or take the case away."
-            )
+    images = {
+        name: {key: file for key, file in files.items() if key not in label_keys}
+        for name, files in found.items()
+    }
+    channels = same_channels(folder, images, form)
     cases = [
         FoundCase(
             name,
@@ -62,6 +67,23 @@ def assemble(folder: Path, found: Mapping[str, Files], form: str) -> Arrangement
     )
 
 
+def same_channels(folder: Path, found: Mapping[str, Files], form: str) -> list[str]:
+    """Return the channels of cases, which must all have the same.
+
+    Raises:
+        DataError: a case lacks one that others have.
+    """
+    channels = channel_order({key for files in found.values() for key in files})
+    for name, files in found.items():
+        missing = [key for key in channels if key not in files]
+        if missing:
+            raise DataError(
+                f"{folder}: {form}, but {one_line(name)} has no {_quoted(missing)}, which other cases have, "
+                f"but {_quoted(sorted(files))}; rename or add the file, or take the case away."
+            )
+    return channels
+
+
 def without_label(cases: Sequence[FoundCase]) -> tuple[str, ...]:
     """Say which cases nobody has drawn a label map of, if there are any."""
     names = [one_line(case.name) for case in cases if case.label is None]
@@ -75,3 +97,26 @@ def without_label(cases: Sequence[FoundCase]) -> tuple[str, ...]:
 def _quoted(keys: Sequence[str]) -> str:
     shown = [f"'{one_line(key)}'" if key else "nothing" for key in keys[:12]]
     return ", ".join([*shown, *(["..."] if len(keys) > len(shown) else [])])
+
+
+def key_files(files: Sequence[Path], folder: str) -> dict[str, Path] | None:
+    """Return the files of a case by what each is: what follows the name of the folder or what all have in
+    common, else the whole name; None where two would be the same."""
+    keys = {file: _behind(stem(file), folder) for file in files}
+    others = {file: take_apart(f"x_{stem(file)}") for file, key in keys.items() if key is None}
+    in_common = len(others) > 1 and len({name.case for name in others.values()}) == 1
+    keyed: dict[str, Path] = {}
+    for file, key in keys.items():
+        if key is None:
+            whole = stem(file).lower()
+            key = others[file].key if in_common else "" if whole in PLAIN else whole
+        keyed[key] = file
+    return keyed if len(keyed) == len(files) else None
+
+
+def _behind(name: str, folder: str) -> str | None:
+    """What follows the name of the folder, None where the name does not begin with it."""
+    rest = name.removeprefix(folder)
+    if rest == name or (rest and rest[0].isalnum()):
+        return None
+    return rest.strip("_-. ").lower()

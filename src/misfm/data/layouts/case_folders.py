@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from misfm.data.case_files import list_folder
-from misfm.data.layouts.assembly import assemble
+from misfm.data.layouts.assembly import assemble, key_files
 from misfm.data.layouts.base import LAYOUTS, Arrangement, KnownLabels
-from misfm.data.layouts.words import PLAIN, is_known_folder, is_label, split_key, take_apart
-from misfm.data.readers import is_volume_name, stem
+from misfm.data.layouts.words import is_known_folder, is_label, split_key
+from misfm.data.readers import is_volume_name
 from misfm.errors import DataError
 from misfm.text import one_line
 
@@ -39,7 +39,7 @@ def case_folders(folder: Path) -> Arrangement | None:
     for place, files in _folders(folder):
         if is_known_folder(place.name):
             return None
-        keyed = _keyed(files, place.name)
+        keyed = key_files(files, place.name)
         if keyed is None:
             return None
         name = place.name if place.name not in found else "_".join(place.relative_to(folder).parts)
@@ -67,26 +67,3 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
         if files:
             yield Path(place), files
             subfolders.clear()
-
-
-def _keyed(files: Sequence[Path], folder: str) -> dict[str, Path] | None:
-    """Files of a case by what each is: what follows the name of the folder or what all have in common, else
-    the whole name; None where two would be the same."""
-    keys = {file: _behind(stem(file), folder) for file in files}
-    others = {file: take_apart(f"x_{stem(file)}") for file, key in keys.items() if key is None}
-    in_common = len(others) > 1 and len({name.case for name in others.values()}) == 1
-    keyed: dict[str, Path] = {}
-    for file, key in keys.items():
-        if key is None:
-            whole = stem(file).lower()
-            key = others[file].key if in_common else "" if whole in PLAIN else whole
-        keyed[key] = file
-    return keyed if len(keyed) == len(files) else None
-
-
-def _behind(name: str, folder: str) -> str | None:
-    """What follows the name of the folder, None where the name does not begin with it."""
-    rest = name.removeprefix(folder)
-    if rest == name or (rest and rest[0].isalnum()):
-        return None
-    return rest.strip("_-. ").lower()
