@@ -35,6 +35,25 @@ def test_channels_of_a_case_belong_together_and_other_names_stay():
     assert list(names_of(group_channels(sources("x_1.nii", "y_00001.nii"), 1))) == ["x_1", "y_00001"]
 
 
+def test_words_in_names_tell_the_channels_in_the_order_of_the_weights():
+    files = ("t1n", "t2w", "seg", "flair")
+    scans = [
+        ScanSource(Path(f"/in/{case}/{case}-{word}.nii.gz"), f"{case}-{word}", folders=(case,))
+        for case in ("ann", "ben")
+        for word in files
+    ]
+    found = names_of(group_channels(scans, 3, ("FLAIR", "T1", "T2")))
+    assert found == {
+        case: [f"{case}-{word}.nii.gz" for word in ("flair", "t1n", "t2w")] for case in ("ann", "ben")
+    }
+    unnamed = names_of(group_channels(scans, 3))
+    assert unnamed["ann"] == [f"ann-{word}.nii.gz" for word in ("t1n", "t2w", "flair")]
+    flat = names_of(group_channels(sources("p_pet.nii.gz", "p_ct.nii.gz"), 2, ("CT", "PET")))
+    assert flat == {"p": ["p_ct.nii.gz", "p_pet.nii.gz"]}
+    others = group_channels(sources("p_t1.nii.gz", "p_t2.nii.gz"), 2, ("CT", "PET"))
+    assert [case.name for case in others] == ["p_t1", "p_t2"]
+
+
 def test_a_dataset_tells_the_case_from_the_channel():
     one = ScanSource(Path("imagesTr/case_0000_0000.nii.gz"), "case_0000")
     assert names_of(group_channels([one], 1)) == {"case_0000": ["case_0000_0000.nii.gz"]}

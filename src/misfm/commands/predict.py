@@ -121,7 +121,7 @@ def predict_files(
     predictions = Predictions(output_dir, weights.sha256, made_with)
     own = predictions.masks()  # no scans, where the folder of the scans is that of the label maps
     scans = [scan for scan in find_scans(inputs) if scan.path.resolve() not in own]
-    cases = group_channels(scans, weights.info.in_channels)
+    cases = group_channels(scans, weights.info.in_channels, weights.info.channel_names)
     paths = label_map_paths([case.name for case in cases], output_dir, writer.suffix)
     maps = uncertainty_paths(paths, writer.suffix) if options.uncertainty else {}
     refuse_overwriting(cases, paths)

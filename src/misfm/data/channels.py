@@ -109,6 +109,37 @@ def join_channels(scans: Sequence[ScanSource]) -> list[ScanSource]:
     return sorted(joined, key=lambda scan: scan.path)
 
 
+def named_channels(
+    scans: Sequence[ScanSource], names: Sequence[str], number: int
+) -> tuple[list[tuple[str, tuple[ScanSource, ...]]], list[ScanSource]]:
+    """Find cases whose channels are recognised by words in the names of their files.
+
+    Args:
+        scans: of which the rest belongs to no such case.
+        names: of the channels wanted; empty where they are not known, and any words do, in their fixed order.
+        number: of channels wanted.
+
+    Returns:
+        Name and channels of each case, and the label maps beside them.
+    """
+    groups: dict[tuple[Path, str], dict[str, ScanSource]] = {}
+    for scan in scans:
+        place = None if scan.series or scan.fault or scan.channel else _place(scan)
+        if place is not None and not place[2].isdecimal():
+            groups.setdefault(place[:2], {}).setdefault(place[2], scan)
+    wanted = plain_names(names)
+    found, passed = [], []
+    for (_, case), channels in groups.items():
+        keys = channel_order(key for key in channels if not is_label(split_key(key)))
+        called = dict(zip(plain_names(channel_name(key) or key for key in keys), keys, strict=True))
+        if len(keys) == len(called) == number > 1 and (not wanted or sorted(called) == sorted(wanted)):
+            found.append((case, tuple(channels[called[name]] for name in wanted or called)))
+            passed += [scan for key, scan in channels.items() if key not in keys]
+    if passed:
+        logger.info("label maps beside channels are passed over, such as %s", passed[0].path.name)
+    return found, passed
+
+
 def same_names(one: Sequence[str], other: Sequence[str]) -> bool:
     """Whether channels may be the same in the same order: their names are alike, or some are not known."""
     return not one or not other or plain_names(one) == plain_names(other)

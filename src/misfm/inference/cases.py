@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 
+from misfm.data.channels import named_channels
 from misfm.data.dataset import check_grid
 from misfm.data.readers import stem
 from misfm.data.scan import ScanSource
@@ -77,11 +78,14 @@ def _known_by(scan: ScanSource) -> str:
     return f"{scan.series.uid}#{scan.series.part}" if scan.series.part else scan.series.uid
 
 
-def group_channels(scans: Sequence[ScanSource], in_channels: int) -> list[Case]:
+def group_channels(
+    scans: Sequence[ScanSource], in_channels: int, channel_names: Sequence[str] = ()
+) -> list[Case]:
     """Collect the channels of each case.
 
     ``CASE_0000`` alone is ``CASE``, as in nnU-Net datasets; with several channels ``CASE_0000``,
-    ``CASE_0001``, … of one folder belong together. Any other file is a case of its own.
+    ``CASE_0001``, … of one folder belong together, and so do files with words for the channels in their names
+    (:mod:`misfm.data.channels`), as in the folders of BraTS. Any other file is a case of its own.
 
     A file in a folder below the source that was searched has the folder in its name, so that the name is the
     same whatever else is there: ``patient/ct.nii.gz`` is ``patient__ct``. Where names are still the same,
@@ -89,6 +93,9 @@ def group_channels(scans: Sequence[ScanSource], in_channels: int) -> list[Case]:
     a number does.
     """
     groups: dict[tuple[Path, str], list[ScanSource]] = {}
+    named, passed = named_channels(scans, channel_names, in_channels)
+    taken = {scan.source for scan in (*passed, *(channel for _, channels in named for channel in channels))}
+    scans = [scan for scan in scans if scan.source not in taken]
     for scan in sorted(scans, key=lambda scan: scan.path):
         match = re.fullmatch(r"(.+)_(\d{4})", scan.case)
         if scan.case + "_0000" == one_line(stem(scan.path)):  # a dataset has told the case from the channel
@@ -96,8 +103,14 @@ def group_channels(scans: Sequence[ScanSource], in_channels: int) -> list[Case]:
         is_channel = match is not None and int(match[2]) < in_channels
         name = match[1] if match is not None and is_channel else scan.case
         groups.setdefault((scan.path.parent, name), []).append(scan)
-    names = _distinct([(name, channels[0]) for (_, name), channels in groups.items()])
-    return [Case(name, tuple(channels)) for name, channels in zip(names, groups.values(), strict=True)]
+    cases = [*((name, tuple(channels)) for (_, name), channels in groups.items()), *named]
+    names = _distinct([(name, _beside(name, channels[0])) for name, channels in cases])
+    return [Case(name, channels) for name, (_, channels) in zip(names, cases, strict=True)]
+
+
+def _beside(name: str, scan: ScanSource) -> ScanSource:
+    """A scan without the folder that is called like its case: ``BraTS-1/BraTS-1-t1`` is ``BraTS-1``."""
+    return replace(scan, folders=scan.folders[:-1]) if scan.folders[-1:] == (name,) else scan
 
 
 def _distinct(cases: Sequence[tuple[str, ScanSource]]) -> list[str]:
