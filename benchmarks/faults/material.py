@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,6 +52,23 @@ def make_dataset(folder: Path, num_train: int = 4, num_test: int = 1) -> Path:
     write_phantom_dataset(folder, num_train=num_train, num_test=num_test, seed=0, settings=PHANTOMS)
     names = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").iterdir())
     write_json(folder / "splits_final.json", [{"train": names[:-1], "val": names[-1:]}])
+    return folder
+
+
+def make_dicom(folder: Path) -> Path:
+    """Write series of DICOM, classic and packed, and files of other kinds that belong to the classic one."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # another folder of scripts
+    import odd_dicom
+    from odd_dicom_files import write_enhanced, write_rtstruct, write_seg, write_series
+
+    stored = odd_dicom.stored_values()
+    odd_dicom.packed("1.2.840.10008.1.2.4.90")(folder / "packed", stored)
+    shutil.copy(max((folder / "packed").iterdir()), folder / "packed.dcm")
+    write_enhanced(folder / "enhanced.dcm", stored)
+    write_series(folder / "ct", stored)
+    write_seg(folder / "seg.dcm", folder / "ct", stored // 2048, {1: "bright"})
+    corners = np.array([[11, 22, 33], [13, 22, 33], [13, 26, 33], [11, 26, 33]], float)
+    write_rtstruct(folder / "rtstruct.dcm", {"square": [corners, corners + np.array([0, 0, 3])]})
     return folder
 
 

@@ -319,14 +319,27 @@ def header_text(content: bytes, draw: Random) -> Edit:
     return Edit(inner.what, lambda b: inner.apply(b[:end]) + b[end:])
 
 
+def _steps(dataset: Any, draw: Random) -> list[int | str]:
+    """The way to an element that was drawn: keywords, and numbers of items."""
+    steps: list[int | str] = []
+    while keywords := [element.keyword for element in dataset if element.keyword]:
+        steps.append(draw.choice(keywords))
+        items = dataset[steps[-1]].value if dataset[steps[-1]].VR == "SQ" else []
+        if not items or draw.random() < 0.2:
+            break
+        steps.append(draw.randrange(len(items)))
+        dataset = items[steps[-1]]
+    return steps
+
+
 def dicom_element(content: bytes, draw: Random) -> Edit:
-    """Set, take out or double one element of a DICOM file."""
-    keywords: list[str] = []
+    """Set, take out or double one element of a DICOM file, in whatever depth of its sequences."""
+    steps: list[int | str] = []
     with contextlib.suppress(Exception):  # there is no end to what a spoilt file makes pydicom raise
-        keywords = [element.keyword for element in pydicom.dcmread(io.BytesIO(content)) if element.keyword]
-    if not keywords:
+        steps = _steps(pydicom.dcmread(io.BytesIO(content)), draw)
+    if not steps:
         return any_bytes(content, draw)
-    keyword = draw.choice(keywords)
+    keyword = str(steps[-1])
     number = str(draw.choice([*INTEGERS, *FLOATS]))[:16]
     value = draw.choice(
         [number, [number] * 2, [number] * 3, [number] * 6, "", "x", "\x1b[31m", "²", "A" * 64, None]
@@ -334,7 +347,9 @@ def dicom_element(content: bytes, draw: Random) -> Edit:
 
     def apply(content: bytes) -> bytes:
         try:
-            dataset = pydicom.dcmread(io.BytesIO(content))
+            whole = dataset = pydicom.dcmread(io.BytesIO(content))
+            for step in steps[:-1]:
+                dataset = dataset[step] if isinstance(step, int) else getattr(dataset, step)
             if value is None:
                 delattr(dataset, keyword)
             elif dataset[keyword].VR in ("US", "UL", "SS", "SL"):
@@ -342,7 +357,7 @@ def dicom_element(content: bytes, draw: Random) -> Edit:
             else:
                 setattr(dataset, keyword, value)
             buffer = io.BytesIO()
-            dataset.save_as(buffer)
+            whole.save_as(buffer)
             return buffer.getvalue()
         except Exception:  # a value that cannot be written: then there is no such file
             return content

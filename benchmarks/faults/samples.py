@@ -113,7 +113,23 @@ def scan_targets(made: Readers, folder: Path) -> list[Target]:
         Target("MetaImage", (meta,), one_of(header_text, any_bytes), scan("scan.mha"), 6),
         Target("MetaImage, detached", (itk_bytes(folder, ".mhd"),), any_text, made.meta_header, 4),
         Target("DICOM", (dicom_slice(2),), one_of(dicom_element, any_bytes), made.series, 6),
+        *dicom_targets(made),
         Target("pretrain_data.json", json_of(LISTED), any_json, made.list_of_scans, 5),
+    ]
+
+
+def dicom_targets(made: Readers) -> list[Target]:
+    """Files of many images, packed images, and label objects."""
+    edit = one_of(dicom_element, dicom_element, any_bytes)
+
+    def file(name: str) -> tuple[bytes, ...]:
+        return ((made.dicom / name).read_bytes(),)
+
+    return [
+        Target("DICOM, enhanced", file("enhanced.dcm"), edit, made.enhanced, 4),
+        Target("DICOM, JPEG 2000", file("packed.dcm"), edit, made.packed, 4),
+        Target("DICOM SEG", file("seg.dcm"), edit, made.label_object, 4),
+        Target("RTSTRUCT", file("rtstruct.dcm"), edit, made.label_object, 4),
     ]
 
 

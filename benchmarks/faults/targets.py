@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from common import ROOT
-from material import FINETUNING, make_dataset, make_label_maps, make_scans, make_weights
+from material import FINETUNING, make_dataset, make_dicom, make_label_maps, make_scans, make_weights
 from mutations import Editor
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
@@ -31,6 +31,7 @@ from misfm.commands.predict import predict_files
 from misfm.config import CompleteSettings, FinetuneSettings, PretrainSettings
 from misfm.data.dataset import Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
+from misfm.data.dicom import read_labels, series_at
 from misfm.data.ingest import ingest
 from misfm.data.intensity_text import parse_intensity
 from misfm.data.label_maps import ingest_label_maps, read_table
@@ -82,6 +83,7 @@ class Readers:
     def __init__(self, folder: Path) -> None:
         self.scans = make_scans(folder / "scans", 2)
         self.dataset = make_dataset(folder / "dataset", 3, 1)
+        self.dicom = make_dicom(folder / "dicom")
         self.maps = make_label_maps(folder / "maps")
         self.weights = make_weights(folder / "weights.safetensors")
         self.resenc = make_weights(folder / "resenc.safetensors", "resenc", 3, (16, 32, 32))
@@ -131,6 +133,24 @@ class Readers:
             (folder / "series" / f"{number}.dcm").write_bytes(dicom_slice(number))
         (folder / "series" / "2.dcm").write_bytes(content)
         return self.ingested(folder, folder / "series")
+
+    def enhanced(self, folder: Path, content: bytes) -> int:
+        """Ingest an enhanced multi-frame file."""
+        (folder / "series").mkdir()
+        (folder / "series" / "ct.dcm").write_bytes(content)
+        return self.ingested(folder, folder / "series")
+
+    def packed(self, folder: Path, content: bytes) -> int:
+        """Ingest a series of packed slices of which one is spoilt."""
+        shutil.copytree(self.dicom / "packed", folder / "series")
+        max((folder / "series").iterdir()).write_bytes(content)
+        return self.ingested(folder, folder / "series")
+
+    def label_object(self, folder: Path, content: bytes) -> int:
+        """Read a SEG or RTSTRUCT as a label map of its series."""
+        (folder / "labels.dcm").write_bytes(content)
+        labels, _ = read_labels(folder / "labels.dcm", series_at(self.dicom / "ct"))
+        return labels.data.nbytes * 4
 
     def list_of_scans(self, folder: Path, content: bytes) -> int:
         """Ingest what a list names, and label it."""

@@ -97,7 +97,7 @@ def test_whose_series_it_is(tmp_path):
 def test_two_scans_in_one_file_have_names_of_their_own(tmp_path):
     odd_dicom.enhanced_times(tmp_path, odd_dicom.stored_values())
     first, second = find_scans([tmp_path])
-    assert (first.case, second.case) == ("mr_time-1", "mr_time-2")
+    assert (first.case, second.case) == ("series-1_time-1", "series-1_time-2")
     assert second.source == f"{tmp_path / 'mr.dcm'}#time 2"
     with pytest.raises(DataError, match=r"holds 2 scans \(time 1, time 2\)"):
         read_volume(tmp_path / "mr.dcm")
@@ -144,4 +144,13 @@ def test_a_damaged_image_is_a_sentence_and_decoders_write_nothing(tmp_path, capf
     file.write_bytes(content[: at - 60] + bytes(64) + content[at + 4 :])
     with pytest.raises(DataError, match=f"{file.name} cannot be read"):
         read_volume(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+def test_odd_values_of_a_patient_are_not_warned_of(tmp_path, capfd, recwarn):
+    write_series(tmp_path, odd_dicom.stored_values(), PatientID="P1")
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes().replace(b"1.2.3\x00", b"1.Smith"[:6]))
+    assert read_volume(tmp_path).shape == (6, 12, 10)
+    assert not recwarn.list
     assert capfd.readouterr().err == ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pydicom
 from pydicom.uid import (
@@ -17,8 +19,12 @@ from pydicom.uid import (
 )
 
 from misfm.data.checks import check_regular, readable
+from misfm.data.quiet import quiet_logger
 from misfm.errors import DataError
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_QUIET = quiet_logger("pydicom")
 _MARK = b"DICM"
 _START = 1 << 10
 """Bytes at the start of a file that say whether it is DICOM."""
@@ -32,6 +38,18 @@ _LONG = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b
 """Kinds of values whose length takes 4 bytes behind 2 empty ones."""
 _MOST_DEFLATED = 1 << 28
 """Bytes that a deflated file may come to: that of a slice of 8192 x 8192 pixels, twice."""
+
+
+def quietly(read: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Keep pydicom, and what it warns of values in headers, from being heard: they may name a patient."""
+
+    @functools.wraps(read)
+    def quiet(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with _QUIET, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read(*args, **kwargs)
+
+    return quiet
 
 
 def is_dicom(path: Path) -> bool:

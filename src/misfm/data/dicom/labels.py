@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from misfm.data.checks import readable
 from misfm.data.dicom.contours import fill
-from misfm.data.dicom.files import read_header
+from misfm.data.dicom.files import quietly, read_header
 from misfm.data.dicom.frames import Frame, frames_of
 from misfm.data.dicom.grid import Grid
 from misfm.data.dicom.pixels import Pixels
 from misfm.data.dicom.series import DicomSeries
-from misfm.data.quiet import quiet_logger
 from misfm.errors import DataError
 from misfm.text import one_line
 from misfm.volume import Volume
@@ -29,8 +28,6 @@ _ALIGNED = 0.1
 """Of a gap between slices: how far planes of equal stacks may lie apart."""
 _FLAT = 0.5
 """Of a gap between slices: how far the corners of one contour may."""
-
-_quiet = quiet_logger("pydicom")
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class _Structure:
         return sum(len(planes) * int(np.count_nonzero(part)) for planes, _, part in self.pieces)
 
 
-@_quiet
+@quietly
 def reference_of(path: Path) -> Reference:
     """Return what a SEG or RTSTRUCT says it belongs to.
 
@@ -123,7 +120,7 @@ def pair(files: Iterable[Path], series: Sequence[DicomSeries]) -> tuple[dict[Pat
     return found, alone
 
 
-@_quiet
+@quietly
 def read_labels(
     path: Path, image: DicomSeries, *, notes: list[str] | None = None
 ) -> tuple[Volume, dict[int, str]]:
@@ -165,7 +162,7 @@ def read_labels(
     return _painted([one for one in structures if one.pieces], grid, notes)
 
 
-@_quiet
+@quietly
 def label_names(path: Path) -> list[str]:
     """Return the names of the structures in a SEG, or of those in an RTSTRUCT that have contours.
 

@@ -13,11 +13,10 @@ import numpy as np
 from pydicom.uid import UID
 
 from misfm.data.checks import readable
-from misfm.data.dicom.files import is_dicom, read_header
+from misfm.data.dicom.files import is_dicom, quietly, read_header
 from misfm.data.dicom.frames import TAGS, Frame, frames_of
 from misfm.data.dicom.grid import Grid, grid_of, read_frames, without_copies
 from misfm.data.dicom.pixels import Pixels
-from misfm.data.quiet import quiet_logger
 from misfm.data.readers.base import Listing, Series
 from misfm.errors import DataError
 from misfm.volume import Volume
@@ -45,8 +44,6 @@ _FEW = 2
 _LEAST = 5
 """Slices in a folder that may be a scan of their own."""
 
-_quiet = quiet_logger("pydicom")
-
 
 @dataclass(frozen=True)
 class DicomSeries(Series):
@@ -61,26 +58,26 @@ class DicomSeries(Series):
     frame_of_reference: str = ""
 
     @property
-    @_quiet
+    @quietly
     def number(self) -> str:
         """DICOM's SeriesNumber."""
         with suppress(DataError), readable(self.files[0]):
             return str(read_header(self.files[0], ["SeriesNumber"]).get("SeriesNumber") or "")
         return ""
 
-    @_quiet
+    @quietly
     def read(self) -> Volume:
         """Read the scan, on an even and upright grid; see :func:`misfm.data.dicom.grid.read_frames`."""
         self.notes.clear()
         return read_frames(self.images(), self.files[0].parent, self.modality, self.notes)
 
-    @_quiet
+    @quietly
     def grid(self) -> Grid:
         """The grid that :meth:`read` brings its images onto."""
         images = without_copies(self.images(), Pixels(), [])
         return grid_of(images, self.files[0].parent, [])
 
-    @_quiet
+    @quietly
     def images(self) -> list[Frame]:
         """Where its images lie, in the order of files; no pixels are read.
 
@@ -104,7 +101,7 @@ class _Member:
     frame_of_reference: str
 
 
-@_quiet
+@quietly
 def list_series(files: Iterable[Path]) -> Listing:
     """Group DICOM images by patient, study and series, and by folder where two scans share all of these.
 
@@ -130,7 +127,7 @@ def list_series(files: Iterable[Path]) -> Listing:
     return Listing(sorted(series, key=lambda one: one.files), damaged, passed)
 
 
-@_quiet
+@quietly
 def series_at(path: Path) -> Series:
     """Return the series of a directory that holds one, or the series that one file belongs to.
 
