@@ -230,8 +230,21 @@ def test_a_checkpoint_of_nnunet_brings_its_labels_and_head(tmp_path):
     assert description["notes"] == []
     model = weights.from_pretrained(path)
     assert same(model, network())
-    torch.save(supervised(published(), dataset_json={"labels": {"whole": [1, 2], "core": [2]}}), path)
-    assert weights.describe(path)["label_names"] == []
+
+
+def test_a_checkpoint_of_nnunet_with_regions_has_regions_or_cannot_label(tmp_path):
+    path = tmp_path / "checkpoint_final.pth"
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+    torch.save(
+        supervised(published(), dataset_json={"labels": labels, "regions_class_order": [1, 2, 3]}), path
+    )
+    description = weights.describe(path)
+    assert description["label_names"] == ["whole", "core", "enhancing"]
+    assert description["label_values"] == [[1, 2, 3], [2, 3], [3]]
+    assert (description["regions_class_order"], description["intensity"]) == ([1, 2, 3], {"kind": "mr"})
+    torch.save(supervised(published(), dataset_json={"labels": labels}), path)
+    description = weights.describe(path)
+    assert (description["label_names"], description["intensity"]) == ([], {})
 
 
 def test_an_encoder_alone_is_enough(tmp_path):

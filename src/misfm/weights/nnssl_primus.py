@@ -23,6 +23,7 @@ from misfm.weights.adapt import source_grid
 from misfm.weights.containers import Origin, network_tensors, origin_of
 from misfm.weights.file import NetworkInfo
 from misfm.weights.formats import FORMATS, ForeignInfo, Translation
+from misfm.weights.nnunet_model import read_labels
 
 ENCODER_ONLY = "encoder."
 """In front of the names where the pretext task has no decoder: VoCo, SimCLR, SwinUNETR."""
@@ -64,16 +65,18 @@ class PrimusFormat:
             for name, size in PRESETS.items()
             if options == {key: getattr(size, key) for key in ("embed_dim", "depth", "num_heads")}
         ]
+        num_classes = 1 if last is None else len(last)
+        intensity: dict[str, Any] = {"kind": "mr"} if origin.z_scored else {}
         return ForeignInfo(
             network=NetworkInfo(
                 name=next(iter(presets), "primus"),
                 options=options if order is None else {**options, "token_order": order},
             ),
             in_channels=in_channels,
-            num_classes=1 if last is None else len(last),
+            num_classes=num_classes,
             patch_size=_patch_size(num_tokens, origin, notes),
             spacing=origin.spacing,
-            intensity={"kind": "mr"} if origin.z_scored else {},
+            **{"intensity": intensity, **read_labels(content, num_classes)},
             pretext=origin.pretext or ("mae" if _of_mae(stored) else None),
             recipe=origin.trainer,
             steps=origin.steps,

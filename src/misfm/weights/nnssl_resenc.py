@@ -22,6 +22,7 @@ from misfm.models.resenc import PRESET_L, ResEnc
 from misfm.weights.containers import Origin, network_tensors, origin_of
 from misfm.weights.file import NetworkInfo
 from misfm.weights.formats import FORMATS, ForeignInfo, Translation
+from misfm.weights.nnunet_model import read_labels
 
 PAIRS = (
     ("encoder.stem.convs.0.", "backbone.encoder.stem."),
@@ -79,14 +80,15 @@ class ResEncFormat:
         num_classes = 1 if finest is None else len(finest)
         preset = options == _lists(PRESET_L)
         given = {**options, "in_channels": in_channels}
+        labels = read_labels(content, num_classes)
+        intensity: dict[str, Any] = {"kind": "mr"} if origin.z_scored else {}
         return ForeignInfo(
             network=NetworkInfo(name="resenc-l") if preset else NetworkInfo(name="resenc", options=options),
             in_channels=in_channels,
             num_classes=num_classes,
-            label_names=_label_names(content, num_classes),
             patch_size=origin.patch_size,
             spacing=origin.spacing,
-            intensity={"kind": "mr"} if origin.z_scored else {},
+            **{"intensity": intensity, **labels},
             pretext=origin.pretext,
             recipe=origin.trainer,
             steps=origin.steps,
@@ -303,17 +305,6 @@ def _notes(state: Mapping[str, Tensor], planned: Mapping[str, Any], given: Mappi
     if not any(name.startswith("decoder.transpconvs.") for name in state):
         notes.append("It holds an encoder without a decoder.")
     return notes
-
-
-def _label_names(content: Mapping[str, object], num_classes: int) -> tuple[str, ...]:
-    """Names of nnU-Net's labels, background first; none where classes are regions or were not recorded."""
-    arguments = content.get("init_args")
-    dataset = arguments.get("dataset_json") if isinstance(arguments, Mapping) else None
-    labels = dataset.get("labels") if isinstance(dataset, Mapping) else None
-    if not isinstance(labels, Mapping) or not all(isinstance(value, int) for value in labels.values()):
-        return ()
-    names = sorted((value, str(name)) for name, value in labels.items() if name != "ignore")
-    return tuple(name for _, name in names) if len(names) == num_classes else ()
 
 
 FORMATS.register("resenc")(ResEncFormat())

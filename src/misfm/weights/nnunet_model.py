@@ -1,10 +1,13 @@
-"""The folder of a model as nnU-Net trains it, so that its own commands label with weights of misfm."""
+"""Labels and folders of models as nnU-Net has them: read from its checkpoints, written for its commands."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from misfm.data.dataset_json import parse_labels
+from misfm.errors import DataError
 from misfm.weights.file import WeightsInfo
 
 FOLD = "fold_0"
@@ -12,6 +15,36 @@ TRAINER = "nnUNetTrainer"
 """Whose network and inference are those of all ResEnc."""
 CHANNELS = {"ct": "CT", "nonorm": "noNorm", "rescale_to_0_1": "rescale_to_0_1", "rgb_to_0_1": "rgb_to_0_1"}
 """What nnU-Net calls channels that have a rule of their own."""
+
+
+def read_labels(content: Mapping[str, object], num_classes: int) -> dict[str, Any]:
+    """What nnU-Net's labels or regions are, as fields of a description; none where that was not recorded.
+
+    Where outputs are regions that misfm does not understand, nothing is said of intensities either: nobody
+    may take them for classes and predict.
+
+    Args:
+        content: of the checkpoint.
+        num_classes: outputs of its head.
+    """
+    arguments = content.get("init_args")
+    dataset = arguments.get("dataset_json") if isinstance(arguments, Mapping) else None
+    if not isinstance(dataset, Mapping):
+        return {}
+    try:
+        scheme = parse_labels(dataset, Path("dataset.json"))
+    except DataError:
+        labels = dataset.get("labels")
+        several = isinstance(labels, Mapping) and any(isinstance(own, list) for own in labels.values())
+        return {"intensity": {}} if several else {}
+    if scheme.num_outputs != num_classes:
+        return {"intensity": {}} if scheme.has_regions else {}
+    values = () if scheme.is_numbered else scheme.output_values
+    return {
+        "label_names": scheme.output_names,
+        "label_values": values,
+        "regions_class_order": scheme.order,
+    }
 
 
 def describe_dataset(info: WeightsInfo) -> dict[str, Any]:
