@@ -98,6 +98,14 @@ def test_a_hole_within_a_contour_and_a_contour_within_the_hole(tmp_path, stored)
     assert np.array_equal(volume.data[0], expected)
 
 
+def test_contours_on_the_even_grid_of_an_uneven_series(tmp_path, stored):
+    """As on a scan that somebody evened out before drawing."""
+    folder = write_series(tmp_path / "ct", stored, depths=[0, 3, 6, 9, 12, 18, 24])
+    contours = [square(k, 1.5, 9.5) for k in (4, 5, 6)]
+    volume, _ = read_labels(write_rtstruct(tmp_path / "rs", {"organ": contours}), series_at(folder))
+    assert volume.data.any(axis=(0, 2, 3)).tolist() == [False] * 4 + [True] * 3 + [False] * 2
+
+
 def test_the_smaller_of_two_structures_keeps_what_they_share(tmp_path, stored):
     folder = write_series(tmp_path / "ct", stored)
     body = [square(k, -0.5, 15.5) for k in range(7)]

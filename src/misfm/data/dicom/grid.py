@@ -121,6 +121,21 @@ def grid_of(frames: Sequence[Frame], folder: Path, notes: list[str]) -> Grid:
     return Grid(tuple(ordered), shape, LPS_TO_RAS @ affine, depths, shifts if is_tilted else None, start)
 
 
+def nearest(depths: NDArray[np.float64], stack: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Which plane of a stack, in order, each of some depths is nearest to."""
+    behind = np.clip(np.searchsorted(stack, depths), min(1, len(stack) - 1), len(stack) - 1)
+    before = np.maximum(behind - 1, 0)
+    return np.where(np.abs(depths - stack[before]) <= np.abs(depths - stack[behind]), before, behind)
+
+
+def filled(stack: NDArray[np.float64], at: int, whole: NDArray[np.float64]) -> list[int]:
+    """Planes of a volume, ``whole``, to which one of a stack is the nearest."""
+    start = (stack[at - 1] + stack[at]) / 2 if at else -np.inf
+    stop = (stack[at] + stack[at + 1]) / 2 if at + 1 < len(stack) else np.inf
+    planes: list[int] = np.flatnonzero((whole > start) & (whole <= stop)).tolist()
+    return planes
+
+
 def _check_alike(frames: Sequence[Frame]) -> None:
     first = frames[0]
     for frame in frames:

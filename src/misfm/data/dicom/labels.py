@@ -14,7 +14,7 @@ from misfm.data.checks import readable
 from misfm.data.dicom.contours import fill
 from misfm.data.dicom.files import quietly, read_header
 from misfm.data.dicom.frames import Frame, frames_of
-from misfm.data.dicom.grid import Grid
+from misfm.data.dicom.grid import Grid, filled, nearest
 from misfm.data.dicom.pixels import Pixels
 from misfm.data.dicom.series import DicomSeries
 from misfm.errors import DataError
@@ -277,22 +277,14 @@ def _planes_of(path: Path, frames: Sequence[Frame], grid: Grid) -> list[list[int
     depths = np.array([float((frame.position - first.position) @ first.normal) for frame in frames]) / gap
     whole = np.arange(grid.shape[0], dtype=float)
     for stack in (grid.depths, whole):
-        nearest = np.abs(depths[:, None] - stack[None]).argmin(axis=1)
-        if (np.abs(depths - stack[nearest]) <= _ALIGNED).all():
-            return [_filled(stack, int(at), whole) for at in nearest]
+        places = nearest(depths, stack)
+        if (np.abs(depths - stack[places]) <= _ALIGNED).all():
+            return [filled(stack, int(at), whole) for at in places]
     own = np.unique(np.round(depths, 3))
     reach = (np.diff(own).min() if len(own) > 1 else 1.0) / 2 + 1e-3
-    nearest = np.abs(whole[:, None] - own[None]).argmin(axis=1)
-    within = np.abs(whole - own[nearest]) <= reach
-    return [np.flatnonzero(within & (np.abs(own[nearest] - depth) < 1e-3)).tolist() for depth in depths]
-
-
-def _filled(stack: NDArray[np.float64], at: int, whole: NDArray[np.float64]) -> list[int]:
-    """Planes of the label map to which one of a stack is the nearest."""
-    before = (stack[at - 1] + stack[at]) / 2 if at else -np.inf
-    behind = (stack[at] + stack[at + 1]) / 2 if at + 1 < len(stack) else np.inf
-    planes: list[int] = np.flatnonzero((whole > before) & (whole <= behind)).tolist()
-    return planes
+    places = nearest(whole, own)
+    within = np.abs(whole - own[places]) <= reach
+    return [np.flatnonzero(within & (np.abs(own[places] - depth) < 1e-3)).tolist() for depth in depths]
 
 
 def _onto(mask: NDArray[np.bool_], frame: Frame, plane: int, grid: Grid) -> NDArray[np.bool_]:
@@ -319,21 +311,20 @@ def _of_contours(path: Path, header: Any, grid: Grid, notes: list[str]) -> list[
     """Structures of an RTSTRUCT, the contours of a plane taken together: one within another is a hole."""
     with readable(path):
         names = _drawn_names(header)
-        drawn = [
+        sequences = [
             (int(one.ReferencedROINumber), list(one.get("ContourSequence") or ()))
             for one in header.get("ROIContourSequence") or ()
         ]
-    _check_number(path, len(drawn))
-    to_voxels = np.linalg.inv(grid.affine) @ np.diag([-1.0, -1.0, 1.0, 1.0])
+    _check_number(path, len(sequences))
+    drawn = [(number, [_corners(path, one, grid) for one in contours]) for number, contours in sequences]
     whole = np.arange(grid.shape[0], dtype=float)
+    stack = _stack_of([corners for _, contours in drawn for corners in contours], grid.depths, whole)
     structures, left_out, sparse = [], 0, 0
     for number, contours in drawn:
         structure = _Structure(names.get(number, f"structure {number}"))
         by_plane: dict[int, dict[float, list[NDArray[np.float64]]]] = {}
-        for contour in contours:
-            points = _corners(path, contour)
-            corners = (np.c_[points, np.ones(len(points))] @ to_voxels.T)[:, :3]
-            at = _plane(corners, grid.depths)
+        for corners in contours:
+            at = _plane(corners, stack)
             if at is None:
                 left_out += 1
                 continue
@@ -341,8 +332,8 @@ def _of_contours(path: Path, header: Any, grid: Grid, notes: list[str]) -> list[
             by_plane.setdefault(at, {}).setdefault(depth, []).append(corners[:, 1:])
         for at, depths in by_plane.items():
             # Contours may be drawn more densely than slices lie: those nearest to the slice count.
-            polygons = depths[min(depths, key=lambda depth: abs(depth - grid.depths[at]))]
-            structure.add(_filled(grid.depths, at, whole), fill(polygons, grid.shape[1:]))
+            polygons = depths[min(depths, key=lambda depth: abs(depth - stack[at]))]
+            structure.add(filled(stack, at, whole), fill(polygons, grid.shape[1:]))
         structures.append(structure)
         sparse += len(by_plane) > 2 and float(np.median(np.diff(sorted(by_plane)))) > 1
     if sparse:
@@ -352,8 +343,20 @@ def _of_contours(path: Path, header: Any, grid: Grid, notes: list[str]) -> list[
     return structures
 
 
-def _corners(path: Path, contour: Any) -> NDArray[np.float64]:
-    """Corners (N, 3) of a contour, LPS millimetres; none of what is no closed contour."""
+def _stack_of(
+    contours: Sequence[NDArray[np.float64]], slices: NDArray[np.float64], whole: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The slices of a series, or the planes of its even grid where contours were drawn on those."""
+    middles = np.array([float(corners[:, 0].mean()) for corners in contours if len(corners) > 2])
+    fitting = [
+        np.count_nonzero(np.abs(middles - stack[nearest(middles, stack)]) <= _ALIGNED)
+        for stack in (slices, whole)
+    ]
+    return whole if fitting[1] > fitting[0] else slices
+
+
+def _corners(path: Path, contour: Any, grid: Grid) -> NDArray[np.float64]:
+    """Corners (N, 3) of a contour in voxels of the label map; none of what is no closed contour."""
     with readable(path):
         kind = str(contour.get("ContourGeometricType") or "CLOSED_PLANAR")
         value = contour.get_item("ContourData").value if "ContourData" in contour else b""
@@ -361,7 +364,9 @@ def _corners(path: Path, contour: Any) -> NDArray[np.float64]:
         numbers = np.array([float(text) for text in texts if text != b""], dtype=float)
     if len(numbers) % 3 or not np.isfinite(numbers).all():
         raise DataError(f"{path} has a contour whose corners are damaged; export it again.")
-    return numbers.reshape(-1, 3) if kind.startswith("CLOSED") else np.empty((0, 3))
+    points = numbers.reshape(-1, 3) if kind.startswith("CLOSED") else np.empty((0, 3))
+    to_voxels = np.linalg.inv(grid.affine) @ np.diag([-1.0, -1.0, 1.0, 1.0])
+    return np.asarray((np.c_[points, np.ones(len(points))] @ to_voxels.T)[:, :3])
 
 
 def _plane(corners: NDArray[np.float64], depths: NDArray[np.float64]) -> int | None:
