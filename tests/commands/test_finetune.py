@@ -246,9 +246,13 @@ def test_volumes_smaller_than_the_patch_are_padded_and_that_is_said(
     assert "4 of 4 volumes are smaller than the (60, 60, 60) voxels read for a patch, such as" in caplog.text
 
 
+ONE = {"channels": 1, "channel_names": (), "channel_kinds": ("ct",)}
+"""What volumes say of their channels."""
+
+
 def test_pretraining_holds_out_at_least_one_volume():
     settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
-    volumes = [SimpleNamespace(fingerprint=str(i), labels=None) for i in range(40)]
+    volumes = [SimpleNamespace(fingerprint=str(i), labels=None, **ONE) for i in range(40)]
     training, held_out = split_records(volumes, settings)
     assert len(held_out) == 2
     assert sorted(int(volume.fingerprint) for volume in training + held_out) == list(range(40))
@@ -260,7 +264,7 @@ def test_pretraining_holds_out_at_least_one_volume():
 
 def test_volumes_made_of_one_scan_stay_on_one_side():
     settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
-    volumes = [SimpleNamespace(fingerprint=str(i // 3), labels=None) for i in range(60)]
+    volumes = [SimpleNamespace(fingerprint=str(i // 3), labels=None, **ONE) for i in range(60)]
     training, held_out = split_records(volumes, settings)
     assert {volume.fingerprint for volume in training}.isdisjoint(volume.fingerprint for volume in held_out)
     assert len(training) == 57
@@ -270,8 +274,8 @@ def test_volumes_made_of_one_scan_stay_on_one_side():
 
 def test_people_and_generated_anatomy_are_on_both_sides():
     settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
-    people = [SimpleNamespace(fingerprint=f"p{i // 3}", labels=(46, 50)) for i in range(12)]
-    others = [SimpleNamespace(fingerprint=str(i), labels=(0, 1)) for i in range(200)]
+    people = [SimpleNamespace(fingerprint=f"p{i // 3}", labels=(46, 50), **ONE) for i in range(12)]
+    others = [SimpleNamespace(fingerprint=str(i), labels=(0, 1), **ONE) for i in range(200)]
     training, held_out = split_records([*others, *people], settings)
     for part, number in ((training, 9), (held_out, 3)):
         assert len([volume for volume in part if volume.labels[1] == 50]) == number
@@ -280,7 +284,9 @@ def test_people_and_generated_anatomy_are_on_both_sides():
 
 def test_a_scan_with_many_labels_is_no_label_map_of_people():
     settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
-    volumes = [SimpleNamespace(fingerprint=str(i), labels=(0, 104 if i == 3 else 4)) for i in range(40)]
+    volumes = [
+        SimpleNamespace(fingerprint=str(i), labels=(0, 104 if i == 3 else 4), **ONE) for i in range(40)
+    ]
     assert len(split_records(volumes, settings)[1]) == 2  # one of them alone would be refused
 
 

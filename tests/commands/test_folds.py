@@ -206,7 +206,7 @@ def test_the_command_prints_a_table_and_its_folder_predicts(run_command, tmp_pat
         "predict", "--run", out, "--input", dataset / "imagesTs", "--output", tmp_path / "masks"
     )
     assert done.status == 0
-    assert len(list((tmp_path / "masks").iterdir())) == 2
+    assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 2
 
 
 def test_a_refused_resume_leaves_the_folds_as_they_were(finetune_settings, tmp_path):
