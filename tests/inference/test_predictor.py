@@ -177,6 +177,21 @@ def test_weights_whose_labels_lay_apart_from_the_patient_have_whole_scans_labell
     assert predictor(whole_scans=True).predict(volume).data[..., 47].all()
 
 
+def test_a_plain_part_that_the_clean_up_removes_is_told():
+    voxels = np.full((1, 12, 12, 40), -1000, np.int16)
+    voxels[..., 2:38] = 40 - 1000
+    voxels[:, 3:9, 3:9, 4:10] = 700
+    voxels[:, 3:9, 3:9, 30:34] = 700
+    volume, notes = Volume(voxels, np.diag([2.0, 2, 2, 1])), []
+    asked = predictor(whole_scans=True)
+    assert asked.predict(volume, notes=notes).data[..., 31].any()
+    assert notes == []
+    asked.largest_part = (1,)
+    assert not asked.predict(volume, notes=notes).data[..., 31].any()
+    (said,) = notes
+    assert "a part was removed that has 67% of the size" in said
+
+
 def test_empty_scan_is_background():
     air = Volume(np.full((1, 9, 9, 9), -1000, np.int16), np.eye(4))
     assert not predictor().predict(air).data.any()

@@ -223,7 +223,9 @@ class _Work:
                 file = self._probabilities(path)
                 more["probabilities"] = file.name
                 watchers.append(files.enter_context(probability_file(file, volume)))
-            label_map = self.weights.predictor.predict(volume, watchers=watchers, progress=progress)
+            label_map = self.weights.predictor.predict(
+                volume, watchers=watchers, progress=progress, notes=warnings
+            )
         if map_path is not None:
             write_shares(map_path, unsure.of(volume))
             more[UNCERTAINTY] = map_path.name

@@ -19,7 +19,7 @@ from misfm.weights import WeightsInfo
 _ALONG = ("from foot to head", "from front to back", "from side to side")
 _MODALITIES = {"CT": "CT", "MR": "MR", "PT": "PET", "NM": "scintigraphy", "US": "ultrasound"}
 """DICOM modalities that leave no doubt, in words; others, such as OT, are no evidence."""
-_MOST, _LEAST = 2.0, 0.5
+_MOST, _LEAST = 2.0, 1 / 3
 """Extent of a patient's box over the largest and smallest of the training, beyond which is far outside."""
 _COARSER, _FINER = 2.5, 0.1
 """Likewise the spacing; finer voxels lose nothing when resampled, and so fine are wrong units only."""

@@ -24,7 +24,11 @@ _TOUCHING = np.ones((3, 3, 3), np.int8)
 
 
 def keep_largest_parts(
-    label_map: LabelMap, labels: Sequence[int], scheme: LabelScheme | None = None
+    label_map: LabelMap,
+    labels: Sequence[int],
+    scheme: LabelScheme | None = None,
+    *,
+    lost: dict[int, float] | None = None,
 ) -> tuple[int, ...]:
     """Take voxels outside of the largest part of a label away from it, in place.
 
@@ -34,6 +38,7 @@ def keep_largest_parts(
         label_map: (D, H, W), values from 0.
         labels: the values to clean; of parts of one size the first voxel of the array decides.
         scheme: which values each label has; by default its own.
+        lost: gets, for each label that lost voxels, the size of the largest part it lost over that it kept.
 
     Returns:
         The labels that lost voxels.
@@ -44,12 +49,14 @@ def keep_largest_parts(
             largest = sizes.argmax() + 1
             left = {label: 0} if scheme is None else scheme.without(label)
             for voxels, found in zip(inside, parts, strict=True):  # a slice at a time: bounded memory
-                lost = (found != 0) & (found != largest)
-                values = voxels[lost]
+                others = (found != 0) & (found != largest)
+                values = voxels[others]
                 for value, rest in left.items():
                     values[values == value] = rest
-                voxels[lost] = values
+                voxels[others] = values
             changed.append(label)
+            if lost is not None:
+                lost[label] = float(np.sort(sizes)[-2] / sizes.max())
     return tuple(changed)
 
 

@@ -28,6 +28,9 @@ _MAX_VALUES = 2**24
 """Probabilities made at a time (64 MiB)."""
 
 
+_PLAIN = 0.5
+"""Size of a part that the clean-up removes, over that of the part that it keeps, from which it is told."""
+
 MAX_CLASSES = 256
 """Label maps are written with one byte a voxel."""
 
@@ -119,6 +122,7 @@ class Predictor:
         *,
         watchers: Sequence[Watcher] = (),
         progress: Callable[[float], None] | None = None,
+        notes: list[str] | None = None,
     ) -> Volume:
         """Label a scan of any orientation and spacing; what lies outside the patient's box is background.
 
@@ -126,6 +130,7 @@ class Predictor:
             volume: (C, D, H, W), voxels as in the file.
             watchers: see what the label map is made of, before the clean-up.
             progress: called with the share of the windows that are done.
+            notes: gets what there is to note about the label map, a sentence each.
 
         Returns:
             Label map (1, D, H, W) on the scan's own grid, with exactly its affine; uint8, or uint16 where a
@@ -144,7 +149,15 @@ class Predictor:
             for watcher in watchers:
                 watcher.add(start, slab)
         label_map = reorient(labels, probabilities.upright.affine, volume.affine)
-        keep_largest_parts(label_map, self.largest_part, self.scheme)
+        lost: dict[int, float] = {}
+        keep_largest_parts(label_map, self.largest_part, self.scheme, lost=lost)
+        if notes is not None:
+            notes += [
+                f"of '{self.scheme.names.get(label, label)}' a part was removed that has {share:.0%} of the "
+                "size of the part that was kept: in all label maps of the training it is one piece."
+                for label, share in lost.items()
+                if share >= _PLAIN
+            ]
         return volume.with_data(label_map[None])
 
     def probabilities(
