@@ -43,6 +43,8 @@ from misfm.data.record import IngestSettings
 from misfm.data.splits import read_split
 from misfm.data.store import Store
 from misfm.evaluation.evaluate import evaluate_folders
+from misfm.inference.predictions import FILE_NAME as LIST
+from misfm.inference.predictions import Predictions
 from misfm.models import create
 from misfm.planning.fill_defaults import recall
 from misfm.planning.volumes import kept_split
@@ -285,16 +287,27 @@ def choice_groups(made: Made) -> list[Group]:
     ]
 
 
+def finished_in(folder: Path) -> str:
+    """What a prediction that is given again takes as done; a lost list is one that there never was."""
+    predictions = Predictions(folder, {}, {})
+    return digest(sorted(str(path) for path in predictions.masks()))
+
+
 def other_groups(made: Made) -> list[Group]:
     """What is handed over, and taken back."""
     exported, predictions = made.home / "exported", made.home / "predictions"
-    plain, nnunet = exported / "plain.safetensors", exported / "nnunet" / "checkpoint_final.pth"
+    plain, nnunet = exported / "plain.safetensors", next((exported / "nnunet").rglob("checkpoint_final.pth"))
     masks = sorted(predictions.glob("*.nii.gz"))
     scored = lambda: digest(evaluate_folders(predictions, made.dataset / "labelsTs"))  # noqa: E731
     return [
         group("export, safetensors", [plain], exported, partial(read_weights, plain), weight=5),
         group("export, nnunet", [nnunet], exported, partial(read_weights, nnunet), weight=5),
         group("predictions", masks, predictions, scored, weight=3),
+        group(
+            *("predictions.json", [predictions / LIST], predictions, lambda: finished_in(predictions)),
+            weight=3,
+            losses=False,
+        ),
     ]
 
 

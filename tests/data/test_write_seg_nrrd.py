@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from misfm.data.readers import read_volume
+from misfm.data.readers import read_volume, stem
 from misfm.data.scan import ScanSource
 from misfm.data.writers import WRITERS, LabelledScan
 from misfm.volume import Volume
@@ -40,6 +40,7 @@ def test_the_voxels_read_back_in_their_place(tmp_path):
     image = sitk.ReadImage(str(path))
     assert np.array_equal(sitk.GetArrayFromImage(image), volume.data[0])
     assert values == {"left kidney": 1, "liver": 7, "bright": 9}
+    assert stem(path) == "case", "so that misfm evaluate finds its reference"
 
 
 def test_slicer_finds_names_values_extents_and_codes_of_segments(tmp_path):

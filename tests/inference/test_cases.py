@@ -67,6 +67,14 @@ def test_a_case_in_a_folder_is_named_by_it_whoever_else_is_there(tmp_path):
     assert list(both) == ["A_miller__ct", "B_jones__ct", "alone"]
     (tmp_path / "scans" / "A_miller" / "ct.nii.gz").unlink()
     assert list(names_of(group_channels(find_scans([tmp_path / "scans"]), 1))) == ["B_jones__ct", "alone"]
+    (tmp_path / "scans" / "alone.nii.gz").unlink()
+    assert list(names_of(group_channels(find_scans([tmp_path / "scans"]), 1))) == ["B_jones__ct"]
+
+
+def test_a_folder_that_holds_all_scans_tells_none_from_another(tmp_path):
+    for name in ("ct", "pet"):
+        save(tmp_path / "scans" / "all of them" / f"{name}.nii.gz")
+    assert list(names_of(group_channels(find_scans([tmp_path / "scans"]), 1))) == ["ct", "pet"]
 
 
 def test_files_of_one_name_given_one_by_one_are_told_apart_by_their_folders(tmp_path):

@@ -102,10 +102,16 @@ def test_two_commands_with_the_same_weights_share_a_folder(tmp_path):
         add(first, tmp_path, "c")
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"cases": 1}', '{"cases": {"a": 2}}'])
-def test_a_damaged_file_is_made_again(tmp_path, text):
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"cases": 1}', '{"cases": {"a": 2}}'])
+def test_a_damaged_file_is_a_sentence_for_what_it_knew_of_corrected_masks_is_lost(tmp_path, text):
     (tmp_path / "predictions.json").write_text(text)
-    predictions = opened(tmp_path)
-    assert predictions.finished("a", SOURCE) is None
-    add(predictions, tmp_path)
-    assert list(content(tmp_path)["cases"]) == ["a"]
+    with pytest.raises(DataError, match=r"predictions\.json is damaged .*; delete it, and the label maps"):
+        opened(tmp_path)
+
+
+def test_a_changed_number_is_noticed(tmp_path):
+    add(opened(tmp_path), tmp_path)
+    file = tmp_path / "predictions.json"
+    file.write_text(file.read_text().replace("2.5", "2.6"))
+    with pytest.raises(DataError, match="not as misfm wrote it"):
+        opened(tmp_path)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -233,15 +234,19 @@ def _in_tree(root: Path, foreign: list[Path], passed: dict[str, list[Path]]) -> 
                     elif unread.looks_like_a_scan(path):
                         foreign.append(path)
     scans += [ScanSource(path, stem(path)) for path in unreadable]
+    found: list[ScanSource] = []
     for kind, paths in files.items():
-        scans += [_placed(scan, root) for scan in _sources(kind(), paths, passed)]
+        found += _sources(kind(), paths, passed)
+    scans += _placed(found, root)
     return sorted(scans, key=lambda scan: scan.path)
 
 
-def _placed(scan: ScanSource, root: Path) -> ScanSource:
-    """A scan found below ``root``, with the folders in between; lists and datasets name their own."""
-    below = scan.path.relative_to(root).parts[:-1] if scan.path != root else ()
-    return replace(scan, folders=below)
+def _placed(scans: Sequence[ScanSource], root: Path) -> list[ScanSource]:
+    """Scans that were found below ``root``, with the folders in between that do not hold all of them."""
+    below = [scan.path.relative_to(root).parts[:-1] if scan.path != root else () for scan in scans]
+    levels = zip(*below, strict=False)
+    shared = len(list(takewhile(lambda level: len(set(level)) == 1, levels))) if len(scans) > 1 else 0
+    return [replace(scan, folders=of[shared:]) for scan, of in zip(scans, below, strict=True)]
 
 
 def _sources(reader: Reader, files: Sequence[Path], passed: dict[str, list[Path]]) -> list[ScanSource]:

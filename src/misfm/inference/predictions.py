@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from misfm.documents import read_json
+from misfm.documents import Malformed, read_json
 from misfm.errors import ConfigError, DataError
 from misfm.files import checksum, write_json
 from misfm.locks import hold
@@ -18,6 +19,8 @@ FILE_NAME = "predictions.json"
 FORMAT_VERSION = 1
 UNCERTAINTY = "uncertainty"
 """What the map of uncertainty is called, and the end of its file's name."""
+CHECKSUM = "checksum"
+"""In the file: of the rest, for what is taken as done must not have changed."""
 
 
 @dataclass(frozen=True)
@@ -158,14 +161,22 @@ class Predictions:
             yield
 
     def _read(self) -> dict[str, Any] | None:
+        """The content, None where there is no such file.
+
+        Raises:
+            DataError: it is not as it was written.
+        """
         try:
             content = read_json(self.path, paths=True)
-        except FileNotFoundError:
+            if content.pop(CHECKSUM, None) != _checksum(content):
+                raise Malformed("it is not as misfm wrote it")
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
-            logger.warning("%s is damaged (%s): label maps are made again.", self.path, error)
-            return None
-        return content if isinstance(content, dict) else None
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{self.path} is damaged ({error}); delete it, and the label maps there are made again."
+            ) from error
+        return dict(content)
 
     def _is_mine(self, content: Mapping[str, Any]) -> bool:
         """Whether the same weights, wherever they lie, made what is listed, in the same way."""
@@ -174,7 +185,12 @@ class Predictions:
         )
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        write_json(self.path, content)
+        write_json(self.path, {**content, CHECKSUM: _checksum(content)})
+
+
+def _checksum(content: Mapping[str, Any]) -> int:
+    """CRC-32 of everything else, however it is laid out."""
+    return checksum(json.dumps(content, sort_keys=True).encode())
 
 
 def _cases(content: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class NrrdReader(ItkReader):
     """NRRD files."""
 
     title = "NRRD"
-    suffixes = (".nrrd", ".nhdr")
+    suffixes = (".nrrd", ".seg.nrrd", ".nhdr")
     detached = ".nhdr"
 
 
