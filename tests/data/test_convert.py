@@ -173,6 +173,7 @@ def test_image_and_label_map_side_by_side(source, out, names):
         ("imagesTr/img{}", "labelsTr/label{}"),
         ("img/{}_0000", "seg/{}"),
         ("train/images/{}", "train/labels/{}"),
+        ("images/{}_T1", "labels/{}_T1_experts"),
     ],
 )
 def test_folders_of_images_and_of_label_maps(source, out, names):
@@ -181,7 +182,7 @@ def test_folders_of_images_and_of_label_maps(source, out, names):
         label(source / f"{names[1].format(number)}.nii.gz")
     content, _, rule = convert(source, out)
     assert "matched by name" in rule
-    assert content["channel_names"] == {"0": "MR"}
+    assert content["channel_names"] == {"0": "T1" if "T1" in names[0] else "MR"}
     assert [case.name for case in Dataset.open(out).cases()] == ["007", "008"]
 
 
@@ -308,6 +309,12 @@ def stray_label_map(source):
     label(source / "labels/zebra.nii.gz")
 
 
+def label_map_without_image(source):
+    image(source / "a.nii.gz")
+    label(source / "a_seg.nii.gz")
+    label(source / "a_grey_seg.nii.gz")
+
+
 def no_label_maps(source):
     image(source / "images/a.nii.gz")
 
@@ -331,6 +338,7 @@ def already_there(source):
         (two_label_maps, r"several label maps by name \('brain_mask', 'seg'\)"),
         (missing_channel, r"c002 has no 't1ce', which other cases have, but 'flair', 't1', 't2'"),
         (stray_label_map, r"1 label map\(s\) without an image of that name.*zebra"),
+        (label_map_without_image, "a_grey has a label map and no image"),
         (no_label_maps, r"no way that is known \(it holds images/\)"),
         (image_for_a_label_map, r"a_seg\.nii\.gz is taken for a label map"),
         (already_there, r"is a dataset as it is: 'misfm finetune"),
@@ -364,6 +372,7 @@ def test_the_command_says_the_rule_and_a_dry_run_writes_nothing(source, out, run
     assert "Recognised: images and label maps side by side" in done.err
     assert "imagesTr/a_0000.nii.gz from" in done.err
     assert done.result["labels"] == {"background": 0, "label_1": 1}
+    assert "Nothing tells what the labels are called: name them" in done.err
     done = run_command("convert", source, "--out", out, "--json")
     assert (done.status, done.result["linked"], done.result["faults"]) == (0, 2, [])
     assert run_command("convert", source / "nowhere", "--out", out).status == 1

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from misfm.data.checks import readable
-from misfm.data.convert import Conversion, carry_out, plan
+from misfm.data.convert import UNNAMED, Conversion, carry_out, plan
 from misfm.data.dataset import Dataset
 from misfm.data.dataset_faults import faults
 from misfm.data.layouts import recognise
 from misfm.terminal import Progress
 
+_LABELS = 12
+"""Labels that a line lists."""
 _SHOWN = 4
 """Files of which a dry run says where they would go."""
 
@@ -55,7 +57,8 @@ def _said(conversion: Conversion, source: Path) -> tuple[dict[str, Any], list[st
     arrangement, content = conversion.arrangement, conversion.content
     counts = {part: sum(case.part == part for case in arrangement.cases) for part in ("Tr", "Ts")}
     names = ", ".join(content["channel_names"].values())
-    labels = ", ".join(f"{name} {value}" for name, value in content["labels"].items())
+    listed = [f"{name} {value}" for name, value in content["labels"].items()]
+    labels = ", ".join([*listed[:_LABELS], *(["..."] if len(listed) > _LABELS else [])])
     result = {
         "source": str(source),
         "out": str(conversion.out),
@@ -64,10 +67,15 @@ def _said(conversion: Conversion, source: Path) -> tuple[dict[str, Any], list[st
         "test_cases": counts["Ts"],
         "channels": content["channel_names"],
         "labels": content["labels"],
-        "notes": list(arrangement.notes),
     }
     lines = [
         f"Recognised: {arrangement.rule}",
         f"{counts['Tr']} training and {counts['Ts']} test case(s); channels {names}; labels {labels}",
     ]
-    return result, [*lines, *arrangement.notes]
+    notes = [*arrangement.notes]
+    if any(name.startswith(UNNAMED) for name in content["labels"]):
+        notes.append(
+            f"Nothing tells what the labels are called: name them in {conversion.out / 'dataset.json'}. Names "
+            "that tell left from right keep a training from mirroring."
+        )
+    return {**result, "notes": notes}, [*lines, *notes]

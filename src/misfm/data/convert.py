@@ -34,6 +34,8 @@ from misfm.volume import Volume
 
 ENDING = ".nii.gz"
 """Of what is written, and of all files where sources have several endings."""
+UNNAMED = "label_"
+"""Before the value, what a label is called of which nothing tells the name."""
 _LOOKED_AT = 3
 """Images that tell CT from MR."""
 
@@ -172,7 +174,7 @@ def _labels(
             return known.labels, known.more
     if not values - {0}:
         raise DataError("The label maps are all empty; there is nothing to learn from them.")
-    return {"background": 0, **{f"label_{value}": value for value in sorted(values - {0})}}, {}
+    return {"background": 0, **{f"{UNNAMED}{value}": value for value in sorted(values - {0})}}, {}
 
 
 def _values(piece: Piece) -> set[int]:

@@ -75,6 +75,11 @@ def same_channels(folder: Path, found: Mapping[str, Files], form: str) -> list[s
     """
     channels = channel_order({key for files in found.values() for key in files})
     for name, files in found.items():
+        if not files:
+            raise DataError(
+                f"{folder}: {form}, but {one_line(name)} has a label map and no image; give the two names "
+                "that differ at the end alone, or take the label map away."
+            )
         missing = [key for key in channels if key not in files]
         if missing:
             raise DataError(
@@ -95,7 +100,7 @@ def without_label(cases: Sequence[FoundCase]) -> tuple[str, ...]:
 
 
 def _quoted(keys: Sequence[str]) -> str:
-    shown = [f"'{one_line(key)}'" if key else "nothing" for key in keys[:12]]
+    shown = [f"'{one_line(key)}'" if key else "file without a word at the end" for key in keys[:12]]
     return ", ".join([*shown, *(["..."] if len(keys) > len(shown) else [])])
 
 

@@ -165,7 +165,10 @@ def _channels(
 
 
 def _maps(folder: Path, labels: Path, found: Mapping[str, Mapping[str, Path]]) -> dict[str, Path]:
-    """Label maps by case; those without an image are an error, for nobody knows what they belong to."""
+    """Label maps by case, by the names of their images or all longer by the same end.
+
+    Those without an image are an error, for nobody knows what they belong to.
+    """
     maps: dict[str, Path] = {}
     strays = []
     for file in _scans(labels):
@@ -176,6 +179,8 @@ def _maps(folder: Path, labels: Path, found: Mapping[str, Mapping[str, Path]]) -
             raise DataError(f"{labels}: {file.name} and {maps[case].name} would be of one case; rename one.")
         else:
             maps[case] = file
+    if strays and (extended := _extended(labels, found)):
+        return extended
     if strays:
         raise DataError(
             f"{labels} holds {len(strays)} label map(s) without an image of that name in {folder}: "
@@ -183,3 +188,21 @@ def _maps(folder: Path, labels: Path, found: Mapping[str, Mapping[str, Path]]) -
             f"{min(found)}: rename them alike."
         )
     return maps
+
+
+def _extended(labels: Path, found: Mapping[str, Mapping[str, Path]]) -> dict[str, Path]:
+    """Label maps by case where all are called like an image and the same end; else none."""
+    images = {stem(file): case for case, files in found.items() for file in files.values()}
+    maps: dict[str, Path] = {}
+    ends = set()
+    for file in _scans(labels):
+        name = stem(file)
+        begins = [
+            image for image in images if name.startswith(image) and not name[len(image) :][:1].isalnum()
+        ]
+        if not begins:
+            return {}
+        image = max(begins, key=len)
+        ends.add(name[len(image) :])
+        maps[images[image]] = file
+    return maps if len(ends) == 1 and len(maps) == len(_scans(labels)) else {}
