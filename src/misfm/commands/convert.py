@@ -75,7 +75,7 @@ def _said(conversion: Conversion, source: Path) -> tuple[dict[str, Any], list[st
     notes = [*arrangement.notes]
     if any(name.startswith(UNNAMED) for name in content["labels"]):
         notes.append(
-            f"Nothing tells what the labels are called: name them in {conversion.out / 'dataset.json'}. Names "
-            "that tell left from right keep a training from mirroring."
+            f"Nothing tells what the labels are called: name them in {conversion.out / 'dataset.json'}. "
+            "Names that tell left from right keep a training from mirroring."
         )
     return {**result, "notes": notes}, [*lines, *notes]
