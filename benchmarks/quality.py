@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from misfm.data.dataset import Case, Dataset
 from misfm.documents import read_json
-from misfm.files import write_json
+from misfm.files import write_json, write_text
 from misfm.inference.load import load_predictor
 from misfm.inference.predictor import Predictor, reorient
-from misfm.inference.quality import Tally
+from misfm.inference.quality import Tally, expected_dice, fit_scale, mean_of, scale_of_members
+from misfm.report.markdown import markdown_table
 from misfm.seeding import derive_seed
 from misfm.volume import Volume
 
@@ -58,6 +59,57 @@ def main() -> None:
                 write_json(
                     arguments.out, {"dataset": arguments.dataset, "runs": len(predictors), "rows": rows}
                 )
+
+
+def write_table(path: Path, content: dict[str, Any]) -> None:
+    """Write, of each network and of all together, how estimates follow Dice, to a markdown file."""
+    num_runs, rows = content["runs"], content["rows"]
+    scales = [
+        fit_scale(
+            by_case(rows, "validation", "none", run, "estimates"), by_case(rows, "validation", "none", run)
+        )
+        for run in range(num_runs)
+    ]
+    together = scale_of_members(scales)
+    lines = []
+    for run, scale in enumerate([*scales, together] if num_runs > 1 else scales):
+        name = f"network {run + 1}" if run < num_runs else f"all {num_runs}"
+        pooled: list[tuple[float, float]] = []
+        for damage in dict.fromkeys(row["damage"] for row in rows):
+            measured = by_case(rows, "test", damage, run)
+            estimates = by_case(rows, "test", damage, run, "estimates")
+            pairs = [
+                (mean_of(expected_dice(raw, scale)) or 0.0, mean_of(measured[case]) or 0.0)
+                for case, raw in estimates.items()
+            ]
+            pooled += pairs
+            lines.append((name, damage, *agreement(pairs)))
+        lines.append((name, "all of these", *agreement(pooled)))
+    heads = ("prediction of", "damage", "scans", "expected", "Dice", "mean error", "Spearman [95 %]")
+    write_text(path, "\n".join([*markdown_table(heads, lines), ""]))
+
+
+def by_case(
+    rows: Sequence[dict[str, Any]], part: str, damage: str, run: int, what: str = "dice"
+) -> dict[str, list[float | None]]:
+    """Values of the labels of each case, of one network."""
+    found: dict[str, list[float | None]] = {}
+    for row in rows:
+        if (row["part"], row["damage"]) == (part, damage):
+            found.setdefault(row["case"], []).append(row[what][run])
+    return found
+
+
+def agreement(pairs: Sequence[tuple[float, float]]) -> tuple[str, ...]:
+    """Scans, mean estimate, mean Dice, mean error, and rank correlation with a bootstrap interval."""
+    expected, dice_ = np.array(pairs).T
+    generator = np.random.default_rng(0)
+    drawn = (generator.integers(0, len(pairs), len(pairs)) for _ in range(2000))
+    again = [stats.spearmanr(expected[some], dice_[some])[0] for some in drawn]
+    low, high = np.nanpercentile(again, [2.5, 97.5])
+    correlation = f"{stats.spearmanr(expected, dice_)[0]:.2f} [{low:.2f}, {high:.2f}]"
+    error = np.abs(expected - dice_).mean()
+    return str(len(pairs)), f"{expected.mean():.3f}", f"{dice_.mean():.3f}", f"{error:.3f}", correlation
 
 
 def judge(

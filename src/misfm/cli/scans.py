@@ -121,7 +121,7 @@ def suggest(
     ] = "builtin",
     as_json: Json = False,
 ) -> None:
-    """Say which scans of a store to label next, or first, and why."""
+    """Say which scans of a store to label next, or first, and why; not shown to beat a random choice."""
     from misfm.commands.suggest import suggest as choose
 
     with Progress("Looking at scans") as progress:
@@ -130,4 +130,5 @@ def suggest(
     say(f"Of {considered} scans without labels, by {by}:")
     for number, one in enumerate(result["suggested"], start=1):
         print(printable(f"{number}. {one['case']}  {one['source']}\n   {one['why']}"))
+    say(result["evidence"])
     finish(result, as_json)
