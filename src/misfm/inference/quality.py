@@ -21,6 +21,8 @@ from misfm.inference.predictor import Probabilities, reorient
 from misfm.volume import Volume
 from misfm.weights.quality import MOST_POWER, QualityScale
 
+MARGIN = 0.02
+"""Dice that is no difference: estimates of scans like those of the validation cases err by as much."""
 LOW_SHARE = 0.05
 """Of the validation cases, that are expected to be no better: a label map with so few is to be looked at."""
 
@@ -90,10 +92,10 @@ class Quality:
 
     @property
     def is_low(self) -> bool:
-        """Whether nearly all validation cases, or every single one, were expected to be better."""
+        """Whether nearly all validation cases, or every single one, were expected to be clearly better."""
         if self.expected_dice is None:
             return bool(self.reference)
-        not_better = sum(one <= self.expected_dice for one in self.reference)
+        not_better = sum(one <= self.expected_dice + MARGIN for one in self.reference)
         return bool(self.reference) and not_better <= LOW_SHARE * len(self.reference)
 
     @property
