@@ -48,13 +48,15 @@ def kept_split(
     would not tell of all that they have seen.
 
     Raises:
-        ConfigError: the store no longer holds them all.
+        ConfigError: the store no longer holds them all, or they have different channels.
         DataError: too few volumes.
     """
     records = store.records()
     begun = read_split(out / VOLUMES)[0] if (out / VOLUMES).exists() else volumes
     if begun is None:
-        return split_records(records, settings)
+        training, held_out = split_records(records, settings)
+        check_channels([*training, *held_out], settings.store)
+        return training, held_out
     by_id = {record.id: record for record in records}
     gone = {identity for part in begun.values() for identity in part} - by_id.keys()
     if gone:
@@ -79,7 +81,6 @@ def split_records(records: Sequence[Record], settings: PretrainSettings) -> tupl
         )
     people = [record for record in records if is_of_people(record)]
     others = [record for record in records if not is_of_people(record)]
-    check_channels(records, settings.store)
     parts = [split_scans(part, settings) for part in (others, people) if part]
     return [r for training, _ in parts for r in training], [r for _, held_out in parts for r in held_out]
 
