@@ -227,6 +227,7 @@ def choose(
         (again,) = score_cases(alone, cleaning, dataset, cases, overlap=overlap)
         better = (again.mean_of_all or 0) > (kept.mean_of_all or 0)
         largest_part, scores = (largest_part, again.result(())) if better else ((), kept.result(()))
+        accounts[place]["dice"] = scores["mean"][ALL]["dice"]
     not_scored = {one.kept: {"step": one.step, SCORE: one.validation_dice} for one in candidates}
     return Choice(
         candidate=kept.candidate,
