@@ -54,6 +54,8 @@ def test_nothing_is_said_of_what_fits():
     # Channels of CT that a dataset calls by other names are normalised as MR is.
     assert misfits(scan(), ["CT"], weights("mr", OF_CT)) == []
     assert misfits(scan(change=mr), ["OT"], weights("mr", OF_MR)) == []
+    # What converts MR to DICOM may leave a header of CT.
+    assert misfits(scan(change=mr), ["CT"], weights("mr", OF_MR)) == []
 
 
 def test_another_modality_by_its_header_is_refused_unless_forced():

@@ -53,13 +53,14 @@ def misfits(
     for number, (rule, channel) in enumerate(zip(info.rules, volume.data, strict=True)):
         name = f"channel {number}" if several else "the scan"
         known = ranges.channels[number] if ranges is not None and number < len(ranges.channels) else None
-        said = _contradiction(name, modalities[number], rule, known)
+        seen = appearance_of(channel)
+        said = _contradiction(name, modalities[number], rule, known if seen.is_ct else None)
         if said and not force:
             raise MisfitError(f"{said}; if that is wrong, --force labels it all the same.")
         if said:
             found.append(f"{said}; labelled all the same, as --force says.")
         elif channel.min() < channel.max():  # an empty channel stands for one that was not taken
-            found += _intensities(name, appearance_of(channel), rule, known)
+            found += _intensities(name, seen, rule, known)
     upright = canonical(volume)
     found += _spacing(upright.spacing, ranges, info)
     if ranges is not None:
@@ -78,6 +79,7 @@ def _contradiction(name: str, modality: str | None, rule: IntensityRule, known: 
         return f"{name} is {_MODALITIES[own]} by its header and the weights are for CT"
     if rule.kind == "pet" and own in ("CT", "MR"):
         return f"{name} is {own} by its header and the weights are for PET"
+    # Of voxels that do not look like CT nothing is known here: what converts MR may leave a header of CT.
     if own == "CT" and not is_ct_network and known is not None and not known.is_ct:
         return f"{name} is CT by its header and the weights were trained on other scans"
     return ""
