@@ -223,3 +223,23 @@ def test_clean_up_of_regions_is_judged_by_what_is_kept_of_all_of_them():
     assert found.scores["mean"]["outer"]["dice"] == found.scores["mean"]["inner"]["dice"] == 1
     (last,) = found.account["candidates"].values()
     assert last["dice_as_predicted"] < last["dice"] == 1
+
+    assert last["dice_as_predicted"] < 1
+
+
+def test_estimates_are_read_by_the_dice_of_what_is_kept():
+    def scores(dice):
+        return choice.LabelScores(dice, None, None, 0.0)
+
+    scored = choice.Scored(
+        candidate=None,
+        model=None,
+        names={3: "left", 7: "right"},
+        eligible=[7],
+        plain={case: {3: scores(0.81), 7: scores(0.5)} for case in "ab"},
+        cleaned={case: {3: scores(0.81), 7: scores(0.9)} for case in "ab"},
+        estimates={case: [0.9, 0.9] for case in "ab"},
+    )
+    scale = scored.quality((7,))
+    assert scale.powers == pytest.approx((2, 1))
+    assert scale.reference == pytest.approx((0.855, 0.855))
