@@ -1,6 +1,5 @@
 """Augmentation: the two halves agree, labels stay true, and every transform does what its name says."""
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -218,15 +217,3 @@ def test_elastic_deformation_off_leaves_all_other_draws_as_they_were():
     assert not without.displacements.any()
     for name in ("matrix", "flips", "blur", "noise_seed", "gamma", "inverted"):
         assert torch.equal(getattr(with_it, name), getattr(without, name))
-
-
-def test_cost_is_a_small_part_of_a_training_step():
-    image, label = batch((2, 1, 48, 48, 48))
-    plans = [sample_augmentation(image.shape, AugmentSettings(), seeded(seed)) for seed in range(8)]
-    apply_augmentation(image, label, plans[0])
-    times = []
-    for plan in plans:
-        start = time.process_time()
-        apply_augmentation(image, label, plan)
-        times.append(time.process_time() - start)
-    assert sorted(times)[4] < 0.25  # far above the usual 20 ms; of the processor, which others may keep busy
