@@ -378,10 +378,10 @@ def test_whatever_is_wrong_with_one_scan_the_others_are_predicted(
     (folder / os.fsdecode(b"caf\xe9.nii.gz")).write_bytes((folder / "good.nii.gz").read_bytes())
     label = Predictor.predict
 
-    def fail_once(self, volume):
+    def fail_once(self, volume, **options):
         if volume.shape == (16, 14, 13):
             raise OverflowError("cannot convert float infinity to integer")
-        return label(self, volume)
+        return label(self, volume, **options)
 
     monkeypatch.setattr(Predictor, "predict", fail_once)
     done = run_command(

@@ -83,7 +83,18 @@ def test_scans_to_pretrained_weights_to_masks_to_numbers(
     done = run_command("predict", "--run", out, "--input", images, "--output", masks, "--json")
     assert done.status == 0
     assert done.result["failed"] == {}
-    assert names(masks) == {"phantom_ts_000.nii.gz", "phantom_ts_001.nii.gz"}
+    assert {path.name for path in masks.glob("*.nii.gz")} == {
+        "phantom_ts_000.nii.gz",
+        "phantom_ts_001.nii.gz",
+    }
+    listed = json.loads((masks / "predictions.json").read_text())["cases"]
+    assert set(listed["phantom_ts_000"]["volume_ml"]) == {
+        "liver",
+        "left_kidney",
+        "right_kidney",
+        "spinal_cord",
+        "aorta",
+    }
     image, mask = (
         nib.load(path) for path in (images / "phantom_ts_000_0000.nii.gz", masks / "phantom_ts_000.nii.gz")
     )
