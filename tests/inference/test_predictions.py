@@ -77,6 +77,29 @@ def test_a_label_map_that_somebody_corrected_is_not_overwritten(tmp_path):
         (tmp_path / "a.nii.gz").write_bytes(b"corrected")
 
 
+@pytest.mark.parametrize("second", ["1", "2"])
+def test_a_corrected_label_map_is_known_after_its_case_failed_and_other_weights_came(tmp_path, second):
+    add(opened(tmp_path), tmp_path)
+    (tmp_path / "a.nii.gz").write_bytes(b"corrected")
+    opened(tmp_path, second).fail("a", "was changed")
+    for sha256 in ("1", second, "3"):
+        with pytest.raises(DataError, match=r"a\.nii\.gz was changed after misfm wrote it"):
+            opened(tmp_path, sha256).check_mask("a", "a.nii.gz", SOURCE)
+
+
+def test_a_stop_between_a_label_map_and_its_note_is_no_change(tmp_path):
+    predictions = opened(tmp_path)
+    add(predictions, tmp_path)
+    predictions.writing("a.nii.gz")
+    (tmp_path / "a.nii.gz").write_bytes(b"newer")
+    assert opened(tmp_path).check_mask("a", "a.nii.gz", SOURCE) == []
+
+
+def test_a_label_map_takes_no_part_as_a_scan_once_other_weights_came(tmp_path):
+    add(opened(tmp_path), tmp_path)
+    assert opened(tmp_path, "2").masks() == {tmp_path.resolve() / "a.nii.gz"}
+
+
 def test_a_label_map_that_takes_the_place_of_another_scans_is_told(tmp_path):
     add(opened(tmp_path), tmp_path)
     other = CaseSource("/other/a.nii.gz", "/other/a.nii.gz", "1 files")

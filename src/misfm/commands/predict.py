@@ -234,6 +234,7 @@ class _Work:
         if quality.is_low:
             warnings.append(f"{quality.sentence}.")
         labelled = LabelledScan(label_map, info.labels, case.channels[0], self.weights.sha256)
+        self.predictions.writing(path.name)
         self.writer.write(path, labelled)
         crc32 = checksum(path.read_bytes())
         labels = self.writer.values(info.labels)

@@ -19,6 +19,9 @@ FILE_NAME = "predictions.json"
 FORMAT_VERSION = 1
 UNCERTAINTY = "uncertainty"
 """What the map of uncertainty is called, and the end of its file's name."""
+WRITTEN = "written"
+"""In the file: checksum of every label map ever written, by its name; also where its case failed since, or
+other weights made it, for it may have been corrected by hand."""
 CHECKSUM = "checksum"
 """In the file: of the rest, for what is taken as done must not have changed."""
 
@@ -86,9 +89,10 @@ class Predictions:
         }
 
     def masks(self) -> set[Path]:
-        """The label maps, and maps beside them, that are listed, whoever made them."""
-        folder, cases = self.path.parent.resolve(), _cases(self._read()).values()
-        return {folder / str(case[of]) for case in cases for of in ("mask", UNCERTAINTY) if of in case}
+        """The label maps that were ever written here, and maps beside those listed, whoever made them."""
+        folder, content = self.path.parent.resolve(), self._read()
+        maps = {str(case[UNCERTAINTY]) for case in _cases(content).values() if UNCERTAINTY in case}
+        return {folder / name for name in maps | _written(content).keys()}
 
     def begin(self) -> None:
         """Go on with what is there, if the same weights made it; else begin anew.
@@ -97,7 +101,8 @@ class Predictions:
         """
         with self._locked():
             content = self._read()
-            self._changed = _changed_files(self.path.parent, content)
+            written = _written(content)
+            self._changed = _changed_files(self.path.parent, written)
             if content is not None and not self._is_mine(content):
                 logger.info(
                     "%s: %d label map(s) there were made by other weights or options; they are made again "
@@ -106,7 +111,7 @@ class Predictions:
                     len(_cases(content)),
                 )
                 content = None
-            self._write(content or {**self._head, "cases": {}, "failed": {}})
+            self._write({**(content or {**self._head, "cases": {}, "failed": {}}), WRITTEN: written})
             self._known = _cases(content)
 
     def finished(self, case: str, source: CaseSource) -> dict[str, Any] | None:
@@ -132,6 +137,13 @@ class Predictions:
             return []
         return [f"{mask} was the label map of {before} before and is that of {source.path} now."]
 
+    def writing(self, mask: str) -> None:
+        """Forget a label map that is about to be written: a stop right after must not look like a change."""
+        with self._locked():
+            content = self._mine()
+            if content[WRITTEN].pop(mask, None) is not None:
+                self._write(content)
+
     def add(self, case: str, result: CaseResult) -> None:
         """Note what became of a case, at once on disk."""
         self._update(case, result.as_json(), None)
@@ -142,17 +154,28 @@ class Predictions:
 
     def _update(self, case: str, result: dict[str, Any] | None, reason: str | None) -> None:
         with self._locked():
-            content = self._read()
-            if content is None or not self._is_mine(content):
-                raise ConfigError(
-                    f"{self.path} was changed by another command meanwhile, with other weights or options; "
-                    "give each an output folder of its own."
-                )
+            content = self._mine()
+            if result is not None:
+                content[WRITTEN][result["mask"]] = result["crc32"]
             for part, value in (("cases", result), ("failed", reason)):
                 content.setdefault(part, {}).pop(case, None)
                 if value is not None:
                     content[part][case] = value
             self._write(content)
+
+    def _mine(self) -> dict[str, Any]:
+        """The content.
+
+        Raises:
+            ConfigError: another command has begun anew.
+        """
+        content = self._read()
+        if content is None or not self._is_mine(content):
+            raise ConfigError(
+                f"{self.path} was changed by another command meanwhile, with other weights or options; "
+                "give each an output folder of its own."
+            )
+        return {**content, WRITTEN: _written(content)}
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -198,11 +221,17 @@ def _cases(content: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: of for name, of in cases.items() if isinstance(of, dict)} if isinstance(cases, dict) else {}
 
 
-def _changed_files(folder: Path, content: Mapping[str, Any] | None) -> set[str]:
-    """Names of the listed label maps that are not as they were written."""
+def _written(content: Mapping[str, Any] | None) -> dict[str, Any]:
+    """CRC-32 of each label map as last written, by its name; files of earlier versions list cases alone."""
+    written = (content or {}).get(WRITTEN)
     listed = {str(case.get("mask")): case.get("crc32") for case in _cases(content).values()}
-    there = {name: folder / name for name in listed if Path(name).name == name and (folder / name).is_file()}
-    return {name for name, path in there.items() if checksum(path.read_bytes()) != listed[name]}
+    return dict(written) if isinstance(written, dict) else listed
+
+
+def _changed_files(folder: Path, written: Mapping[str, Any]) -> set[str]:
+    """Names of the label maps that are not as they were written."""
+    there = {name: folder / name for name in written if Path(name).name == name and (folder / name).is_file()}
+    return {name for name, path in there.items() if checksum(path.read_bytes()) != written[name]}
 
 
 def _hashes(content: Mapping[str, Any]) -> list[str]:
