@@ -102,3 +102,12 @@ def test_fine_tuning_says_what_it_passes_over(folder, run_command, tmp_path, tin
     done = run_command("finetune", "--dataset", folder, "--out", out, "--cases", "9", *tiny_finetuning)
     assert "1 case of 4 without a label map in labelsTr, not trained on: b" in done.err
     assert done.status == 2  # there are not nine cases
+
+
+def test_a_value_beyond_a_gap_that_no_label_map_has_is_a_fault_of_the_voxels(folder):
+    content = json.loads((folder / "dataset.json").read_text())
+    content["labels"] = {"background": 0, "liver": 1, "core": 4}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    assert found(folder) == []
+    (gap,) = found(folder, voxels=True)
+    assert "gives 'core' the value 4, which no label map has" in gap

@@ -102,7 +102,7 @@ def quality(expected, *reference):
         tally.add(0, probabilities_of((0, 1), num_classes=2))
     scale = QualityScale(powers=(1,), reference=reference) if reference else None
     found = quality_of(tally, ["organ"], scale)
-    return replace(found, expected_dice=expected)
+    return replace(found, expected_dice=expected, is_empty=expected is None)
 
 
 def test_a_prediction_below_all_validation_cases_is_to_be_looked_at():
@@ -113,7 +113,7 @@ def test_a_prediction_below_all_validation_cases_is_to_be_looked_at():
 def test_one_among_the_validation_cases_is_not():
     assert (
         quality(0.75, 0.7, 0.8, 0.9).sentence
-        == "expected Dice 0.75 (among its 3 validation cases, 0.70 to 0.90)"
+        == "expected Dice 0.75 (like its 3 validation cases, 0.70 to 0.90)"
     )
 
 
@@ -130,9 +130,13 @@ def test_nothing_found_is_to_be_looked_at_where_validation_cases_had_something()
     assert quality(None).sentence == "nothing was labelled"
 
 
-def test_without_validation_cases_the_account_is_called_too_good():
-    assert "too good" in quality(0.95).sentence
-    assert quality(0.95).as_json()["calibrated"] is False
+def test_without_validation_cases_nothing_is_expected():
+    tally = Tally()
+    tally.add(0, probabilities_of((1, 1), num_classes=2))
+    found = quality_of(tally, ["organ"], None)
+    assert "no Dice to expect" in found.sentence
+    assert found.as_json()["expected_dice"] is None
+    assert found.as_json()["calibrated"] is False
 
 
 def test_members_are_read_together_with_the_root_of_their_powers():

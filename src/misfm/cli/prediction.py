@@ -61,7 +61,7 @@ def predict(
         )
         prediction = predict_files(run, paths, output, options, progress=progress.update)
     failed = f", {len(prediction.failed)} scan(s) failed" if prediction.failed else ""
-    say(f"{output}: {len(prediction.written)} label map(s) written{failed}")
+    say(f"{output}: {len(prediction.written)} label map(s){failed}")
     written = {case: str(path) for case, path in prediction.written.items()}
     warnings = {case: list(of) for case, of in prediction.warnings.items()}
     finish({"written": written, "failed": dict(prediction.failed), "warnings": warnings}, as_json)

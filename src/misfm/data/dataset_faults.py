@@ -67,6 +67,11 @@ def faults(
         found += case_faults(dataset, case, voxels=voxels)
         if progress:
             progress(done, len(cases))
+    if voxels:
+        try:
+            dataset.check_values(())
+        except DataError as error:
+            found.append(str(error))
     return list(dict.fromkeys(found))
 
 

@@ -26,6 +26,7 @@ from misfm.evaluation.validation import SCORE
 from misfm.inference.largest_part import keep_largest_parts, labels_in_pieces
 from misfm.inference.load import predictor_for
 from misfm.inference.quality import Tally, fit_scale
+from misfm.terminal import logger
 from misfm.weights import WeightsInfo
 from misfm.weights.quality import QualityScale
 
@@ -215,6 +216,8 @@ def choose(
         eligible: labels that may be cleaned up.
         overlap: of windows.
     """
+    if cases:
+        logger.info("labelling %d validation cases, to choose what is kept", len(cases))
     scored = score_cases(candidates, info, dataset, cases, eligible=eligible, overlap=overlap)
     accounts = [one.account() for one in scored]
     place = 1 if len(scored) > 1 and is_better(accounts[1]["dice"], accounts[0]["dice"]) else 0

@@ -83,17 +83,20 @@ class Quality:
     Attributes:
         labels: Dice to expect by label; None where nothing was labelled so.
         expected_dice: their mean; None where nothing was labelled at all.
-        reference: the same of the validation cases, sorted; empty where none are known.
+        reference: the same of the validation cases, sorted; empty where too few are known, and then nothing
+            is expected: a network's own account alone can be far too high, or too low after few steps.
+        is_empty: whether nothing was labelled.
     """
 
     labels: Mapping[str, float | None]
     expected_dice: float | None
     reference: Sequence[float] = ()
+    is_empty: bool = False
 
     @property
     def is_low(self) -> bool:
         """Whether nearly all validation cases, or every single one, were expected to be clearly better."""
-        if self.expected_dice is None:
+        if self.is_empty or self.expected_dice is None:
             return bool(self.reference)
         not_better = sum(one <= self.expected_dice + MARGIN for one in self.reference)
         return bool(self.reference) and not_better <= LOW_SHARE * len(self.reference)
@@ -101,14 +104,14 @@ class Quality:
     @property
     def sentence(self) -> str:
         """What to expect, for people."""
-        if self.expected_dice is None:
+        if self.is_empty:
             return "nothing was labelled" + (": look at it" if self.is_low else "")
+        if self.expected_dice is None or not self.reference:
+            return "no Dice to expect: the weights know of less than two validation cases"
         said = f"expected Dice {self.expected_dice:.2f}"
-        if not self.reference:
-            return f"{said} by the network's own account, which is too good: it knows of no validation cases"
         among = f"{len(self.reference)} validation cases, {self.reference[0]:.2f} to {self.reference[-1]:.2f}"
         if not self.is_low:
-            return f"{said} (among its {among})"
+            return f"{said} (like its {among})"
         is_lowest = self.expected_dice < self.reference[0]
         return f"{said} ({'below all' if is_lowest else 'at the lower end'} of its {among}): look at it"
 
@@ -132,9 +135,12 @@ def quality_of(tally: Tally, names: Sequence[str], scale: QualityScale | None) -
         names: of the labels, in the order of the classes.
         scale: of the weights.
     """
-    expected = expected_dice(tally.estimates(), scale)
-    by_name = dict(zip(names, expected, strict=True))
-    return Quality(by_name, mean_of(expected), () if scale is None else scale.reference)
+    estimates = tally.estimates()
+    is_empty = all(one is None for one in estimates)
+    if scale is None:
+        return Quality(dict.fromkeys(names), None, is_empty=is_empty)
+    expected = expected_dice(estimates, scale)
+    return Quality(dict(zip(names, expected, strict=True)), mean_of(expected), scale.reference, is_empty)
 
 
 def scale_of_members(scales: Sequence[QualityScale | None]) -> QualityScale | None:
