@@ -55,6 +55,15 @@ def test_a_seg_of_any_kind_reads_back_exactly(tmp_path, stored, labels, kind):
     assert volume.data.dtype == np.uint8
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(5, 7), (14, 17), (13, 11)])
+def test_a_seg_whose_images_end_within_a_byte(tmp_path, rows, columns):
+    generator = np.random.default_rng(0)
+    folder = write_series(tmp_path / "ct", generator.integers(0, 4000, (5, rows, columns)).astype(np.uint16))
+    labels = generator.integers(0, 2, (5, rows, columns)).astype(np.uint8)
+    seg = write_seg(tmp_path / "seg.dcm", folder, labels, {1: "organ"})
+    assert np.array_equal(read_labels(seg, series_at(folder))[0].data[0], labels)
+
+
 def test_a_seg_of_an_enhanced_scan(tmp_path, stored, labels):
     file = write_enhanced(tmp_path / "ct" / "ct.dcm", stored)
     seg = write_seg(tmp_path / "seg.dcm", tmp_path / "ct", labels, NAMES)

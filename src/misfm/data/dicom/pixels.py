@@ -122,8 +122,19 @@ def _stored(header: Any, packed: list[bytes], frame: Frame) -> NDArray[Any]:
 
 
 def _plain(header: Any, frame: Frame) -> NDArray[Any]:
+    if int(header.BitsAllocated) == 1 and not header.file_meta.TransferSyntaxUID.is_encapsulated:
+        return _bits(header.PixelData, frame)
     pixels: NDArray[Any] = pixel_array(header, index=frame.index)
     return pixels
+
+
+def _bits(content: bytes, frame: Frame) -> NDArray[np.uint8]:
+    """An image of one bit a pixel; it begins within a byte where those before it end there."""
+    size = frame.shape[0] * frame.shape[1]
+    start, skipped = divmod(frame.index * size, 8)
+    packed = np.frombuffer(content[start : start + (skipped + size + 7) // 8], np.uint8)
+    bits = np.unpackbits(packed, bitorder="little")[skipped : skipped + size]
+    return bits.reshape(frame.shape)
 
 
 @quiet_decoders
