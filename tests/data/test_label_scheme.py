@@ -38,6 +38,17 @@ def test_regions_are_outputs_of_their_own_and_painted_in_order():
     assert torch.equal(BRATS.activate(torch.zeros(3, 2), 0), torch.full((3, 2), 0.5))
 
 
+def test_more_outputs_than_a_byte_holds_are_told_apart():
+    last = torch.zeros(300, 2)
+    last[[299, 1], [0, 1]] = 1
+    numbered = LabelScheme.numbered(300)
+    assert numbered.mask(numbered.decide(last)).tolist() == [299, 1]
+    assert numbered.mask(numbered.decide(last)).dtype == np.uint16
+    order = tuple(range(1, 301))
+    regions = LabelScheme(values={str(number): (number,) for number in order}, order=order)
+    assert regions.mask(regions.decide(last)).tolist() == [300, 2]
+
+
 def test_what_is_no_region_any_more_is_what_lies_around_it():
     assert BRATS.without(1) == {1: 2, 4: 2}
     assert BRATS.without(4) == {4: 1}

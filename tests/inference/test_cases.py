@@ -46,12 +46,19 @@ def test_words_in_names_tell_the_channels_in_the_order_of_the_weights():
     assert found == {
         case: [f"{case}-{word}.nii.gz" for word in ("flair", "t1n", "t2w")] for case in ("ann", "ben")
     }
-    unnamed = names_of(group_channels(scans, 3))
-    assert unnamed["ann"] == [f"ann-{word}.nii.gz" for word in ("t1n", "t2w", "flair")]
     flat = names_of(group_channels(sources("p_pet.nii.gz", "p_ct.nii.gz"), 2, ("CT", "PET")))
     assert flat == {"p": ["p_ct.nii.gz", "p_pet.nii.gz"]}
     others = group_channels(sources("p_t1.nii.gz", "p_t2.nii.gz"), 2, ("CT", "PET"))
     assert [case.name for case in others] == ["p_t1", "p_t2"]
+
+
+def test_words_tell_nothing_to_weights_that_do_not_name_their_channels():
+    first, second = group_channels(sources("b_0000.nii", "b_0001.nii", "p_t2.nii", "p_t1.nii"), 2)
+    assert (first.name, first.fault, second.name) == ("b", "", "p")
+    with pytest.raises(
+        DataError, match=r"The weights do not say .*p_t1\.nii.*: name them p_0000, p_0001, … in"
+    ):
+        second.read(2)
 
 
 def test_a_dataset_tells_the_case_from_the_channel():

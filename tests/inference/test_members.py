@@ -10,11 +10,11 @@ import torch
 import misfm
 from misfm.data.readers import read_volume
 from misfm.errors import ConfigError, WeightsError
-from misfm.inference.load import load_predictor
-from misfm.inference.members import members_of
+from misfm.inference.load import load_predictor, prediction_info
+from misfm.inference.members import check_compatible, members_of
 from misfm.models import create
 from misfm.volume import Volume
-from misfm.weights import NetworkInfo, WeightsInfo, save
+from misfm.weights import NetworkInfo, WeightsInfo, open_source, save
 
 OPTIONS = {"channels": (4, 8)}
 PATCH = (16, 16, 16)
@@ -38,7 +38,13 @@ def weights(tmp_path):
             "data": None,
             **fields,
         }
-        model = create("unet", num_classes=info["num_classes"], patch_size=PATCH, **OPTIONS)
+        model = create(
+            "unet",
+            in_channels=info["in_channels"],
+            num_classes=info["num_classes"],
+            patch_size=PATCH,
+            **OPTIONS,
+        )
         path = tmp_path / f"{seed}.safetensors"
         save(path, model, WeightsInfo(**info))
         return path
@@ -84,6 +90,17 @@ def test_the_mean_of_probabilities_decides(weights):
 def test_strangers_do_not_label_together(weights, other, words):
     with pytest.raises(ConfigError, match=rf"1\.safetensors and .*0\.safetensors differ in their {words}"):
         load_predictor([weights(0), weights(1, **other)])
+
+
+def test_channels_in_another_order_do_not_label_together(weights):
+    def described(**fields):
+        return prediction_info(open_source(weights(0, intensity=[{"kind": "mr"}, {"kind": "mr"}], **fields)))
+
+    first, swapped = (described(in_channels=2, channel_names=names) for names in (("T1", "T2"), ("T2", "T1")))
+    with pytest.raises(ConfigError, match=r"a and b differ in their channels or .* \(T2, T1 and T1, T2\)"):
+        check_compatible("a", swapped, "b", first)
+    check_compatible("a", first.model_copy(update={"channel_names": ("t1", "t2")}), "b", first)
+    check_compatible("a", described(in_channels=2), "b", first)  # unknown ones
 
 
 def test_a_folder_of_folds_is_all_of_them(weights, tmp_path):

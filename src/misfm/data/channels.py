@@ -116,7 +116,8 @@ def named_channels(
 
     Args:
         scans: of which the rest belongs to no such case.
-        names: of the channels wanted; empty where they are not known, and any words do, in their fixed order.
+        names: of the channels wanted; empty where they are not known: any words do, and their order means
+            nothing.
         number: of channels wanted.
 
     Returns:

@@ -135,20 +135,21 @@ class LabelScheme(Settings):
                 regions, each there where it is above a half and painted over those before it.
 
         Returns:
-            (…) uint8; :meth:`mask` turns it into values.
+            (…) uint8, or int16 of more than 255 outputs; :meth:`mask` turns it into values.
         """
+        dtype = torch.uint8 if len(probabilities) <= 255 else torch.int16
         if not self.has_regions:
             # On the CPU several times faster than argmax.
-            return probabilities.max(dim=0).indices.to(torch.uint8)
-        found = torch.zeros(probabilities.shape[1:], dtype=torch.uint8, device=probabilities.device)
+            return probabilities.max(dim=0).indices.to(dtype)
+        found = torch.zeros(probabilities.shape[1:], dtype=dtype, device=probabilities.device)
         for number, probability in enumerate(probabilities, start=1):
             found.masked_fill_(probability > 0.5, number)
         return found
 
     def mask(self, decided: Tensor) -> NDArray[np.unsignedinteger[Any]]:
         """Return the values of a mask for what :meth:`decide` gave."""
-        voxels: NDArray[np.uint8] = decided.cpu().numpy()
-        return voxels if self.is_numbered else self._mask_values[voxels]
+        voxels: NDArray[Any] = decided.cpu().numpy()
+        return voxels.astype(self.dtype, copy=False) if self.is_numbered else self._mask_values[voxels]
 
     @cached_property
     def _mask_values(self) -> NDArray[np.unsignedinteger[Any]]:

@@ -30,10 +30,12 @@ class Case:
     Attributes:
         name: unlike that of any other case, in one printable line.
         channels: at least one scan.
+        fault: why it cannot be read, a sentence.
     """
 
     name: str
     channels: tuple[ScanSource, ...]
+    fault: str = ""
 
     @property
     def path(self) -> Path:
@@ -59,6 +61,8 @@ class Case:
 
     def read(self, in_channels: int) -> Volume:
         """Read the case; all of its channels must be there and share a grid."""
+        if self.fault:
+            raise DataError(self.fault)
         if len(self.channels) != in_channels:
             found = ", ".join(str(channel.path) for channel in self.channels)
             raise DataError(
@@ -85,7 +89,8 @@ def group_channels(
 
     ``CASE_0000`` alone is ``CASE``, as in nnU-Net datasets; with several channels ``CASE_0000``,
     ``CASE_0001``, … of one folder belong together, and so do files with words for the channels in their names
-    (:mod:`misfm.data.channels`), as in the folders of BraTS. Any other file is a case of its own.
+    (:mod:`misfm.data.channels`), as in the folders of BraTS; where the network's channels have no names, such
+    a case cannot be read, for nothing says which is which. Any other file is a case of its own.
 
     A file in a folder below the source that was searched has the folder in its name, so that the name is the
     same whatever else is there: ``patient/ct.nii.gz`` is ``patient__ct``. Where names are still the same,
@@ -105,7 +110,19 @@ def group_channels(
         groups.setdefault((scan.path.parent, name), []).append(scan)
     cases = [*((name, tuple(channels)) for (_, name), channels in groups.items()), *named]
     names = _distinct([(name, _beside(name, channels[0])) for name, channels in cases])
-    return [Case(name, channels) for name, (_, channels) in zip(names, cases, strict=True)]
+    faults = ["" for _ in groups] + ["" if channel_names else _nameless(*case) for case in named]
+    return [
+        Case(name, channels, fault) for name, (_, channels), fault in zip(names, cases, faults, strict=True)
+    ]
+
+
+def _nameless(name: str, channels: Sequence[ScanSource]) -> str:
+    """Why files with words for channels in their names are of no use to weights that name none."""
+    files = ", ".join(str(channel.path) for channel in channels)
+    return (
+        f"The weights do not say what their channels are called, so the names of the files of case {name} "
+        f"({files}) do not tell the order: name them {name}_0000, {name}_0001, … in that of the training."
+    )
 
 
 def _beside(name: str, scan: ScanSource) -> ScanSource:

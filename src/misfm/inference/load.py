@@ -95,7 +95,8 @@ def load_weights(
     for source in sources:
         opened = open_source(source)
         infos.append(prediction_info(opened))
-        check_compatible(source, infos[-1], sources[0], infos[0])
+        for before, info in zip(sources, infos[:-1], strict=False):  # each, for the first may lack names
+            check_compatible(source, infos[-1], before, info)
         networks.append(from_pretrained(opened))
         sha256[opened.label] = opened.sha256
     axes = [axis for axis in AXES if tta and all(axis in info.mirror_axes for info in infos)]
@@ -119,7 +120,13 @@ def _in_common(infos: Sequence[WeightsInfo]) -> WeightsInfo:
     cleaned = [label for label in first.largest_part if all(label in info.largest_part for info in infos)]
     ranges = joined([info.scan_ranges for info in infos])
     whole = any(info.whole_scans for info in infos)
-    shared = {"largest_part": tuple(cleaned), "whole_scans": whole, "scan_ranges": ranges}
+    names = next((info.channel_names for info in infos if info.channel_names), ())
+    shared = {
+        "largest_part": tuple(cleaned),
+        "whole_scans": whole,
+        "scan_ranges": ranges,
+        "channel_names": names,
+    }
     return first.model_copy(update={**shared, "quality": scale_of_members([info.quality for info in infos])})
 
 

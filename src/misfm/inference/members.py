@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from misfm.data.channels import same_names
 from misfm.data.intensity_text import intensity_text
 from misfm.data.splits import read_split
 from misfm.errors import ConfigError, WeightsError
@@ -80,3 +81,9 @@ def check_compatible(source: Source, info: WeightsInfo, first_source: Source, fi
                 f"{source} and {first_source} differ in their {words} ({own} and {expected}) and cannot "
                 "label together: predict with each alone."
             )
+    if not same_names(info.channel_names, first.channel_names):
+        own, expected = (", ".join(one.channel_names) for one in (info, first))
+        raise ConfigError(
+            f"{source} and {first_source} differ in their channels or the order of these ({own} and "
+            f"{expected}) and cannot label together: predict with each alone."
+        )
