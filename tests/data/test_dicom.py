@@ -199,7 +199,7 @@ FAULTS = {
     promise_many_frames: "1.2.3-98 is a multi-frame DICOM file",
     promise_frames_twice: "1.2.3-98 cannot be read",
     spread_out: "series has a spacing of 3e[+]38 mm by its header",
-    tilt_far: "series has 5 x 6 x 8000007 voxels by its header; scans of up to 32767",
+    tilt_far: "as if the gantry had been tilted by 90.0 degrees, which none is",
     remove_one: "6.00 mm apart where 3.00 mm is usual",
     repeat_one: "same place",
     turn_one: "6.00 mm apart where 3.00 mm is usual",

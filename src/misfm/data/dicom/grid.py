@@ -23,6 +23,11 @@ _WIDE = 1.5
 """Times the usual gap from which on a gap is looked at: slices may be missing in it."""
 _HOLE = 3.0
 """Times the usual gap from which on nothing is filled in, whether slices were lost or never taken."""
+_STEEPEST = 45.0
+"""Degrees by which a gantry may be tilted; what lies further apart is several scans."""
+_STRAIGHT = 0.5
+"""Pixels, or millimetres where these are more, by which slices of one stack may lie beside a line: places
+are written in rounded decimals."""
 _SAME_PLACE = 1e-3
 """Millimetres."""
 
@@ -97,16 +102,16 @@ def grid_of(frames: Sequence[Frame], folder: Path, notes: list[str]) -> Grid:
     gap, count = _even_gap(ordered, distances, notes)
     first, (height, width) = ordered[0], ordered[0].spacing
     check_spacing((gap, height, width), folder)
-    moved = np.array([frame.position - first.position for frame in ordered])
-    shifts = np.stack([moved @ first.column / height, moved @ first.row / width], axis=1)
+    shifts = _shifts(ordered)
     length = distances[-1] - distances[0]
     farthest = np.linalg.norm(shifts * (height, width), axis=1).max()
     start, size = np.zeros(2), (rows, columns)
     if is_tilted := farthest > MAX_SHEAR * length:
+        angle = np.degrees(np.arctan2(farthest, length))
+        _check_tilt(ordered, angle)
         start = np.floor(shifts.min(axis=0))
         extra = np.ceil(shifts.max(axis=0)) - start
         size = int(rows + extra[0]), int(columns + extra[1])
-        angle = np.degrees(np.arctan2(farthest, length))
         notes.append(
             f"the gantry was tilted by {angle:.1f} degrees: slices were moved within their planes onto an "
             "upright grid"
@@ -119,6 +124,37 @@ def grid_of(frames: Sequence[Frame], folder: Path, notes: list[str]) -> Grid:
     if count == len(ordered):
         depths = np.arange(count, dtype=float) if _is_even(np.diff(distances)) else depths
     return Grid(tuple(ordered), shape, LPS_TO_RAS @ affine, depths, shifts if is_tilted else None, start)
+
+
+def _shifts(ordered: Sequence[Frame]) -> NDArray[np.float64]:
+    """(N, 2) displacement of images within their plane against the first, in pixels along H and W."""
+    first, (height, width) = ordered[0], ordered[0].spacing
+    moved = np.array([frame.position - first.position for frame in ordered])
+    return np.stack([moved @ first.column / height, moved @ first.row / width], axis=1)
+
+
+def is_straight(ordered: Sequence[Frame]) -> bool:
+    """Whether the first pixels of images, in order of depth, lie on one line."""
+    normal, shifts = ordered[0].normal, _shifts(ordered)
+    depths = np.array([float((frame.position - ordered[0].position) @ normal) for frame in ordered])
+    line = np.stack([depths, np.ones(len(depths))], axis=1)
+    rest = shifts - line @ np.linalg.lstsq(line, shifts, rcond=None)[0]
+    sides = np.array(ordered[0].spacing)
+    return bool((np.abs(rest * sides) <= _STRAIGHT * np.maximum(sides, 1)).all())
+
+
+def _check_tilt(ordered: Sequence[Frame], angle: float) -> None:
+    advice = "move slices that do not belong together into folders of their own."
+    if not is_straight(ordered):
+        raise DataError(
+            f"slices {ordered[0].file} to {ordered[-1].file.name} are displaced within their planes, "
+            f"and not evenly as by a tilted gantry; {advice}"
+        )
+    if angle > _STEEPEST:
+        raise DataError(
+            f"slices {ordered[0].file} to {ordered[-1].file.name} are displaced within their planes "
+            f"as if the gantry had been tilted by {angle:.1f} degrees, which none is; {advice}"
+        )
 
 
 def nearest(depths: NDArray[np.float64], stack: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -152,18 +188,21 @@ def _check_alike(frames: Sequence[Frame]) -> None:
 
 def without_copies(frames: Sequence[Frame], pixels: Pixels, notes: list[str]) -> list[Frame]:
     """Leave out images that are there twice: under two names, or exported again with another identifier."""
-    unique = {frame.identity: frame for frame in reversed(frames)}
-    by_place: dict[tuple[float, ...], Frame] = {}
+    by_place: dict[tuple[float, ...], list[Frame]] = {}
     kept = []
-    for frame in reversed(unique.values()):
-        other = by_place.setdefault(frame.place, frame)
-        if other is frame or not (
-            frame.shape == other.shape and np.array_equal(pixels.read(frame), pixels.read(other))
-        ):
+    for frame in frames:
+        others = by_place.setdefault(frame.place, [])
+        if not any(is_copy(frame, other, pixels) for other in others):
+            others.append(frame)
             kept.append(frame)
     if copies := len(frames) - len(kept):
         notes.append(f"{copies} slices were there twice and are taken once")
     return kept
+
+
+def is_copy(frame: Frame, other: Frame, pixels: Pixels) -> bool:
+    """Whether two images of one place have the same voxels, whatever their identifiers say."""
+    return frame.shape == other.shape and np.array_equal(pixels.read(frame), pixels.read(other))
 
 
 def _is_even(gaps: NDArray[np.float64]) -> bool:

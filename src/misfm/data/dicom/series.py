@@ -15,7 +15,8 @@ from pydicom.uid import UID
 from misfm.data.checks import readable
 from misfm.data.dicom.files import is_dicom, quietly, read_header
 from misfm.data.dicom.frames import TAGS, Frame, frames_of
-from misfm.data.dicom.grid import Grid, grid_of, read_frames, without_copies
+from misfm.data.dicom.grid import Grid, grid_of, is_copy, read_frames, without_copies
+from misfm.data.dicom.parts import SEVERAL, by_plane, by_volume, is_stack
 from misfm.data.dicom.pixels import Pixels
 from misfm.data.readers.base import Listing, Series
 from misfm.errors import DataError
@@ -39,10 +40,8 @@ _SCANS = {
 """Kinds of objects that are slices of scans: CT, MR, PET, NM and cone-beam CT, classic and enhanced."""
 _LABELS = {_IMAGES + ending for ending in ("66.4", "66.7", "481.3")}
 _DOSE = _IMAGES + "481.2"
-_FEW = 2
-"""Images of another plane in a series that are scouts of it, not scans of their own."""
 _LEAST = 5
-"""Slices in a folder that may be a scan of their own."""
+"""Slices in a folder that are a scan of their own where neither numbers nor thickness tell."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,8 @@ class _Member:
     num_frames: int
     key: tuple[str, ...]
     frame_of_reference: str
+    number: str
+    thickness: float
 
 
 @quietly
@@ -195,7 +196,7 @@ def _examine(file: Path) -> _Member | str:
         DataError: it is damaged.
     """
     with readable(file):  # pydicom parses a value when it is asked for
-        header = read_header(file, TAGS)
+        header = read_header(file, [*TAGS, "InstanceNumber", "SliceThickness"])
         if reason := _no_scan(header):
             return reason
         patient_id, *person = (
@@ -205,6 +206,7 @@ def _examine(file: Path) -> _Member | str:
         reference = str(header.get("FrameOfReferenceUID") or "")
         modality, count = header.get("Modality"), int(header.get("NumberOfFrames") or 1)
         whole = str(header.get("ConcatenationUID") or file)
+        number = str(header.get("InstanceNumber") or "")
     try:
         frames = tuple(frames_of(file, header))
     except DataError:  # said when it is read
@@ -219,7 +221,17 @@ def _examine(file: Path) -> _Member | str:
         count,
         key,
         reference,
+        number,
+        _thickness(header),
     )
+
+
+def _thickness(header: Any) -> float:
+    """Of a slice in millimetres; 0 where nothing sensible is said."""
+    try:
+        return float(header.get("SliceThickness") or 0)
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _by_folder(group: Sequence[_Member]) -> list[list[_Member]]:
@@ -232,33 +244,60 @@ def _by_folder(group: Sequence[_Member]) -> list[list[_Member]]:
         folders.setdefault(member.file.parent, []).append(member)
     if len(folders) == 1:
         return [list(group)]
-    seen: dict[tuple[Any, ...], Path] = {}
-    unique: dict[Path, list[Frame]] = {folder: [] for folder in folders}
+    seen: dict[tuple[Any, ...], Frame] = {}
+    unique: dict[Path, list[tuple[Frame, _Member]]] = {folder: [] for folder in folders}
+    pixels = Pixels()
     for member in group:
         for frame in member.frames:
-            if frame.identity not in seen:
-                seen[frame.identity] = member.file.parent
-                unique[member.file.parent].append(frame)
-    stacks = [frames for frames in unique.values() if frames]
+            other = seen.setdefault(frame.identity, frame)
+            if other is frame or not _is_copy(frame, other, pixels):
+                unique[member.file.parent].append((frame, member))
+    kept = [found for found in unique.values() if found]
+    stacks = [[frame for frame, _ in found] for found in kept]
+    own = [frame.place for frames in stacks for frame in frames]
+    if len(set(own)) < len(own):
+        is_apart = all(len({frame.place for frame in frames}) == len(frames) for frames in stacks)
+    else:
+        is_apart = _are_scans(kept, stacks)
+    return list(folders.values()) if is_apart else [list(group)]
+
+
+def _is_copy(frame: Frame, other: Frame, pixels: Pixels) -> bool:
+    try:
+        return is_copy(frame, other, pixels)
+    except DataError:  # said when it is read
+        return True
+
+
+def _are_scans(kept: Sequence[Sequence[tuple[Frame, _Member]]], stacks: Sequence[Sequence[Frame]]) -> bool:
+    """Whether the images of every folder, none in the place of another, are a scan of their own."""
+    if len(stacks) < 2 or any(len(frames) < SEVERAL for frames in stacks):
+        return False
     every = [frame for frames in stacks for frame in frames]
-    own = [frame.place for frame in every]
-    is_apart = len(set(own)) < len(own) and all(
-        len({frame.place for frame in frames}) == len(frames) for frames in stacks
-    )
-    are_whole = len(stacks) > 1 and all(len(frames) >= _LEAST and _is_stack(frames) for frames in stacks)
-    if is_apart or (are_whole and (_overlap(stacks) or not _is_stack(every))):
-        return list(folders.values())
-    return [list(group)]
+    is_one = is_stack(every)
+    if is_one and not _overlap(stacks):
+        return False
+    numbers = [[member.number for _, member in found] for found in kept]
+    drawn = [number for some in numbers for number in some]
+    if all(len(set(some)) == len(some) for some in numbers) and len(set(drawn)) < len(drawn):
+        return True  # each is counted from the start
+    if not all(map(is_stack, stacks)):
+        return False
+    if is_one and all(number.isdecimal() for number in drawn):
+        order = np.argsort([frame.position @ every[0].normal for frame in every])
+        steps = np.diff(np.array(drawn, float)[order])
+        if (steps > 0).all() or (steps < 0).all():
+            return False  # one count runs through all folders
+    thickness = kept[0][0][1].thickness
+    if is_one and thickness > 0:
+        alone, together = (float(np.diff(_distances(frames)).mean()) for frames in (stacks[0], every))
+        return abs(alone - thickness) < abs(together - thickness)
+    return not is_one or all(len(frames) >= _LEAST for frames in stacks)
 
 
 def _distances(frames: Sequence[Frame]) -> list[float]:
     normal = frames[0].normal
     return sorted(float(frame.position @ normal) for frame in frames)
-
-
-def _is_stack(frames: Sequence[Frame]) -> bool:
-    gaps = np.diff(_distances(frames))
-    return bool(gaps.min() > 0 and gaps.max() <= 1.05 * gaps.min())
 
 
 def _overlap(stacks: Sequence[Sequence[Frame]]) -> bool:
@@ -279,8 +318,8 @@ def _scans(group: Sequence[_Member], passed: dict[str, list[Path]]) -> list[Seri
     frames = [frame for member in group for frame in member.frames]
     volumes = [
         (" ".join(filter(None, (plane, name))), some)
-        for plane, alike in _by_plane(frames)
-        for name, some in _by_volume(alike)
+        for plane, alike in by_plane(frames)
+        for name, some in by_volume(alike)
     ]
     single = [some[0].file for _, some in volumes if len(some) == 1]
     if single:
@@ -312,70 +351,3 @@ def _series(
         frames=frames,
         frame_of_reference=first.frame_of_reference,
     )
-
-
-def _by_plane(frames: Sequence[Frame]) -> list[tuple[str, list[Frame]]]:
-    """Images of one orientation each; one or two that cross the others are single images, as scouts are."""
-    planes: list[list[Frame]] = []
-    for frame in frames:
-        for plane in planes:
-            if abs(float(plane[0].normal @ frame.normal)) > 0.9:
-                plane.append(frame)
-                break
-        else:
-            planes.append([frame])
-    if len(planes) == 1:
-        return [("", list(frames))]
-    largest = max(len(plane) for plane in planes)
-    found: list[tuple[str, list[Frame]]] = []
-    for number, plane in enumerate(planes, start=1):
-        if len(plane) <= _FEW < largest:
-            found += [("", [frame]) for frame in plane]
-        else:
-            found.append((f"plane {number}", plane))
-    return found
-
-
-def _by_volume(frames: list[Frame]) -> list[tuple[str, list[Frame]]]:
-    """Images that lie in one place each, with what tells them from the others; all where nothing does."""
-    if _is_one(frames):
-        return [("", frames)]
-    names = [name for name, _ in frames[0].volume]
-    ways: list[tuple[int, ...]] = [(at,) for at in range(len(names))]
-    ways += [tuple(range(most)) for most in range(2, len(names) + 1)]
-    for way in ways:
-        parts: dict[tuple[str, ...], list[Frame]] = {}
-        for frame in frames:
-            parts.setdefault(tuple(frame.volume[at][1] for at in way), []).append(frame)
-        if len(parts) > 1 and all(map(_is_one, parts.values())):
-            return [
-                (_name(names, way, key, parts), some) for key, some in sorted(parts.items(), key=_in_order)
-            ]
-    return [("", frames)]
-
-
-def _is_one(frames: Sequence[Frame]) -> bool:
-    """Whether no two images lie in one place, copies of an image aside."""
-    places = {frame.identity: frame.place for frame in frames}
-    return len(set(places.values())) == len(places)
-
-
-def _name(
-    names: Sequence[str], way: Sequence[int], key: Sequence[str], parts: Mapping[tuple[str, ...], Any]
-) -> str:
-    telling = [
-        (names[at], value)
-        for place, (at, value) in enumerate(zip(way, key, strict=True))
-        if len({other[place] for other in parts}) > 1
-    ]
-    return " ".join(f"{name} {value}".strip() for name, value in telling)
-
-
-def _in_order(part: tuple[tuple[str, ...], Any]) -> list[tuple[float, str]]:
-    def number(text: str) -> float:
-        try:
-            return float(text)
-        except ValueError:
-            return 0.0
-
-    return [(number(value), value) for value in part[0]]
