@@ -288,8 +288,115 @@ def test_names_that_somebody_gave_labels_stay(source, out):
     content = json.loads((out / "dataset.json").read_text())
     (out / "dataset.json").write_text(json.dumps(content | {"labels": {"background": 0, "liver": 1}}))
     conversion = plan(recognise(source), source, out)
-    assert "stays as it is" in carry_out(conversion)[1][0]
+    assert "which stay as they are" in carry_out(conversion)[1][0]
     assert Dataset.open(out).label_names == {0: "background", 1: "liver"}
+
+
+def structures(source, case, masks):
+    image(source / case / "ct.nii.gz", ct=True)
+    (source / case / "segmentations").mkdir(exist_ok=True)
+    for name, planes in masks.items():
+        voxels = np.zeros((5, 6, 7), np.uint8)
+        voxels[planes] = 1
+        nib.save(nib.Nifti1Image(voxels, AFFINE), source / case / "segmentations" / f"{name}.nii.gz")
+
+
+def written(out, case):
+    return np.asarray(nib.load(out / f"labelsTr/{case}.nii.gz").dataobj)
+
+
+def test_structures_keep_their_numbers_when_cases_come(source, out):
+    for case in ("s0", "s1"):
+        structures(source, case, {"kidney": slice(0, 0), "liver": 1, "spleen": 2})
+    convert(source, out)
+    structures(source, "s2", {"aorta": 0, "kidney": 3, "liver": 1, "spleen": 2})
+    content, counts, _ = convert(source, out)
+    assert content["labels"] == {"background": 0, "kidney": 1, "liver": 2, "spleen": 3, "aorta": 4}
+    assert (counts["linked"], counts["written"], counts["unchanged"]) == (1, 1, 4)
+    assert [written(out, "s2")[plane].max() for plane in range(5)] == [4, 2, 3, 1, 0]
+    assert [written(out, "s0")[plane].max() for plane in range(3)] == [0, 2, 3]
+    assert content["annotated_labels"] == {case: ["kidney", "liver", "spleen"] for case in ("s0", "s1")}
+    shutil.rmtree(source / "s2")
+    for file in (*out.glob("*Tr/s2*"), out / "dataset.json"):
+        file.unlink()
+    content, counts, _ = convert(source, out)
+    assert (content["labels"]["liver"], counts["unchanged"]) == (2, 4)
+    assert set(content["annotated_labels"]) == {"s0", "s1"}
+
+
+def test_what_somebody_edited_stays_when_cases_come(source, out):
+    structures(source, "s0", {"liver": 1})
+    structures(source, "s1", {"liver": 1, "spleen": 2})
+    content, _, _ = convert(source, out)
+    assert content["annotated_labels"] == {"s0": ["liver"]}
+    content |= {
+        "labels": {"background": 0, "foie": 1, "spleen": 2},
+        "annotated_labels": {"s0": ["foie"], "s1": ["foie"]},
+        "subjects": {"s0": "x", "s1": "x"},
+        "description": "mine",
+    }
+    (out / "dataset.json").write_text(json.dumps(content))
+    structures(source, "s2", {"aorta": 0, "liver": 1})
+    conversion = plan(recognise(source), source, out)
+    carry_out(conversion)
+    after = json.loads((out / "dataset.json").read_text())
+    assert after["labels"] == {"background": 0, "foie": 1, "spleen": 2, "aorta": 3}
+    assert after["annotated_labels"] == {"s0": ["foie"], "s1": ["foie"], "s2": ["aorta", "foie"]}
+    assert (after["subjects"], after["description"]) == ({"s0": "x", "s1": "x"}, "mine")
+    assert after["numTraining"] == 3
+
+
+def test_a_mask_edited_in_place_is_taken(source, out):
+    structures(source, "s0", {"liver": 1})
+    convert(source, out)
+    folder = source / "s0" / "segmentations"
+    before = folder.stat()
+    structures(source, "s0", {"liver": 3})
+    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert convert(source, out)[1]["written"] == 1
+    assert written(out, "s0")[3].max() == 1
+
+
+def test_another_source_of_the_same_names_is_refused(source, out, tmp_path):
+    for folder in (source, tmp_path / "other"):
+        image(folder / "imagesTr/a.nii.gz", channels=2)
+        label(folder / "labelsTr/a.nii.gz")
+        listed = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+        content = {"modality": {"0": "T2", "1": "ADC"}, "labels": {"0": "background", "1": "x"}}
+        (folder / "dataset.json").write_text(json.dumps(content | {"training": listed}))
+    convert(source, out)
+    with pytest.raises(ConfigError, match=r"was converted from .*source, not from .*other"):
+        plan(recognise(tmp_path / "other"), tmp_path / "other", out)
+    (out / "convert.json").write_text("{}")
+    with pytest.raises(DataError, match=r"convert\.json is damaged"):
+        plan(recognise(source), source, out)
+
+
+def test_the_smaller_structure_lies_on_top(source, out, caplog):
+    structures(source, "s0", {"aorta": 1, "body": slice(0, 4)})
+    convert(source, out)
+    assert [written(out, "s0")[plane].max() for plane in range(5)] == [2, 1, 2, 2, 0]
+    assert "s0: masks overlap in 42 voxel(s), which the smaller structure has" in caplog.text
+
+
+def test_a_mask_of_1_and_2_is_refused(source, out):
+    structures(source, "s0", {"liver": 1})
+    file = source / "s0/segmentations/liver.nii.gz"
+    nib.save(nib.Nifti1Image(np.resize(np.array([1, 2], np.uint8), (5, 6, 7)), AFFINE), file)
+    with pytest.raises(DataError, match="one higher value inside of it, and holds 1, 2"):
+        convert(source, out)
+
+
+def test_links_to_case_folders_are_followed_each_once(source, out, tmp_path):
+    image(source / "a/ct.nii.gz", ct=True)
+    label(source / "a/seg.nii.gz")
+    image(tmp_path / "else/b/ct.nii.gz", ct=True)
+    label(tmp_path / "else/b/seg.nii.gz")
+    (source / "b").symlink_to(tmp_path / "else/b")
+    (source / "c").symlink_to(tmp_path / "else/b")
+    (source / "up").symlink_to(source)
+    convert(source, out)
+    assert [case.name for case in Dataset.open(out).cases()] == ["a", "b"]
 
 
 def two_label_maps(source):

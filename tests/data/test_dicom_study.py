@@ -1,6 +1,7 @@
 """misfm convert on DICOM: series, and the SEG and RTSTRUCT that refer to them, become a dataset."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -76,6 +77,31 @@ def test_a_tree_of_studies_becomes_a_dataset(study, tmp_path):
     assert (label == 1).sum() == 4
     assert (label == 2).sum() == 48 - 4
     assert set(np.unique(label[3, 7:9, 7:9])) == {1}
+
+
+def test_a_study_that_comes_later_shifts_no_number(study, tmp_path):
+    out = tmp_path / "Dataset001"
+    carry_out(plan(recognise(study), study, out))
+    tags = {"SeriesInstanceUID": "1.2.7", "PatientID": "1", "StudyInstanceUID": "1.7"}
+    write_series(study / "A0" / "ct", body(7), **tags)
+    write_seg(study / "A0" / "seg.dcm", study / "A0" / "ct", np.ones((6, 20, 16), np.uint8), {1: "aorta"})
+    counts, _ = carry_out(plan(recognise(study), study, out))
+    assert (counts["written"], counts["unchanged"]) == (2, 6)
+    content = json.loads((out / "dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "cord": 1, "liver": 2, "aorta": 3}
+    assert content["annotated_labels"]["A1_ct"] == ["cord", "liver"]
+    known = {"A1_ct": "subject-001", "A2_ct": "subject-001", "B_ct": "subject-002"}
+    assert content["subjects"] == {**known, "A0_ct": "subject-003"}
+    assert set(np.unique(nib.load(out / "labelsTr/A0_ct.nii.gz").dataobj)) == {3}
+    second = sorted((study / "B" / "ct").iterdir())[1]
+    os.utime(second, (1e9, 1e9))
+    assert carry_out(plan(recognise(study), study, out))[0]["written"] == 2
+
+
+def test_a_linked_study_is_found(study, tmp_path):
+    (study / "B").rename(tmp_path / "B")
+    (study / "B").symlink_to(tmp_path / "B")
+    assert [case.name for case in recognise(study).cases] == ["A1_ct", "A2_ct", "B_ct"]
 
 
 def test_one_structure_drawn_twice_in_a_series_is_refused(study, tmp_path):

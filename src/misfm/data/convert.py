@@ -3,7 +3,8 @@
 Files that are right as they are get a second name (a hard link), which takes no room; where the file system
 cannot do that they are copied. Only what no file holds is written: channels of a 4D file, and files of
 another format than the rest. Every file is whole or not there, and ``dataset.json`` comes last, so that a
-conversion that was stopped is gone on with by giving it again.
+conversion that was stopped is gone on with by giving it again. ``convert.json`` notes what each file was made
+of: what has another source by now is made again, see :mod:`misfm.data.convert_record`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ import numpy as np
 
 from misfm.data.case_files import list_folder
 from misfm.data.checks import REVERSED, readable
+from misfm.data.convert_merge import merge, number_structures
+from misfm.data.convert_record import Record, digest, read_record, write_record
 from misfm.data.dataset_json import parse_channels, parse_labels, read_dataset_json
 from misfm.data.intensity import detect
 from misfm.data.layouts import Arrangement, FoundCase, Piece
@@ -38,6 +42,8 @@ UNNAMED = "label_"
 """Before the value, what a label is called of which nothing tells the name."""
 _LOOKED_AT = 3
 """Images that tell CT from MR."""
+_NOTED_EVERY = 30.0
+"""Seconds, after which it is noted what files were made of: what was made since a kill is made again."""
 
 Progress = Callable[[int, int], object]
 Json = Mapping[str, Any]
@@ -52,12 +58,14 @@ class Conversion:
         out: the folder of the dataset.
         ending: of its files.
         content: of its ``dataset.json``.
+        record: what an earlier conversion made, and what ``content`` would be had nobody edited it.
     """
 
     arrangement: Arrangement
     out: Path
     ending: str
     content: Mapping[str, Any]
+    record: Record
 
     def pieces(self) -> Iterator[tuple[Piece, Path]]:
         """What goes where, case by case."""
@@ -73,9 +81,29 @@ def plan(arrangement: Arrangement, source: Path, out: Path, progress: Progress |
     """Decide what a dataset of an arrangement is; reads label maps where nothing else tells their labels.
 
     Raises:
-        ConfigError: ``out`` and ``source`` lie in each other, or ``out`` holds other files.
+        ConfigError: ``out`` and ``source`` lie in each other, or ``out`` holds what was made of others.
         DataError: a file that is missing or cannot be read, cases of one file name, or no label at all.
     """
+    _refuse_source(arrangement, source, out)
+    record = read_record(out, source)
+    file = out / "dataset.json"
+    there = read_dataset_json(file) if file.exists() else {}
+    if there:
+        parse_labels(there, file)
+    known = record.content or there
+    arrangement = number_structures(arrangement, known, there)
+    content = _describe(arrangement, progress)
+    parse_labels(content, file)
+    parse_channels(content, file)
+    merged = merge(content, there, record.content, file) if there else content
+    record = replace(record, content=content)
+    conversion = Conversion(arrangement, out, content["file_ending"], merged, record)
+    _refuse_others(conversion)
+    return conversion
+
+
+def _refuse_source(arrangement: Arrangement, source: Path, out: Path) -> None:
+    """Refuse folders within each other, cases of one name, and files that are missing."""
     here, there = out.resolve(), source.resolve()
     if here == there or here in there.parents or there in here.parents:
         raise ConfigError(f"{out} and {source} lie in each other; choose another folder for --out.")
@@ -84,33 +112,30 @@ def plan(arrangement: Arrangement, source: Path, out: Path, progress: Progress |
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{source} has several cases {twice}; give them different names.")
-    pieces = [piece for case in cases for piece in _pieces_of(case)]
-    for piece in pieces:
+    for piece in (piece for case in cases for piece in _pieces_of(case)):
         if not piece.source.exists():
             raise DataError(f"{piece.source} is missing; add the file, or take its case out of the list.")
-    ending = _common_ending(pieces)
+
+
+def _describe(arrangement: Arrangement, progress: Progress | None) -> dict[str, Any]:
+    """What ``dataset.json`` holds where there is none yet."""
+    cases = arrangement.cases
     labels, more = _labels(arrangement, progress)
     channels = [
         name or _kind(case.images[i] for case in cases) for i, name in enumerate(arrangement.channels)
     ]
-    content = {
+    return {
         "channel_names": {str(number): name for number, name in enumerate(channels)},
-        "labels": labels,
+        "labels": dict(labels),
         "numTraining": sum(case.part == "Tr" for case in cases),
-        "file_ending": ending,
+        "file_ending": _common_ending([piece for case in cases for piece in _pieces_of(case)]),
         **arrangement.more,
         **more,
     }
-    file = out / "dataset.json"
-    parse_labels(content, file)
-    parse_channels(content, file)
-    conversion = Conversion(arrangement, out, ending, content)
-    _refuse_others(conversion)
-    return conversion
 
 
 def carry_out(conversion: Conversion, progress: Progress | None = None) -> tuple[dict[str, int], list[str]]:
-    """Write the dataset; what is there already stays.
+    """Write the dataset; what is there already, made of what is in the source now, stays.
 
     Returns:
         How many files were linked, copied, written and unchanged, and what else to know, in sentences.
@@ -119,29 +144,37 @@ def carry_out(conversion: Conversion, progress: Progress | None = None) -> tuple
         DataError: a file that cannot be read, or a disk that is full.
     """
     counts = {"linked": 0, "copied": 0, "written": 0, "unchanged": 0}
-    todo = list(conversion.pieces())
-    for done, (piece, target) in enumerate(todo, start=1):
-        counts[_place(piece, target, conversion.ending)] += 1
-        if progress:
-            progress(done, len(todo))
+    out, record = conversion.out, conversion.record
+    todo = [
+        (piece, target, target.relative_to(out).as_posix(), digest(piece, record.source))
+        for piece, target in conversion.pieces()
+    ]
+    known = {key: record.made_of[key] for _, _, key, _ in todo if key in record.made_of}
+    made = {key: known[key] if known[key] == now else "" for _, _, key, now in todo if key in known}
+    record = replace(record, made_of=made)
+    write_record(out, record)
+    noted = time.monotonic()
+    try:
+        for done, (piece, target, key, now) in enumerate(todo, start=1):
+            stays = target.exists() and made.get(key) == now
+            counts[
+                "unchanged" if stays else _place(piece, target, conversion.ending, new=key not in made)
+            ] += 1
+            made[key] = now
+            if time.monotonic() - noted > _NOTED_EVERY:
+                write_record(out, record)
+                noted = time.monotonic()
+            if progress:
+                progress(done, len(todo))
+    finally:
+        write_record(out, record)
     if conversion.arrangement.split is not None:
-        write_json(conversion.out / "splits_final.json", [conversion.arrangement.split])
-    file = conversion.out / "dataset.json"
-    if _is_edited(conversion):
-        return counts, [f"{file} has other labels or channels than would be written, and stays as it is."]
+        write_json(out / "splits_final.json", [conversion.arrangement.split])
+    file = out / "dataset.json"
     write_json(file, dict(conversion.content))
+    if any(conversion.content[key] != record.content[key] for key in ("labels", "channel_names")):
+        return counts, [f"{file} has other labels or channels than would be written, which stay as they are."]
     return counts, []
-
-
-def _is_edited(conversion: Conversion) -> bool:
-    """Whether somebody has given the labels or channels of an earlier conversion other names, which stay."""
-    file = conversion.out / "dataset.json"
-    if not file.exists():
-        return False
-    content = read_dataset_json(file)
-    now = conversion.content
-    same = all(content.get(key) == now[key] for key in ("labels", "channel_names", "file_ending"))
-    return not same and content.get("numTraining") == now["numTraining"]
 
 
 def _pieces_of(case: FoundCase) -> list[Piece]:
@@ -222,17 +255,15 @@ def _refuse_others(conversion: Conversion) -> None:
                 )
 
 
-def _place(piece: Piece, target: Path, ending: str) -> str:
-    """Bring one file to its place; returns what was done."""
+def _place(piece: Piece, target: Path, ending: str, *, new: bool) -> str:
+    """Bring one file to its place; returns what was done. ``new``: nothing tells what is there by now."""
     source = piece.source
     as_is = piece.read is None and piece.channel is None and source.name.endswith(ending)
     if as_is:
         source = source.resolve()
-        if target.exists() and (target.samefile(source) or _is_copy(source, target)):
+        if target.exists() and (target.samefile(source) or (new and _is_copy(source, target))):
             return "unchanged"
         return "linked" if _link(source, target) else _copy(source, target)
-    if target.exists() and target.stat().st_mtime >= source.stat().st_mtime:
-        return "unchanged"
     with readable(source):
         content = _content(piece)
     write_bytes(target, gzip.compress(content, mtime=0) if ending.endswith(".gz") else content)

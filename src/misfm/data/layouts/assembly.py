@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from misfm.data.layouts.base import Arrangement, FoundCase, Piece
@@ -125,3 +126,18 @@ def _behind(name: str, folder: str) -> str | None:
     if rest == name or (rest and rest[0].isalnum()):
         return None
     return rest.strip("_-. ").lower()
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders below ``root``, each once, with the names of their folders and files, without hidden ones.
+
+    Links to folders are followed. Names of folders that the caller takes away are not entered.
+    """
+    seen: set[tuple[int, int]] = set()  # links may lead to one folder twice, or back up
+    for place, subfolders, names in os.walk(root, followlinks=True):
+        status = os.stat(place)
+        known = (status.st_dev, status.st_ino)
+        subfolders[:] = sorted(name for name in subfolders if known not in seen and not name.startswith("."))
+        if known not in seen:
+            seen.add(known)
+            yield Path(place), subfolders, sorted(name for name in names if not name.startswith("."))

@@ -27,11 +27,13 @@ class Piece:
         source: the file it comes from, or the folder of a series.
         channel: which one along the fourth axis of a 4D file; None of a file that is one channel.
         read: makes the volume where no file holds it as it is, such as a series of slices; else None.
+        made_of: all files that it reads, where that is not ``source`` and those beside it.
     """
 
     source: Path
     channel: int | None = None
     read: Callable[[], Volume] | None = None
+    made_of: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Arrangement:
         more: further keys for ``dataset.json``, such as ``subjects``.
         split: of the training cases, where the source divides them.
         notes: what was left out, in a sentence each.
+        by_name: whether label maps are made of structures with names, so that ``labels`` may have any values.
     """
 
     rule: str
@@ -74,6 +77,7 @@ class Arrangement:
     more: Mapping[str, Any] = field(default_factory=dict)
     split: Split | None = None
     notes: tuple[str, ...] = ()
+    by_name: bool = False
 
 
 @dataclass(frozen=True)

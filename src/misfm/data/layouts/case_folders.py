@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from misfm.data.case_files import list_folder
-from misfm.data.layouts.assembly import assemble, key_files
+from misfm.data.layouts.assembly import assemble, key_files, walk
 from misfm.data.layouts.base import LAYOUTS, Arrangement, KnownLabels
 from misfm.data.layouts.words import is_known_folder, is_label, split_key
 from misfm.data.readers import is_volume_name
@@ -59,11 +57,10 @@ def case_folders(folder: Path) -> Arrangement | None:
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
     """Folders below ``root`` that hold scans, and these; nothing where ``root`` itself does."""
-    for place, subfolders, _ in os.walk(root):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        files = [file for file in list_folder(Path(place)) if is_volume_name(file)]
-        if files and Path(place) == root:
+    for place, subfolders, names in walk(root):
+        files = [place / name for name in names if is_volume_name(place / name)]
+        if files and place == root:
             return
         if files:
-            yield Path(place), files
+            yield place, files
             subfolders.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from misfm.data.case_notes import ANNOTATED_KEY, SUBJECTS_KEY
 from misfm.data.dicom import DicomSeries, is_dicom, label_names, list_series, pair, read_labels
 from misfm.data.dicom.series import LABELS
+from misfm.data.layouts.assembly import walk
 from misfm.data.layouts.base import LAYOUTS, Arrangement, FoundCase, Piece
 from misfm.data.readers import is_volume_name
 from misfm.errors import DataError
@@ -44,8 +44,9 @@ def dicom_study(folder: Path) -> Arrangement | None:
     cases = []
     for name, (one, paths) in zip(_names(folder, labelled), labelled, strict=True):
         place = one.files[0] if len(one.files) == 1 else one.files[0].parent
-        image = Piece(place, read=partial(_read_image, one, name))
-        label = Piece(paths[0], read=partial(_read_label, one, tuple(paths), values, name))
+        image = Piece(place, read=partial(_read_image, one, name), made_of=tuple(one.files))
+        read = partial(_read_label, one, tuple(paths), values, name)
+        label = Piece(paths[0], read=read, made_of=(*paths, *one.files))
         cases.append(FoundCase(name, (image,), label))
     partly = _annotated(cases, drawn, len(values))
     return Arrangement(
@@ -55,14 +56,14 @@ def dicom_study(folder: Path) -> Arrangement | None:
         labels={"background": 0, **values},
         more={SUBJECTS_KEY: _subjects([one for one, _ in labelled], cases), **partly},
         notes=(*_left_out(len(series) - len(labelled), alone), *([_PARTLY] if partly else [])),
+        by_name=True,
     )
 
 
 def _files(folder: Path) -> list[Path]:
     found = []
-    for place, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        paths = (Path(place) / name for name in sorted(names) if not name.startswith("."))
+    for place, _, names in walk(folder):
+        paths = (place / name for name in names)
         found += [path for path in paths if not is_volume_name(path) and is_dicom(path)]
     return found
 

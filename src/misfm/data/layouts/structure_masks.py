@@ -1,6 +1,6 @@
 """A folder for each case, and in it a mask for each structure: ``CASE/ct``, ``CASE/segmentations/liver``.
 
-The data of TotalSegmentator lie so. Where masks overlap, the later name has the voxel.
+The data of TotalSegmentator lie so. Where masks overlap, the smaller structure has the voxel.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from misfm.data.layouts.base import LAYOUTS, Arrangement, FoundCase, Piece
 from misfm.data.layouts.words import LABELS, channel_name, folder_word
 from misfm.data.readers import is_volume_name, read_volume, stem
 from misfm.errors import DataError
+from misfm.terminal import logger
 from misfm.text import one_line
 from misfm.volume import Volume
 
@@ -56,6 +57,7 @@ def structure_masks(folder: Path) -> Arrangement | None:
         {"background": 0, **values},
         more={ANNOTATED_KEY: partly} if partly else {},
         notes=without_label(cases),
+        by_name=True,
     )
 
 
@@ -69,19 +71,23 @@ def _case(
     label = None
     if masks:
         source = next(iter(masks.values())).parent
-        label = Piece(source, read=partial(merge, {values[key]: file for key, file in masks.items()}))
+        read = partial(merge, {values[key]: file for key, file in masks.items()}, name)
+        label = Piece(source, read=read, made_of=tuple(masks[key] for key in sorted(masks)))
     return FoundCase(
         name, tuple(Piece(images[key]) for key in channels), label, "Tr" if label is not None else "Ts"
     )
 
 
-def merge(masks: Mapping[int, Path]) -> Volume:
-    """Make a label map (1, D, H, W) of the masks of structures, by value; later ones lie over earlier ones.
+def merge(masks: Mapping[int, Path], case: str) -> Volume:
+    """Make a label map (1, D, H, W) of the masks of structures, by value; the smaller lie over the larger.
 
     Raises:
-        DataError: masks on several grids, or of other values than 0 and one more.
+        DataError: masks on several grids, or of other values than 0 and a higher one.
     """
     first: Volume | None = None
+    sizes = np.zeros(max(masks, default=0) + 1, np.int64)
+    sizes[0] = np.iinfo(np.int64).max
+    num_shared = 0
     for value, file in sorted(masks.items()):
         mask = read_volume(file)
         if first is None:
@@ -89,11 +95,20 @@ def merge(masks: Mapping[int, Path]) -> Volume:
             kind = np.uint8 if max(masks) < 256 else np.int16
             first = Volume(np.zeros(mask.data.shape, kind), mask.affine)
         check_grid(file, mask, first_file, first)
-        if len(np.unique(mask.data)) > 2:
+        held = np.unique(mask.data)
+        if len(held) > 2 or held[0] != 0:
+            shown = ", ".join(f"{one:g}" for one in held[:3]) + (", ..." if len(held) > 3 else "")
             raise DataError(
-                f"{file} is taken for the mask of one structure, and holds several values; rename it."
+                f"{file} is taken for the mask of one structure, which is 0 outside and one higher value "
+                f"inside of it, and holds {shown}; correct or rename it."
             )
-        first.data[mask.data > 0] = value
+        inside = mask.data > 0
+        sizes[value] = np.count_nonzero(inside)
+        below = first.data[inside]
+        num_shared += int(np.count_nonzero(below))
+        first.data[inside] = np.where(sizes[below] > sizes[value], value, below)
     if first is None:
         raise DataError("There are no masks to make a label map of.")
+    if num_shared:
+        logger.warning("%s: masks overlap in %d voxel(s), which the smaller structure has.", case, num_shared)
     return first
