@@ -41,6 +41,7 @@ EXCEPTIONS = {
     ("data/layouts/case_folders.py", "seg"): "BraTS's name of its label maps",
     ("data/dicom/series.py", "seg"): "DICOM's name of its objects that hold label maps",
     ("data/dicom/labels.py", "seg"): "DICOM's name of its objects that hold label maps",
+    ("data/dicom/references.py", "seg"): "DICOM's name of its objects that hold label maps",
     ("data/layouts/dicom_study.py", "seg"): "DICOM's name of its objects that hold label maps",
 }
 """(file, word) -> reason."""

@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from misfm.data.dicom import list_series, pair, read_labels, series_at
@@ -140,6 +141,66 @@ def test_contours_off_the_slices_are_told(tmp_path, stored):
     assert volume.data.any(axis=(0, 2, 3)).tolist() == [True, False] * 3 + [True]
     assert any(note.startswith("2 contours") for note in notes)
     assert any("drawn on some slices only" in note for note in notes)
+
+
+def test_parts_of_a_slice_whose_depths_differ_by_rounding_are_one_plane(tmp_path, stored):
+    folder = write_series(tmp_path / "ct", stored)
+    shifted = np.array([0, 0, 0.04])
+    contours = [square(2, 1.5, 9.5), square(2, 3.5, 5.5) + shifted, square(2, 10.5, 13.5) + shifted]
+    volume, _ = read_labels(write_rtstruct(tmp_path / "rs.dcm", {"organ": contours}), series_at(folder))
+    assert (volume.data == 1).sum() == (volume.data[0, 2] == 1).sum() == 64 - 4 + 9
+
+
+def test_contours_drawn_more_densely_than_slices_lie(tmp_path, stored):
+    folder = write_series(tmp_path / "ct", stored)
+    contours = [square(2, 1.5, 9.5 + k) + np.array([0, 0, 0.5 * k]) for k in range(-1, 2)]
+    volume, _ = read_labels(write_rtstruct(tmp_path / "rs.dcm", {"organ": contours}), series_at(folder))
+    assert (volume.data == 1).sum() == 64
+
+
+def test_a_contour_that_is_there_twice_is_taken_once(tmp_path, stored):
+    folder = write_series(tmp_path / "ct", stored)
+    one = square(2, 1.5, 9.5)
+    file = write_rtstruct(tmp_path / "rs.dcm", {"organ": [one, np.roll(one, 1, axis=0)[::-1]]})
+    notes = []
+    assert (read_labels(file, series_at(folder), notes=notes)[0].data == 1).sum() == 64
+    assert notes == ["1 contours were there twice and are taken once"]
+
+
+def moved(file, move):
+    """Move the planes of a SEG along the normal, by what a function of segment and plane says."""
+    one = pydicom.dcmread(file)
+    for group in one.PerFrameFunctionalGroupsSequence:
+        position = group.PlanePositionSequence[0].ImagePositionPatient
+        segment = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        position[2] = float(position[2]) + move(segment)
+    one.save_as(file)
+    return file
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_planes_of_a_seg_off_the_slices_do_not_reach_to_the_next_that_is_not_empty(tmp_path, stored, told):
+    folder = write_series(tmp_path / "ct", stored)
+    labels = np.zeros((7, 20, 16), np.uint8)
+    labels[[1, 5], 3:9, 2:7] = 1
+    labels[[1, 5], 12:15, 2:7] = 3
+    file = write_seg(tmp_path / "seg.dcm", folder, labels, NAMES)
+    one = pydicom.dcmread(file)
+    measures = one.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.SpacingBetweenSlices = 3 if told else None
+    one.save_as(file)
+    for move in (lambda segment: 0.6, lambda segment: -0.6 * (segment == 1)):  # the second from both
+        volume, _ = read_labels(moved(file, move), series_at(folder))
+        assert np.array_equal(volume.data[0], np.array([0, 1, 0, 2])[labels])
+
+
+def test_another_frame_of_reference_is_told(tmp_path, stored):
+    folder = write_series(tmp_path / "ct", stored, FrameOfReferenceUID="1.2.44")
+    file = write_rtstruct(tmp_path / "rs.dcm", {"organ": [square(2, 1.5, 9.5)]})
+    notes = []
+    read_labels(file, series_at(folder), notes=notes)
+    assert len(notes) == 1
+    assert "another frame of reference" in notes[0]
 
 
 def test_structures_of_one_name_are_told_apart(tmp_path, stored, labels):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from misfm.data.convert import carry_out, plan
@@ -109,6 +110,23 @@ def test_one_structure_drawn_twice_in_a_series_is_refused(study, tmp_path):
     write_seg(study / "B" / "second.dcm", study / "B" / "ct", liver, {1: "liver"})
     with pytest.raises(DataError, match="both have 'liver' of one series"):
         carry_out(plan(recognise(study), study, tmp_path / "out"))
+
+
+def test_what_gave_no_voxel_counts_as_not_drawn(study, tmp_path):
+    far = square(3, 6.5, 8.5) + np.array([0, 0, 500])
+    file = write_rtstruct(
+        study / "A2" / "rs.dcm",
+        {"cord": [square(3, 6.5, 8.5)], "liver": [far], "isocentre": [square(3, 6.5, 8.5)[:1]]},
+        series="1.2.1",
+        PatientID="7781",
+        StudyInstanceUID="1.1",
+    )
+    one = pydicom.dcmread(file)
+    one.ROIContourSequence[2].ContourSequence[0].ContourGeometricType = "POINT"
+    one.save_as(file)
+    content = plan(recognise(study), study, tmp_path / "out").content
+    assert content["labels"] == {"background": 0, "cord": 1, "liver": 2}
+    assert content["annotated_labels"] == {"A2_ct": ["cord"], "B_ct": ["liver"]}
 
 
 def test_label_objects_without_their_series(study):

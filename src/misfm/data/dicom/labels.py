@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from misfm.data.dicom.files import quietly, read_header
 from misfm.data.dicom.frames import Frame, frames_of
 from misfm.data.dicom.grid import Grid, filled, nearest
 from misfm.data.dicom.pixels import Pixels
+from misfm.data.dicom.references import reference_of
 from misfm.data.dicom.series import DicomSeries
 from misfm.errors import DataError
 from misfm.text import one_line
@@ -26,33 +27,10 @@ _MOST = 1 << 12
 """Structures that one object may have."""
 _ALIGNED = 0.1
 """Of a gap between slices: how far planes of equal stacks may lie apart."""
+_TOGETHER = 0.08
+"""Of a gap between slices: how far contours of one plane may, as coordinates are rounded."""
 _FLAT = 0.5
 """Of a gap between slices: how far the corners of one contour may."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What a label object says it belongs to; empty where it says nothing.
-
-    Attributes:
-        series_uids: SeriesInstanceUID of the images.
-        study_uid: StudyInstanceUID.
-        patient_id: PatientID.
-        frame_of_reference: FrameOfReferenceUID.
-    """
-
-    series_uids: frozenset[str]
-    study_uid: str
-    patient_id: str
-    frame_of_reference: str
-
-    def fits(self, series: DicomSeries) -> bool:
-        """Whether a series may be what is meant: that named, else one in the same frame of reference."""
-        if (self.patient_id, self.study_uid) != (series.patient_id, series.study_uid):
-            return False
-        if self.series_uids:
-            return series.uid in self.series_uids
-        return bool(self.frame_of_reference) and self.frame_of_reference == series.frame_of_reference
 
 
 @dataclass(eq=False)
@@ -72,52 +50,6 @@ class _Structure:
     @property
     def size(self) -> int:
         return sum(len(planes) * int(np.count_nonzero(part)) for planes, _, part in self.pieces)
-
-
-@quietly
-def reference_of(path: Path) -> Reference:
-    """Return what a SEG or RTSTRUCT says it belongs to.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    header = read_header(path)
-    with readable(path):
-        uids = [one.get("SeriesInstanceUID") for one in header.get("ReferencedSeriesSequence") or ()]
-        spaces = [header.get("FrameOfReferenceUID")]
-        for frame in header.get("ReferencedFrameOfReferenceSequence") or ():
-            spaces.append(frame.get("FrameOfReferenceUID"))
-            for study in frame.get("RTReferencedStudySequence") or ():
-                for series in study.get("RTReferencedSeriesSequence") or ():
-                    uids.append(series.get("SeriesInstanceUID"))
-        return Reference(
-            series_uids=frozenset(str(uid) for uid in uids if uid),
-            study_uid=str(header.get("StudyInstanceUID") or ""),
-            patient_id=str(header.get("PatientID") or ""),
-            frame_of_reference=next((str(space) for space in spaces if space), ""),
-        )
-
-
-def pair(files: Iterable[Path], series: Sequence[DicomSeries]) -> tuple[dict[Path, DicomSeries], list[Path]]:
-    """Find the series that each label object refers to.
-
-    Returns:
-        The series of each file, and the files that fit none, or several, or cannot be read.
-    """
-    found: dict[Path, DicomSeries] = {}
-    alone = []
-    for file in files:
-        try:
-            reference = reference_of(file)
-        except DataError:
-            alone.append(file)
-            continue
-        fitting = [one for one in series if reference.fits(one)]
-        if len(fitting) == 1:
-            found[file] = fitting[0]
-        else:
-            alone.append(file)
-    return found, alone
 
 
 @quietly
@@ -141,19 +73,8 @@ def read_labels(
         DataError: it is damaged, is no such object, refers to another series, or has nothing in it.
     """
     notes = [] if notes is None else notes
-    reference = reference_of(path)
-    if reference.series_uids and image.uid not in reference.series_uids:
-        raise DataError(
-            f"{path} refers to another series than that in {image.files[0].parent}; give its own."
-        )
     grid = image.grid()
-    header = read_header(path)
-    if "ROIContourSequence" in header or header.get("SOPClassUID") == _CONTOURS:
-        structures = _of_contours(path, header, grid, notes)
-    elif "SegmentSequence" in header:
-        structures = _of_segments(path, header, grid)
-    else:
-        raise DataError(f"{path} is neither SEG nor RTSTRUCT; give a label object of DICOM.")
+    structures = _structures_of(path, image, grid, notes)
     empty = [one.name for one in structures if not one.pieces]
     if len(empty) == len(structures):
         raise DataError(f"{path} marks nothing in the series in {image.files[0].parent}; give its own.")
@@ -163,21 +84,35 @@ def read_labels(
 
 
 @quietly
-def label_names(path: Path) -> list[str]:
-    """Return the names of the structures in a SEG, or of those in an RTSTRUCT that have contours.
+def label_names(path: Path, image: DicomSeries) -> list[str]:
+    """Return the names of the structures that have voxels in a series, as :func:`read_labels` does.
 
     Raises:
-        DataError: it is damaged.
+        DataError: see there; an object that has nothing in the series has no names.
     """
+    structures = _structures_of(path, image, image.grid(), [])
+    return list(_distinct([one.name for one in structures if one.pieces]).values())
+
+
+def _structures_of(path: Path, image: DicomSeries, grid: Grid, notes: list[str]) -> list[_Structure]:
+    """The structures of a SEG or RTSTRUCT, those without a voxel, too."""
+    reference = reference_of(path)
+    if reference.series_uids and image.uid not in reference.series_uids:
+        raise DataError(
+            f"{path} refers to another series than that in {image.files[0].parent}; give its own."
+        )
+    spaces = reference.frame_of_reference, image.frame_of_reference
+    if all(spaces) and spaces[0] != spaces[1]:
+        notes.append(
+            "the label object names the series, but another frame of reference: look whether its structures "
+            "lie where they should"
+        )
     header = read_header(path)
-    with readable(path):
-        names = [one.name for one in _segments(header).values()]
-        known = _drawn_names(header)
-        for one in header.get("ROIContourSequence") or ():
-            if one.get("ContourSequence"):
-                number = int(one.ReferencedROINumber)
-                names.append(known.get(number, f"structure {number}"))
-    return list(_distinct(names).values())
+    if "ROIContourSequence" in header or header.get("SOPClassUID") == _CONTOURS:
+        return _of_contours(path, header, grid, notes)
+    if "SegmentSequence" in header:
+        return _of_segments(path, header, grid)
+    raise DataError(f"{path} is neither SEG nor RTSTRUCT; give a label object of DICOM.")
 
 
 def _segments(header: Any) -> dict[int, _Structure]:
@@ -236,7 +171,9 @@ def _of_segments(path: Path, header: Any, grid: Grid) -> list[_Structure]:
         numbers = None if kind == "LABELMAP" else _segment_numbers(path, header)
     _check_number(path, len(structures))
     frames, pixels = frames_of(path, header), Pixels()
-    planes = _planes_of(path, frames, grid)
+    gap = float(np.linalg.norm(grid.affine[:3, 0]))
+    apart = _distance(path, header, gap) / gap
+    planes = _planes_of(path, frames, numbers or [0] * len(frames), apart, grid)
     for frame, there in zip(frames, planes, strict=True):
         if not there:
             continue
@@ -263,11 +200,30 @@ def _segment_numbers(path: Path, header: Any) -> list[int]:
     return numbers
 
 
-def _planes_of(path: Path, frames: Sequence[Frame], grid: Grid) -> list[list[int]]:
+def _distance(path: Path, header: Any, gap: float) -> float:
+    """Millimetres from one plane of a SEG to the next; where untold, their thickness or the series' gap."""
+    groups = [
+        group
+        for tag in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+        for group in list(header.get(tag) or ())[:1]
+    ]
+    told = {"SpacingBetweenSlices": 0.0, "SliceThickness": 0.0}
+    with readable(path):
+        for measures in (one for group in groups for one in group.get("PixelMeasuresSequence") or ()):
+            for tag, known in told.items():
+                value = float(measures.get(tag) or 0)
+                told[tag] = known or (value if np.isfinite(value) and value > 0 else 0.0)
+    return told["SpacingBetweenSlices"] or max(told["SliceThickness"], gap)
+
+
+def _planes_of(
+    path: Path, frames: Sequence[Frame], numbers: Sequence[int], apart: float, grid: Grid
+) -> list[list[int]]:
     """The planes of the label map that each frame of a SEG fills; none for one outside of the series.
 
-    The frames lie in slices of the series, in planes of its even grid, or in planes of their own: then each
-    plane takes the nearest within half of their distance.
+    The frames of a segment lie in slices of the series, in planes of its even grid, or in planes of their
+    own: then each plane takes the nearest within half of their distance, which frames alone do not tell,
+    as empty ones may be left out.
     """
     first = grid.frames[0]
     for frame in frames:
@@ -275,13 +231,23 @@ def _planes_of(path: Path, frames: Sequence[Frame], grid: Grid) -> list[list[int
             raise DataError(f"{path} has planes of another direction than its series; resample it to those.")
     gap = float(np.linalg.norm(grid.affine[:3, 0]))
     depths = np.array([float((frame.position - first.position) @ first.normal) for frame in frames]) / gap
+    planes: list[list[int]] = [[] for _ in frames]
+    for number in set(numbers):
+        which = np.flatnonzero(np.array(numbers) == number)
+        for at, found in zip(which, _nearest_planes(depths[which], apart, grid), strict=True):
+            planes[at] = found
+    return planes
+
+
+def _nearest_planes(depths: NDArray[np.float64], apart: float, grid: Grid) -> list[list[int]]:
+    """The planes that each frame of one segment fills; depths, and how far planes are apart, in voxels."""
     whole = np.arange(grid.shape[0], dtype=float)
     for stack in (grid.depths, whole):
         places = nearest(depths, stack)
         if (np.abs(depths - stack[places]) <= _ALIGNED).all():
             return [filled(stack, int(at), whole) for at in places]
     own = np.unique(np.round(depths, 3))
-    reach = (np.diff(own).min() if len(own) > 1 else 1.0) / 2 + 1e-3
+    reach = min([apart, *np.diff(own)]) / 2 + 1e-3
     places = nearest(whole, own)
     within = np.abs(whole - own[places]) <= reach
     return [np.flatnonzero(within & (np.abs(own[places] - depth) < 1e-3)).tolist() for depth in depths]
@@ -319,20 +285,20 @@ def _of_contours(path: Path, header: Any, grid: Grid, notes: list[str]) -> list[
     drawn = [(number, [_corners(path, one, grid) for one in contours]) for number, contours in sequences]
     whole = np.arange(grid.shape[0], dtype=float)
     stack = _stack_of([corners for _, contours in drawn for corners in contours], grid.depths, whole)
-    structures, left_out, sparse = [], 0, 0
+    structures, left_out, twice, sparse = [], 0, 0, 0
     for number, contours in drawn:
         structure = _Structure(names.get(number, f"structure {number}"))
-        by_plane: dict[int, dict[float, list[NDArray[np.float64]]]] = {}
+        by_plane: dict[int, list[NDArray[np.float64]]] = {}
         for corners in contours:
             at = _plane(corners, stack)
             if at is None:
                 left_out += 1
-                continue
-            depth = round(float(corners[:, 0].mean()), 2)
-            by_plane.setdefault(at, {}).setdefault(depth, []).append(corners[:, 1:])
-        for at, depths in by_plane.items():
-            # Contours may be drawn more densely than slices lie: those nearest to the slice count.
-            polygons = depths[min(depths, key=lambda depth: abs(depth - stack[at]))]
+            else:
+                by_plane.setdefault(at, []).append(corners)
+        for at, close in by_plane.items():
+            together = _nearest_together(close, float(stack[at]))
+            polygons = _unlike(together)
+            twice += len(together) - len(polygons)
             structure.add(filled(stack, at, whole), fill(polygons, grid.shape[1:]))
         structures.append(structure)
         sparse += len(by_plane) > 2 and float(np.median(np.diff(sorted(by_plane)))) > 1
@@ -340,7 +306,30 @@ def _of_contours(path: Path, header: Any, grid: Grid, notes: list[str]) -> list[
         notes.append(f"{sparse} structures are drawn on some slices only: those between stay empty")
     if left_out:
         notes.append(f"{left_out} contours that are open, or lie in no slice of the series, were left out")
+    if twice:
+        notes.append(f"{twice} contours were there twice and are taken once")
     return structures
+
+
+def _nearest_together(contours: Sequence[NDArray[np.float64]], depth: float) -> list[NDArray[np.float64]]:
+    """Contours (N, 2) of the plane nearest to a slice; they may be drawn more densely than slices lie."""
+    depths = np.array([float(corners[:, 0].mean()) for corners in contours])
+    nearest_one = depths[np.abs(depths - depth).argmin()]
+    return [
+        corners[:, 1:]
+        for corners, at in zip(contours, depths, strict=True)
+        if abs(at - nearest_one) <= _TOGETHER
+    ]
+
+
+def _unlike(polygons: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """Leave out polygons that are there twice, from whichever corner and in whichever direction."""
+    unique: dict[frozenset[frozenset[tuple[float, ...]]], NDArray[np.float64]] = {}
+    for polygon in polygons:
+        corners = [tuple(corner) for corner in (np.round(polygon, 3) + 0.0).tolist()]
+        edges = zip(corners, [*corners[1:], corners[0]], strict=True)
+        unique.setdefault(frozenset(frozenset(edge) for edge in edges if edge[0] != edge[1]), polygon)
+    return list(unique.values())
 
 
 def _stack_of(

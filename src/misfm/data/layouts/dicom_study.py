@@ -39,7 +39,7 @@ def dicom_study(folder: Path) -> Arrangement | None:
         raise DataError(
             f"{folder} holds DICOM, but no SEG or RTSTRUCT refers to a series in it; add those series."
         )
-    drawn = [sorted({name for path in paths for name in label_names(path)}) for _, paths in labelled]
+    drawn = [sorted({name for path in paths for name in label_names(path, one)}) for one, paths in labelled]
     values = {name: value for value, name in enumerate(sorted(set().union(*drawn) - {"background"}), start=1)}
     cases = []
     for name, (one, paths) in zip(_names(folder, labelled), labelled, strict=True):
