@@ -8,9 +8,13 @@ import pytest
 
 from misfm.commands.evaluate import evaluate
 from misfm.data.dataset import check_grid
+from misfm.data.scan import ScanSource
+from misfm.data.writers import WRITERS, LabelledScan
 from misfm.errors import DataError
 from misfm.evaluation.case import LabelScores, check_same_grid, evaluate_case
 from misfm.evaluation.evaluate import evaluate_folders
+from misfm.files import checksum
+from misfm.inference.predictions import CaseResult, CaseSource, Predictions
 from misfm.volume import Volume
 
 METRICS = {"dice", "hd95_mm", "assd_mm", "surface_dice"}
@@ -144,6 +148,35 @@ def test_cases_in_one_folder_only_are_listed(folders):
     result = evaluate_folders(predictions, references)
     assert list(result["cases"]) == ["a"]
     assert result["missing"] == {"predictions": ["b"], "references": ["extra"]}
+
+
+def test_label_maps_that_predictions_json_does_not_list_are_warned_of(folders, caplog):
+    assert evaluate_folders(*folders)["warnings"] == []
+    crc32 = checksum((folders[0] / "a.nii.gz").read_bytes())
+    listed = Predictions(folders[0], {"new": "1"}, {})
+    listed.begin()
+    listed.add("a", CaseResult(CaseSource("a", "a", ""), "a.nii.gz", {}, {}, crc32))
+    listed.fail("b", "damaged")
+    (warning,) = evaluate_folders(*folders)["warnings"]
+    assert "does not list b.nii.gz, or says that the case failed" in warning
+    assert caplog.messages == [warning]
+    listed.add("b", CaseResult(CaseSource("b", "b", ""), "b.nii.gz", {}, {}, crc32))
+    assert evaluate_folders(*folders)["warnings"] == []
+    (folders[0] / "predictions.json").write_text("{")
+    assert "cannot be read" in evaluate_folders(*folders)["warnings"][0]
+
+
+def test_segments_in_layers_or_numbered_are_a_clear_sentence(folders):
+    predictions, references = folders
+    labels = {"both": (1, 2), "inner": (2,)}
+    (predictions / "a.nii.gz").unlink()
+    label_map = Volume(blocks()[None], np.diag([1.0, 2.0, 3.0, 1.0]))
+    labelled = LabelledScan(label_map, labels, ScanSource(references / "a.nii.gz", "a"), {})
+    WRITERS.get("nrrd")().write(predictions / "a.seg.nrrd", labelled)
+    with pytest.raises(DataError, match=r"a\.seg\.nrrd holds segments that overlap, .*--format nifti"):
+        evaluate_folders(predictions, references)
+    with pytest.raises(DataError, match=r"a\.seg\.nrrd numbers its segments, .*--format nifti"):
+        evaluate_folders(predictions, references, labels=labels)
 
 
 def test_the_recipe_writes_the_result_and_reports_progress(folders, tmp_path):

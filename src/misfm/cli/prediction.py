@@ -88,7 +88,8 @@ def evaluate(
         if absent:
             say(f"Not scored, {folder} missing: {', '.join(absent)}")
     say_dice(result)
-    finish({"out": str(out), "mean": result["mean"], "interval95": result["interval95"]}, as_json)
+    shown = ("mean", "interval95", "warnings")
+    finish({"out": str(out), **{name: result[name] for name in shown}}, as_json)
 
 
 @app.command()

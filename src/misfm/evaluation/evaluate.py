@@ -22,7 +22,8 @@ from misfm.evaluation.labels import (
 )
 from misfm.evaluation.metrics import voxel_diagonal
 from misfm.evaluation.summary import as_result
-from misfm.inference.predictions import UNCERTAINTY
+from misfm.inference.predictions import UNCERTAINTY, outdated
+from misfm.terminal import logger
 
 Progress = Callable[[int, int], None]
 """Called with the number of cases done and their total."""
@@ -50,7 +51,8 @@ def evaluate_folders(
         ``cases[case][label]`` with ``dice``, ``hd95_mm``, ``assd_mm`` and ``surface_dice`` (``None`` where
         infinite), or ``None`` for a label absent in both or, by ``dataset.json``, not annotated; ``mean``,
         ``interval95`` and ``counts`` by label and for ``"all"`` (see `summarise`); ``tolerance_mm`` by case;
-        ``missing``: cases that only one of the folders has. Labels go by name where ``labels`` or a
+        ``missing``: cases that only one of the folders has; ``warnings``: of label maps that the
+        ``predictions.json`` beside them does not list. Labels go by name where ``labels`` or a
         ``dataset.json`` in the references folder or beside it tells the names, otherwise by their value.
 
     Raises:
@@ -83,10 +85,8 @@ def evaluate_folders(
     return {
         **as_result({name: absent | case.scores for name, case in scored.items()}, order),
         "tolerance_mm": {name: case.tolerance_mm for name, case in scored.items()},
-        "missing": {
-            "predictions": sorted(references.keys() - predictions.keys()),
-            "references": sorted(predictions.keys() - references.keys()),
-        },
+        "missing": _missing(predictions, references),
+        "warnings": _warnings(Path(predictions_dir), [predictions[name].name for name in names]),
     }
 
 
@@ -136,6 +136,15 @@ def _score(
     complete: bool,
 ) -> ScoredCase:
     """Score one case; with ``complete`` a label without a name is an error."""
+    if (
+        names
+        and prediction_path.name.endswith(".seg.nrrd")
+        and any(len(own) > 1 for own in names.values.values())
+    ):
+        raise DataError(
+            f"{prediction_path} numbers its segments, and regions are scored by the values of label maps: "
+            "evaluate takes label maps in NIfTI here, as predict writes with --format nifti."
+        )
     paths = (prediction_path, reference_path)
     prediction, reference = (read_label_map(path, names if complete else None) for path in paths)
     names = names or LabelNames(present_labels(prediction, reference))
@@ -144,6 +153,21 @@ def _score(
     with usable(prediction_path):
         scores = evaluate_case(prediction, reference, judged, tolerance_mm=tolerance, ignore=names.ignore)
     return ScoredCase(scores, tolerance)
+
+
+def _missing(predictions: Mapping[str, Path], references: Mapping[str, Path]) -> dict[str, list[str]]:
+    return {
+        "predictions": sorted(references.keys() - predictions.keys()),
+        "references": sorted(predictions.keys() - references.keys()),
+    }
+
+
+def _warnings(folder: Path, masks: Sequence[str]) -> list[str]:
+    stale = outdated(folder, masks)
+    if stale is None:
+        return []
+    logger.warning("%s", stale)
+    return [stale]
 
 
 def _some(cases: Mapping[str, Path]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -90,7 +90,7 @@ class Predictions:
 
     def masks(self) -> set[Path]:
         """The label maps that were ever written here, and maps beside those listed, whoever made them."""
-        folder, content = self.path.parent.resolve(), self._read()
+        folder, content = self.path.parent.resolve(), _read(self.path)
         maps = {str(case[UNCERTAINTY]) for case in _cases(content).values() if UNCERTAINTY in case}
         return {folder / name for name in maps | _written(content).keys()}
 
@@ -100,7 +100,7 @@ class Predictions:
         Label maps of other weights stay until new ones take their places, and are listed no longer.
         """
         with self._locked():
-            content = self._read()
+            content = _read(self.path)
             written = _written(content)
             self._changed = _changed_files(self.path.parent, written)
             if content is not None and not self._is_mine(content):
@@ -169,7 +169,7 @@ class Predictions:
         Raises:
             ConfigError: another command has begun anew.
         """
-        content = self._read()
+        content = _read(self.path)
         if content is None or not self._is_mine(content):
             raise ConfigError(
                 f"{self.path} was changed by another command meanwhile, with other weights or options; "
@@ -183,24 +183,6 @@ class Predictions:
         with hold(lock, f"{lock} is held by this process already.", waiting=lambda: None, remove=True):
             yield
 
-    def _read(self) -> dict[str, Any] | None:
-        """The content, None where there is no such file.
-
-        Raises:
-            DataError: it is not as it was written.
-        """
-        try:
-            content = read_json(self.path, paths=True)
-            if content.pop(CHECKSUM, None) != _checksum(content):
-                raise Malformed("it is not as misfm wrote it")
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{self.path} is damaged ({error}); delete it, and the label maps there are made again."
-            ) from error
-        return dict(content)
-
     def _is_mine(self, content: Mapping[str, Any]) -> bool:
         """Whether the same weights, wherever they lie, made what is listed, in the same way."""
         return _hashes(content) == _hashes(self._head) and all(
@@ -209,6 +191,48 @@ class Predictions:
 
     def _write(self, content: Mapping[str, Any]) -> None:
         write_json(self.path, {**content, CHECKSUM: _checksum(content)})
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The content, None where there is no such file.
+
+    Raises:
+        DataError: it is not as it was written.
+    """
+    try:
+        content = read_json(path, paths=True)
+        if content.pop(CHECKSUM, None) != _checksum(content):
+            raise Malformed("it is not as misfm wrote it")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is damaged ({error}); delete it, and the label maps there are made again."
+        ) from error
+    return dict(content)
+
+
+def outdated(folder: Path, masks: Iterable[str]) -> str | None:
+    """Say, in a sentence, which of the label maps in a folder its ``predictions.json`` does not list.
+
+    These are what an earlier command left where a newer one failed or was not given the scan. None where all
+    are listed, or there is no such file.
+    """
+    try:
+        content = _read(folder / FILE_NAME)
+    except DataError:
+        return f"{folder / FILE_NAME} cannot be read: of which weights label maps there are is not known."
+    if content is None:
+        return None
+    listed = {str(case.get("mask")) for case in _cases(content).values()}
+    others = sorted(set(masks) - listed)
+    if not others:
+        return None
+    some = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+    return (
+        f"{folder / FILE_NAME} does not list {some}, or says that the case failed: what is there is probably "
+        "of an earlier command, and not of the weights that made the others."
+    )
 
 
 def _checksum(content: Mapping[str, Any]) -> int:

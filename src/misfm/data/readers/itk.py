@@ -79,6 +79,11 @@ class ItkReader(Reader):
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
         pixel = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        if reader.GetNumberOfComponents() > 1 and path.name.lower().endswith(".seg.nrrd"):
+            raise DataError(
+                f"{path} holds segments that overlap, in several layers; give a label map of one layer, as "
+                "predict writes it with --format nifti."
+            )
         if reader.GetNumberOfComponents() > 1 or "vector" in pixel or "complex" in pixel:
             raise DataError(f"{path} holds colour or vector voxels; give one 3D file for each channel.")
         return reader
