@@ -367,9 +367,11 @@ def test_another_source_of_the_same_names_is_refused(source, out, tmp_path):
     convert(source, out)
     with pytest.raises(ConfigError, match=r"was converted from .*source, not from .*other"):
         plan(recognise(tmp_path / "other"), tmp_path / "other", out)
-    (out / "convert.json").write_text("{}")
-    with pytest.raises(DataError, match=r"convert\.json is damaged"):
-        plan(recognise(source), source, out)
+    noted = {"source": str(source.resolve()), "content": {"labels": 3}, "made_of": {}}
+    for damaged in ("{}", "[]", json.dumps(noted)):
+        (out / "convert.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"convert\.json"):
+            plan(recognise(source), source, out)
 
 
 def test_the_smaller_structure_lies_on_top(source, out, caplog):

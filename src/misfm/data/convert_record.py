@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from misfm.data.case_notes import parse_annotated, parse_subjects
+from misfm.data.dataset_json import parse_labels
 from misfm.data.layouts import Piece
 from misfm.data.readers import files_beside
 from misfm.documents import read_json
@@ -53,6 +55,10 @@ def read_record(out: Path, source: Path) -> Record:
         record = Record(noted["source"], noted["content"], noted["made_of"])
         if not all(isinstance(part, dict) for part in (record.content, record.made_of)):
             raise ValueError("a part is no object")
+        if record.content:
+            parse_labels(record.content, file)
+            parse_subjects(record.content, file)
+            parse_annotated(record.content, record.content["labels"], file)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is damaged ({error}); delete it, and files are made again.") from error
     if record.source != here:
