@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from misfm.data.readers import Series
 from misfm.data.scan import ScanSource, find_scans
 from misfm.errors import DataError
 from misfm.inference.cases import Case, group_channels
@@ -123,3 +124,17 @@ def test_a_case_is_known_by_its_files(tmp_path):
     scans = sources(str(tmp_path / "a_0000.nii.gz"), str(tmp_path / "a_0001.nii.gz"))
     assert Case("a", tuple(scans[:1])).source.source == str(tmp_path / "a_0000.nii.gz")
     assert Case("a", tuple(scans)).source.source == [scan.source for scan in scans]
+
+
+def test_a_case_of_dicom_is_known_by_its_series_and_the_part_of_it():
+    class Images(Series):
+        def read(self):
+            raise AssertionError
+
+    def source_of(uid, part=""):
+        scan = ScanSource(Path("/ct"), "ct", series=Images(uid, (Path("/ct/0"),), "CT", part=part))
+        return Case("ct", (scan,)).source.source
+
+    assert source_of("1.2.3") == "1.2.3"
+    assert source_of("1.2.3", "time 2") == "1.2.3#time 2"
+    assert source_of("folder of a series without identifier") == "/ct"

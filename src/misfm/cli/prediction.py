@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from misfm.cli.app import app
-from misfm.cli.options import (
-    Json,
-    Triple,
-    numbers,
-)
+from misfm.cli.options import Json, Triple, numbers
 from misfm.cli.output import finish, say, say_dice
 from misfm.terminal import Progress
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()

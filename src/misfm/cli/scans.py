@@ -1,23 +1,17 @@
-"""Commands on scans: demo, ingest and what a file or folder is."""
+"""Commands on scans: bringing them in, what a file or folder is, which to label."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from misfm.cli.app import app
-from misfm.cli.options import (
-    Json,
-    numbers,
-)
+from misfm.cli.options import Json, numbers
 from misfm.cli.output import finish, say
 from misfm.terminal import Progress
 from misfm.text import printable
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command()

@@ -62,10 +62,7 @@ class JoinedScan(ScanSource):
         """
         if self.fault:
             raise DataError(self.fault)
-        volumes = [channel.read() for channel in self.channels]
-        for channel, volume in zip(self.channels[1:], volumes[1:], strict=True):
-            check_grid(channel.path, volume, self.path, volumes[0])
-        return volumes[0].with_data(np.concatenate([volume.data for volume in volumes]))
+        return read_together(self.channels)
 
     def read_anonymised(self, scan: Volume) -> Volume | None:
         """Read what was removed from any of the channels."""
@@ -79,6 +76,18 @@ class JoinedScan(ScanSource):
             _kind(channel, name, volume.with_data(voxels[None]))
             for channel, name, voxels in zip(self.channels, names, volume.data, strict=True)
         )
+
+
+def read_together(channels: Sequence[ScanSource]) -> Volume:
+    """Read scans of one channel each as one volume (C, D, H, W).
+
+    Raises:
+        DataError: one cannot be read, or lies on another grid than the first.
+    """
+    volumes = [channel.read() for channel in channels]
+    for channel, volume in zip(channels[1:], volumes[1:], strict=True):
+        check_grid(channel.path, volume, channels[0].path, volumes[0])
+    return volumes[0].with_data(np.concatenate([volume.data for volume in volumes]))
 
 
 def join_channels(scans: Sequence[ScanSource]) -> list[ScanSource]:

@@ -8,10 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
-import numpy as np
-
-from misfm.data.channels import named_channels
-from misfm.data.dataset import check_grid
+from misfm.data.channels import named_channels, read_together
 from misfm.data.readers import stem
 from misfm.data.scan import ScanSource
 from misfm.errors import DataError
@@ -45,7 +42,7 @@ class Case:
     @property
     def source(self) -> CaseSource:
         """What the case is known by: its files, or the UIDs of its DICOM series."""
-        known = [(one.series.uid if one.series else "") or one.source for one in self.channels]
+        known = [_known_by(one) for one in self.channels]
         stamp = "; ".join(channel.stamp for channel in self.channels)
         return CaseSource(known[0] if len(known) == 1 else known, self.channels[0].source, stamp)
 
@@ -69,14 +66,11 @@ class Case:
                 f"Case {self.name} has {len(self.channels)} channel(s) ({found}) and the network takes "
                 f"{in_channels}; name its files {self.name}_0000, {self.name}_0001, … and give all of them."
             )
-        volumes = [channel.read() for channel in self.channels]
-        for channel, volume in zip(self.channels[1:], volumes[1:], strict=True):
-            check_grid(channel.path, volume, self.path, volumes[0])
-        return volumes[0].with_data(np.concatenate([volume.data for volume in volumes]))
+        return read_together(self.channels)
 
 
 def _known_by(scan: ScanSource) -> str:
-    """The identifier of a DICOM series, which finds it in any archive; else the file."""
+    """The identifier of a DICOM series, which finds it in any archive, and its part; else the file."""
     if scan.series is None or not re.fullmatch(r"[0-9.]+", scan.series.uid):
         return scan.source
     return f"{scan.series.uid}#{scan.series.part}" if scan.series.part else scan.series.uid
