@@ -33,7 +33,7 @@ def test_next_come_scans_that_the_run_is_least_sure_of(run_command, finetuned, i
     (suggested,) = result["suggested"]
     assert "_ts_" in suggested["case"]
     assert 0 <= suggested["quality"] <= 1
-    assert "expected Dice" in suggested["why"]
+    assert "how sure the run is of it, place " in suggested["why"]  # it has one validation case: no Dice
 
 
 def test_a_store_of_which_all_is_labelled_has_nothing_to_suggest(run_command, dataset, finetuned, tmp_path):

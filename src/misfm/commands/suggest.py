@@ -19,7 +19,7 @@ from misfm.data.splits import read_split
 from misfm.data.store import Store
 from misfm.errors import DataError
 from misfm.inference.features import embed
-from misfm.inference.load import load_predictor
+from misfm.inference.load import load_weights
 from misfm.inference.members import members_of
 from misfm.inference.quality import Tally, expected_dice, mean_of
 from misfm.models import SegmentationModel
@@ -81,7 +81,8 @@ def suggest(
             f"The store {store_path} holds nothing to label: {len(labelled)} of its {len(records)} scans are "
             "labelled. Ingest more scans."
         )
-    vectors, expected = look(store, [*others, *labelled], Eye(run, weights), progress)
+    eye = Eye(run, weights)
+    vectors, expected = look(store, [*others, *labelled], eye, progress)
     to_label, covered = np.split(standardise(vectors), [len(others)])
     quality = None if run is None else expected[: len(others)]
     if quality is None:
@@ -94,7 +95,7 @@ def suggest(
         "considered": len(others),
         "labelled": len(labelled),
         "evidence": EVIDENCE[run is not None],
-        "suggested": [describe(pick, others, quality) for pick in picks],
+        "suggested": [describe(pick, others, quality, is_dice=eye.scale is not None) for pick in picks],
     }
 
 
@@ -143,6 +144,9 @@ class Eye:
     Args:
         run: a fine-tuning, weights of one or a cross-validation, or None.
         weights: whose encoder it is, without a run.
+
+    Attributes:
+        scale: how estimates of Dice are read, as of predictions; None where validation cases are too few.
     """
 
     def __init__(self, run: str | None, weights: str) -> None:
@@ -153,8 +157,9 @@ class Eye:
         assert isinstance(model, SegmentationModel)
         self._backbone = model.backbone
         self._window = (info.patch_size if info is not None else None) or UNRECORDED_PATCH_SIZE
-        self._predictor = None if run is None else load_predictor(run, overlap=OVERLAP)
-        self._scale = None if info is None else info.quality
+        loaded = None if run is None else load_weights(run, overlap=OVERLAP)
+        self._predictor = None if loaded is None else loaded.predictor
+        self.scale = None if loaded is None else loaded.info.quality
 
     def vector(self, volume: Volume, record: Record) -> NDArray[np.float64]:
         """Return the vector of a scan of a store."""
@@ -174,11 +179,13 @@ class Eye:
             return 0.0
         tally = Tally()
         self._predictor.predict(volume, watchers=[tally])
-        return mean_of(expected_dice(tally.estimates(), self._scale)) or 0.0
+        return mean_of(expected_dice(tally.estimates(), self.scale)) or 0.0
 
 
-def describe(pick: Pick, records: Sequence[Record], quality: Sequence[float] | None) -> dict[str, Any]:
-    """Say which scan was picked, and why."""
+def describe(
+    pick: Pick, records: Sequence[Record], quality: Sequence[float] | None, *, is_dice: bool
+) -> dict[str, Any]:
+    """Say which scan was picked, and why; ``is_dice``: whether ``quality`` was fitted on validation cases."""
     record, like = records[pick.index], [records[i].case for i in pick.stands_for[1:]]
     some = ", ".join(like[:MOST_NAMED]) + (
         f" and {len(like) - MOST_NAMED} more" if len(like) > MOST_NAMED else ""
@@ -188,5 +195,6 @@ def describe(pick: Pick, records: Sequence[Record], quality: Sequence[float] | N
     if quality is None:
         return {**found, "why": alike, "stands_for": like}
     worse = sum(one < quality[pick.index] for one in quality)
-    why = f"expected Dice {quality[pick.index]:.2f}, place {worse + 1} from below of {len(quality)}; {alike}"
+    said = f"expected Dice {quality[pick.index]:.2f}" if is_dice else "how sure the run is of it"
+    why = f"{said}, place {worse + 1} from below of {len(quality)}; {alike}"
     return {**found, "why": why, "stands_for": like, "quality": quality[pick.index]}

@@ -217,7 +217,7 @@ def choose(
         overlap: of windows.
     """
     if cases:
-        logger.info("labelling %d validation cases, to choose what is kept", len(cases))
+        logger.info("labelling %d validation case(s), to choose what is kept", len(cases))
     scored = score_cases(candidates, info, dataset, cases, eligible=eligible, overlap=overlap)
     accounts = [one.account() for one in scored]
     place = 1 if len(scored) > 1 and is_better(accounts[1]["dice"], accounts[0]["dice"]) else 0

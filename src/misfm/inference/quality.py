@@ -107,7 +107,7 @@ class Quality:
         if self.is_empty:
             return "nothing was labelled" + (": look at it" if self.is_low else "")
         if self.expected_dice is None or not self.reference:
-            return "no Dice to expect: the weights know of less than two validation cases"
+            return "no Dice to expect: the weights know of fewer than two validation cases"
         said = f"expected Dice {self.expected_dice:.2f}"
         among = f"{len(self.reference)} validation cases, {self.reference[0]:.2f} to {self.reference[-1]:.2f}"
         if not self.is_low:
