@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = [
     *("text", "errors", "registry", "volume", "settings", "seeding", "locks", "documents", "files"),
-    *("terminal", "signals", "parallel", "memory", "batches"),
+    *("terminal", "signals", "parallel", "memory", "batches", "ranks", "world"),
 ]
 METHODS = ["models", "losses", "pretext"]
 LAYERS = [
