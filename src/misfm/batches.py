@@ -2,13 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from misfm.errors import ConfigError
 from misfm.volume import FloatTriple, Shape
+
+
+class Share(NamedTuple):
+    """Which part of something is a process's own, where several make it together."""
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, count: int) -> slice:
+        """Return which of ``count`` rows these are; those of all ranks follow each other."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+
+WHOLE = Share()
+
+
+class Shareable(Protocol):
+    """Raw batches of which a share of the samples can be made alone."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Samples of a batch, or of each of its parts of which every process gets a share of its own."""
+        ...
+
+    def share(self, index: int, share: Share) -> Any:
+        """Return a share of batch ``index``, which holds the very samples of the whole one."""
+        ...
+
+
+@dataclass(frozen=True)
+class BatchShares(Dataset[Any]):
+    """One process's share of each batch.
+
+    Raises:
+        ConfigError: the samples of a batch are no multiple of the number of processes.
+    """
+
+    batches: Shareable
+    own: Share
+
+    def __post_init__(self) -> None:
+        for size in self.batches.sizes:
+            if size % self.own.size:
+                raise ConfigError(
+                    f"{self.own.size} processes cannot share {size} samples of a batch equally: set a "
+                    "batch_size that is a multiple of the number of processes."
+                )
+
+    def __getitem__(self, index: int) -> Any:
+        return self.batches.share(index, self.own)
 
 
 @dataclass(frozen=True)
@@ -57,6 +110,11 @@ class Placement:
             mask &= inside.view(*inside.shape[:2], *[-1 if i == axis else 1 for i in range(3)])
         return mask if self.hidden is None else mask & ~self.hidden
 
+    def rows(self, rows: slice) -> Placement:
+        """Return some of the samples."""
+        labels, hidden = (None if each is None else each[rows] for each in (self.labels, self.hidden))
+        return Placement(self.valid[rows], self.origin[rows], self.spacing[rows], labels, hidden)
+
 
 class RawPatches(NamedTuple):
     """Unlabelled patches as they are read; a tuple, so that data loaders and devices know what to do with it.
@@ -83,13 +141,17 @@ class RawPatches(NamedTuple):
         labels, hidden = (None if mask is None else mask.cpu() for mask in (self.labels, self.hidden))
         return Placement(self.valid.cpu(), self.origin.cpu(), self.spacing.cpu(), labels, hidden)
 
+    def each(self, function: Callable[[Tensor], Tensor]) -> RawPatches:
+        """Return what a function makes of each of the tensors."""
+        return RawPatches._make(None if each is None else function(each) for each in self)
+
 
 @dataclass(frozen=True)
 class Batch:
     """What the network sees and what it should answer; tasks with more to remember subclass it.
 
     Attributes:
-        inputs: (B, C, D, H, W) float, on the training device; B may differ from that of the patches.
+        inputs: (B, C, D, H, W) float, on the training device; B may be a multiple of that of the patches.
         targets: what the loss compares with; for class maps (B, D, H, W) int64.
         context: further arguments of the model, such as which tokens it may see.
     """
@@ -97,3 +159,38 @@ class Batch:
     inputs: Tensor
     targets: Tensor
     context: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the batch of the samples of all parts, each field joined along its first axis.
+
+        To be overridden where a field counts the inputs, such as with the numbers of crops.
+        """
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            **{each.name: _joined([getattr(part, each.name) for part in parts]) for each in fields(cls)}
+        )
+
+    def rows(self, share: Share) -> Self:
+        """Return a share of the samples, of each field as many rows as it has for them."""
+        return replace(self, **{each.name: _rows(getattr(self, each.name), share) for each in fields(self)})
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(values))
+    if isinstance(first, tuple):
+        return tuple(_joined(column) for column in zip(*values, strict=True))
+    if isinstance(first, Batch):
+        return type(first).joined(values)
+    return first
+
+
+def _rows(value: Any, share: Share) -> Any:
+    if isinstance(value, Tensor):
+        return value[share.of(len(value))]
+    if isinstance(value, tuple):
+        return tuple(_rows(each, share) for each in value)
+    return value.rows(share) if isinstance(value, Batch) else value

@@ -23,6 +23,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from misfm.batches import Share
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 P = ParamSpec("P")
@@ -81,12 +83,23 @@ def member(world: World) -> Iterator[None]:
         _world = None
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """Be alone while the context lasts: sums and rows are those of this process."""
+    global _world
+    before, _world = _world, None
+    try:
+        yield
+    finally:
+        _world = before
+
+
 def share(count: int) -> slice:
     """Return which of ``count`` samples of a batch are this rank's; those of all ranks follow each other.
 
     Shares differ by one where ``count`` is no multiple of the number of ranks.
     """
-    return slice(count * rank() // size(), count * (rank() + 1) // size())
+    return Share(rank(), size()).of(count)
 
 
 def total(x: Tensor) -> Tensor:

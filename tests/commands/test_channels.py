@@ -15,7 +15,7 @@ from misfm.data.record import IngestSettings
 from misfm.data.store import Store
 from misfm.errors import ConfigError
 from misfm.pretext.base import PRETEXTS
-from misfm.seeding import generator_for
+from misfm.seeding import Draws
 from misfm.testing.pretexts import NETWORKS, build, takes
 from misfm.training.objectives import PretextObjective
 from misfm.volume import Volume
@@ -245,7 +245,7 @@ def test_every_task_that_takes_scans_learns_from_several_channels(pretrained_on_
     network, options, size = next(each for each in NETWORKS if takes(task, *each))
     objective = PretextObjective(task, size)
     patches = UnlabelledPatches(store, store.records(), task.source_size(size), task.num_patches, 2, seed=0)
-    batch = objective.prepare(patches[0], generator_for("channels"))
+    batch = objective.prepare(patches[0], Draws(("channels",)))
     assert batch.inputs.shape[1] == 2
     model = task.build_model(build(network, options, size))
     loss = sum(objective.loss(model(batch.inputs, *batch.context), batch).values())

@@ -12,13 +12,12 @@ from misfm.data.patches import (
     LabelledPatches,
     UnlabelledPatches,
     draw_box,
-    draw_records,
     fit_start,
     padding_notice,
 )
 from misfm.data.record import IngestSettings, Origin, anonymise, make_entry
 from misfm.data.store import Store
-from misfm.seeding import generator_for
+from misfm.seeding import draw_different, generator_for
 from misfm.volume import Volume
 
 RULE = Normalisation(lower=-1000, upper=1000, shift=0, scale=1000)
@@ -210,7 +209,7 @@ def test_boxes_are_centred_on_an_anchor():
 
 @pytest.mark.parametrize(("count", "most"), [(2, 1), (3, 1), (4, 2), (7, 3)])
 def test_volumes_of_a_batch_differ_as_long_as_there_are_enough(store, count, most):
-    drawn = [record.case for record in draw_records(store.records(), count, generator_for(count))]
+    drawn = draw_different(len(store.records()), count, generator_for(count))
     assert len(drawn) == count
     assert max(drawn.count(name) for name in drawn) == most
 

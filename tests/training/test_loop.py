@@ -66,8 +66,10 @@ class Batches(Dataset):
 class Regression:
     """Predict the sum of the inputs, which are made noisy at random."""
 
-    def prepare(self, batch, generator):
-        return Batch(batch + 0.1 * torch.randn(batch.shape, generator=generator), batch.sum(1, keepdim=True))
+    def prepare(self, batch, draws):
+        return Batch(
+            batch + 0.1 * torch.randn(batch.shape, generator=draws.of_batch()), batch.sum(1, keepdim=True)
+        )
 
     def loss(self, outputs, batch):
         error = outputs - batch.targets
@@ -207,7 +209,7 @@ def test_the_seed_decides_the_run(run, other_run):
 
 def test_accumulated_batches_count_like_one_large_batch(run, other_run):
     class Exact(Regression):
-        def prepare(self, batch, generator):
+        def prepare(self, batch, draws):
             return Batch(batch, batch.sum(1, keepdim=True))
 
     class Pairs(Dataset):

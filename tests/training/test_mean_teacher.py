@@ -10,7 +10,7 @@ from misfm.augment.labelled import AugmentSettings
 from misfm.batches import RawPatches
 from misfm.data.label_scheme import LabelScheme
 from misfm.models import create
-from misfm.seeding import generator_for
+from misfm.seeding import Draws, generator_for
 from misfm.training.checkpoint import load_checkpoint
 from misfm.training.loop import fit
 from misfm.training.mean_teacher import MeanTeacher, MeanTeacherObjective, UnlabelledSettings
@@ -55,7 +55,7 @@ class Batches(torch.utils.data.Dataset):
 
 
 def prepared(task, **options):
-    return task.prepare((labelled(), unlabelled(**options)), generator_for("prepare"))
+    return task.prepare((labelled(), unlabelled(**options)), Draws(("prepare",)))
 
 
 def terms(task, model, batch):
@@ -72,7 +72,7 @@ def test_a_teacher_equal_to_its_student_has_nothing_to_say_about_the_same_patch(
 def test_the_labelled_part_is_trained_as_without_the_other():
     model, task = MeanTeacher(student(), 0.99), objective()
     together = terms(task, model, prepared(task))
-    batch = task.supervised.prepare(labelled(), generator_for("prepare"))
+    batch = task.supervised.prepare(labelled(), Draws(("prepare",)))
     for name, term in task.supervised.loss(model.student(batch.inputs), batch).items():
         assert torch.allclose(together[name], term, atol=1e-6)
 

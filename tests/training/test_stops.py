@@ -48,7 +48,7 @@ class Batches(torch.utils.data.Dataset):
 class Regression:
     """Predict the sum of the inputs."""
 
-    def prepare(self, batch, generator):
+    def prepare(self, batch, draws):
         from misfm.batches import Batch
 
         return Batch(batch, batch.sum(1, keepdim=True))

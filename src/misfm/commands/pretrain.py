@@ -35,7 +35,7 @@ from misfm.planning.fill_defaults import fill_network
 from misfm.planning.room import check_room
 from misfm.planning.volumes import VOLUMES, ids_of, kept_split, scans_of, split_records
 from misfm.pretext.base import PretextTask
-from misfm.seeding import derive_seed, generator_for
+from misfm.seeding import Draws, derive_seed
 from misfm.terminal import logger
 from misfm.training.checkpoint import load_checkpoint
 from misfm.training.exclusive import in_run
@@ -336,7 +336,7 @@ class PretextValidation:
             raw = self.patches[index]
             batch = self.objective.prepare(
                 raw._replace(patches=raw.patches.to(device)),
-                generator_for(self.patches.seed, "prepare", index),
+                Draws((self.patches.seed, "prepare", index)),
             )
             outputs = model(batch.inputs, *batch.context)
             loss = sum(float(term) for term in self.objective.loss(outputs, batch).values())

@@ -1,4 +1,7 @@
-"""Patches for training: batch ``i`` is a pure function of the seed and ``i``.
+"""Patches for training: sample ``s`` of batch ``i`` is a pure function of the seed, ``i`` and ``s``.
+
+Which volumes are in a batch is drawn once for all of it, where in them and what else separately for each
+sample: of several processes, each reads its own samples of a batch and no others.
 
 Patches are centred on content (body, not air) or on labelled voxels, and lie within the volume wherever it is
 large enough; elsewhere they reach over its border and are padded.
@@ -6,7 +9,7 @@ large enough; elsewhere they reach over its border and are padded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,16 +19,19 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.utils.data import Dataset
 
-from misfm.batches import RawPatches
+from misfm.batches import WHOLE, RawPatches, Share
 from misfm.data.intensity import normalise
 from misfm.data.label_scheme import IGNORED_CLASS, LabelScheme
 from misfm.data.record import Record
 from misfm.data.store import Store
-from misfm.seeding import generator_for
+from misfm.seeding import Draws, draw_different
 from misfm.volume import Box, Shape, triple
 
 LabelledBatch = tuple[Tensor, Tensor, *tuple[Tensor, ...]]
 """See :class:`LabelledPatches`."""
+
+ChooseRecords = Callable[[int, int, Generator], Sequence[int]]
+"""Which of ``number`` records the ``count`` samples of a batch are: ``choose(number, count, generator)``."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class UnlabelledPatches(Dataset[RawPatches]):
         seed: of the run.
         labelled: give label maps, too.
         margin: voxels of these on each side that may lie beyond the volume.
+        choose: draws the records of a batch.
     """
 
     store: Store
@@ -53,17 +60,34 @@ class UnlabelledPatches(Dataset[RawPatches]):
     seed: int
     labelled: bool = False
     margin: Shape = (0, 0, 0)
+    choose: ChooseRecords = draw_different
 
     @cached_property
     def anonymised(self) -> bool:
         """Whether any of the volumes was."""
         return any(record.anonymised for record in self.records)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """See :class:`misfm.batches.Shareable`."""
+        return (self.batch_size,)
+
     def __getitem__(self, index: int) -> RawPatches:
-        generator = generator_for(self.seed, "patches", index)
+        return self.share(index, WHOLE)
+
+    def share(self, index: int, share: Share) -> RawPatches:
+        """See :class:`misfm.batches.Shareable`."""
+        return self.rows(index, share.of(self.batch_size))
+
+    def rows(self, index: int, rows: slice) -> RawPatches:
+        """Return some samples, at least one, of a batch."""
+        draws = Draws((self.seed, "patches", index))
+        records = self.choose(len(self.records), self.batch_size, draws.of_batch())
         patches, valid, starts, spacings, labels, hidden = [], [], [], [], [], []
         inner = triple(side - 2 * more for side, more in zip(self.patch_size, self.margin, strict=True))
-        for record in draw_records(self.records, self.batch_size, generator):
+        samples = range(self.batch_size)[rows]
+        for sample in samples:
+            record, generator = self.records[records[sample]], draws.of_sample(sample)
             for _ in range(self.num_patches):
                 box = grow(draw_box(self.store.anchors(record), record.shape, inner, generator), self.margin)
                 voxels, inside = self.store.read_patch(record, box)
@@ -77,8 +101,8 @@ class UnlabelledPatches(Dataset[RawPatches]):
                 if self.anonymised:
                     hidden.append(torch.from_numpy(self.store.read_anonymised_patch(record, box)))
 
-        def batched(rows: list[Tensor]) -> Tensor:
-            return torch.stack(rows).reshape(self.batch_size, self.num_patches, *rows[0].shape)
+        def batched(each: list[Tensor]) -> Tensor:
+            return torch.stack(each).reshape(len(samples), self.num_patches, *each[0].shape)
 
         spacing = batched(spacings)
         return RawPatches(
@@ -108,21 +132,24 @@ class MixedPatches(Dataset[RawPatches]):
         """That of the run."""
         return self.scans.seed
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """See :class:`misfm.batches.Shareable`."""
+        return (self.scans.batch_size + self.generated.batch_size,)
+
     def __getitem__(self, index: int) -> RawPatches:
-        scans, generated = self.scans[index], self.generated[index]
-        labels, hidden = generated.labels, scans.hidden
-        assert labels is not None
-        unknown = torch.full((len(scans.patches), *labels.shape[1:]), IGNORED_CLASS)
-        if hidden is not None:
-            hidden = torch.cat([hidden, torch.zeros(labels.shape, dtype=torch.bool)])
-        return RawPatches(
-            torch.cat([scans.patches, generated.patches]),
-            torch.cat([scans.valid, generated.valid]),
-            torch.cat([scans.origin, generated.origin]),
-            torch.cat([scans.spacing, generated.spacing]),
-            labels=torch.cat([unknown, labels]),
-            hidden=hidden,
-        )
+        return self.share(index, WHOLE)
+
+    def share(self, index: int, share: Share) -> RawPatches:
+        """See :class:`misfm.batches.Shareable`."""
+        parts = rows_of_both(self.scans, self.generated, index, share)
+        completed: list[RawPatches] = []
+        for part in parts:
+            masks = torch.zeros_like(part.patches[:, :, 0], dtype=torch.bool)
+            labels = torch.full(masks.shape, IGNORED_CLASS) if part.labels is None else part.labels
+            hidden = (part.hidden if part.hidden is not None else masks) if self.scans.anonymised else None
+            completed.append(part._replace(labels=labels, hidden=hidden))
+        return join_patches(completed)
 
 
 @dataclass(frozen=True)
@@ -137,9 +164,34 @@ class JoinedPatches(Dataset[RawPatches]):
         """That of the run."""
         return self.first.seed
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """See :class:`misfm.batches.Shareable`."""
+        return (self.first.batch_size + self.second.batch_size,)
+
     def __getitem__(self, index: int) -> RawPatches:
-        pairs = zip(self.first[index][:5], self.second[index][:5], strict=True)
-        return RawPatches(*(torch.cat([one, other]) for one, other in pairs))  # type: ignore[list-item]
+        return self.share(index, WHOLE)
+
+    def share(self, index: int, share: Share) -> RawPatches:
+        """See :class:`misfm.batches.Shareable`."""
+        parts = rows_of_both(self.first, self.second, index, share)
+        return join_patches([part._replace(hidden=None) for part in parts])
+
+
+def rows_of_both(
+    first: UnlabelledPatches, second: UnlabelledPatches, index: int, share: Share
+) -> list[RawPatches]:
+    """Return a share of a batch in which the samples of one source follow those of another, by source."""
+    start, stop, _ = share.of(first.batch_size + second.batch_size).indices(2**31)
+    middle = first.batch_size
+    parts = (first, slice(start, min(stop, middle))), (second, slice(max(start - middle, 0), stop - middle))
+    return [source.rows(index, rows) for source, rows in parts if rows.start < rows.stop]
+
+
+def join_patches(parts: Sequence[RawPatches]) -> RawPatches:
+    """Put the samples of all parts, which have the same fields, into one batch."""
+    columns = zip(*parts, strict=True)
+    return RawPatches._make(None if each[0] is None else torch.cat(each) for each in columns)
 
 
 @dataclass(frozen=True)
@@ -161,6 +213,7 @@ class LabelledPatches(Dataset[LabelledBatch]):
             those of the case, so that a small organ is seen as often as a large one.
         scheme: what the values in the label maps mean.
         annotated: K bools for each case, by its name, in which not all labels were annotated.
+        choose: draws the records of a batch.
     """
 
     store: Store
@@ -172,12 +225,25 @@ class LabelledPatches(Dataset[LabelledBatch]):
     scheme: LabelScheme
     labelled_share: float = 0.6
     annotated: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    choose: ChooseRecords = draw_different
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """See :class:`misfm.batches.Shareable`."""
+        return (self.batch_size,)
 
     def __getitem__(self, index: int) -> LabelledBatch:
-        generator = generator_for(self.seed, "patches", index)
+        return self.share(index, WHOLE)
+
+    def share(self, index: int, share: Share) -> LabelledBatch:
+        """See :class:`misfm.batches.Shareable`."""
+        draws = Draws((self.seed, "patches", index))
+        chosen = self.choose(len(self.records), self.batch_size, draws.of_batch())
+        records = [self.records[number] for number in chosen]
+        own = range(self.batch_size)[share.of(self.batch_size)]
         images, labels = [], []
-        records = draw_records(self.records, self.batch_size, generator)
-        for record in records:
+        for sample in own:
+            record, generator = records[sample], draws.of_sample(sample)
             inner = draw_box(self._anchors(record, generator), record.shape, self.patch_size, generator)
             box = grow(inner, self.margin)
             voxels, _ = self.store.read_patch(record, box)
@@ -186,11 +252,12 @@ class LabelledPatches(Dataset[LabelledBatch]):
             images.append(torch.from_numpy(normalise(record.normalisation, voxels)))
             labels.append(label)
         batch = torch.stack(images), torch.stack(labels)
-        rows = [self.annotated.get(record.case, ()) for record in records]
-        if all(map(all, rows)):
+        # Of the whole batch, so that all of its shares are of one form.
+        annotated = [self.annotated.get(record.case, ()) for record in records]
+        if all(map(all, annotated)):
             return batch
-        number = max(map(len, rows))
-        return (*batch, torch.tensor([row or (True,) * number for row in rows]))
+        number = max(map(len, annotated))
+        return (*batch, torch.tensor([annotated[sample] or (True,) * number for sample in own]))
 
     def _anchors(self, record: Record, generator: Generator) -> NDArray[np.int16]:
         by_label = self.store.label_anchors(record)
@@ -219,14 +286,6 @@ def padding_notice(records: Sequence[Record], patch_size: Shape) -> str | None:
         f"{len(small)} of {len(records)} volumes are smaller than the {patch_size} voxels read for a patch, "
         f"such as {first.case} with {first.shape}: what is read of them is padded."
     )
-
-
-def draw_records(records: Sequence[Record], count: int, generator: Generator) -> list[Record]:
-    """Draw ``count`` records, all different as long as there are enough."""
-    order: list[int] = []
-    while len(order) < count:
-        order += torch.randperm(len(records), generator=generator).tolist()
-    return [records[i] for i in order[:count]]
 
 
 def draw_box(anchors: NDArray[np.int16], shape: Shape, size: Shape, generator: Generator) -> Box:

@@ -14,6 +14,9 @@ from misfm.registry import Registry
 from misfm.settings import Settings
 from misfm.volume import Shape
 
+Meeting = Literal["nowhere", "in inputs", "in loss"]
+"""Where samples of a batch have to do with each other, see :class:`PretextTask`."""
+
 
 class PretextTask(Settings):
     """A self-supervised task; its fields are its options.
@@ -26,6 +29,12 @@ class PretextTask(Settings):
             from the store, says what their values mean.
         mixes_generated: whether half of its volumes are generated ones with label maps; in those of scans
             every voxel is :data:`misfm.losses.IGNORE`.
+        samples_meet: where samples of a batch have to do with each other. Where they meet ``"nowhere"``, each
+            is prepared alone, and each of several processes prepares and trains its own ones. Where they meet
+            ``"in inputs"``, as where they are mixed, every process prepares all and keeps its own. Both take
+            a loss that is the same however samples are shared out: its sums, counts and vectors go through
+            :func:`misfm.world.total` and :func:`misfm.world.gathered`, as in :mod:`misfm.losses`. Where they
+            meet ``"in loss"``, every process prepares all, too, and is given the outputs of all.
     """
 
     num_patches: ClassVar[int] = 1
@@ -33,6 +42,7 @@ class PretextTask(Settings):
     needs_labels: ClassVar[bool] = False
     draws_people: ClassVar[bool] = False
     mixes_generated: ClassVar[bool] = False
+    samples_meet: ClassVar[Meeting] = "nowhere"
 
     @property
     def transfer(self) -> Literal["all", "encoder"]:

@@ -18,7 +18,7 @@ in either volume count in no loss. Fits every network with a decoder.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, cast
+from typing import Annotated, ClassVar, cast
 
 import torch
 from pydantic import Field, PositiveInt
@@ -28,7 +28,7 @@ from misfm.augment.intensity import IntensitySettings, apply_intensities, sample
 from misfm.augment.mirrors import sample_flips
 from misfm.batches import Batch, Placement
 from misfm.losses import segmentation_loss
-from misfm.pretext.base import PRETEXTS
+from misfm.pretext.base import PRETEXTS, Meeting
 from misfm.pretext.volume_fusion import VolumeFusion, require_two
 from misfm.seeding import draw_int
 from misfm.settings import CountRange, Probability
@@ -38,6 +38,8 @@ from misfm.volume import Shape
 @PRETEXTS.register("openmind-vf")
 class OpenMindVolumeFusion(VolumeFusion):
     """Volume Fusion with nnssl's boxes, augmentation and loss; see the module's docstring."""
+
+    samples_meet: ClassVar[Meeting] = "in inputs"
 
     num_blocks: CountRange = (10, 39)
     """Fewest and most boxes in a sample."""

@@ -30,7 +30,7 @@ from misfm.augment.crops import (
 )
 from misfm.batches import Batch, Placement
 from misfm.models.base import Backbone
-from misfm.pretext.base import PRETEXTS, PretextTask
+from misfm.pretext.base import PRETEXTS, Meeting, PretextTask
 from misfm.pretext.embedding import (
     EmbeddingModel,
     Widths,
@@ -47,6 +47,8 @@ from misfm.volume import Shape
 @PRETEXTS.register("simclr")
 class SimCLR(PretextTask):
     """Contrast of overlapping crops; see the module's docstring."""
+
+    samples_meet: ClassVar[Meeting] = "in loss"
 
     trains_decoder: ClassVar[bool] = False
 

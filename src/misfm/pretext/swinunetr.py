@@ -31,7 +31,7 @@ from misfm.batches import Batch, Placement
 from misfm.errors import ConfigError
 from misfm.losses import masked_mean
 from misfm.models.base import Backbone
-from misfm.pretext.base import PRETEXTS, PretextTask
+from misfm.pretext.base import PRETEXTS, Meeting, PretextTask
 from misfm.pretext.embedding import encode, matching_score, nt_xent, require_others
 from misfm.seeding import draw_below, draw_int, draw_uniform
 from misfm.settings import Probability, ascending
@@ -87,6 +87,8 @@ class Cutout:
 @PRETEXTS.register("swinunetr")
 class SwinUNETR(PretextTask):
     """Rotation, contrast and reconstruction; see the module's docstring."""
+
+    samples_meet: ClassVar[Meeting] = "in loss"
 
     trains_decoder: ClassVar[bool] = False
 

@@ -40,7 +40,7 @@ from misfm.errors import ConfigError
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel
 from misfm.models.heads import finest
-from misfm.pretext.base import PRETEXTS, PretextTask
+from misfm.pretext.base import PRETEXTS, Meeting, PretextTask
 from misfm.seeding import draw_below, draw_int
 from misfm.settings import CountRange, Probability
 from misfm.volume import Shape
@@ -205,6 +205,8 @@ class VolumeFusion(PretextTask):
 @PRETEXTS.register("volume-fusion-v1")
 class VolumeFusionV1(VolumeFusion):
     """Volume Fusion of arXiv 2306.16925: the foreground comes from another volume of the batch."""
+
+    samples_meet: ClassVar[Meeting] = "in inputs"
 
     num_blocks: CountRange = (10, 40)
     """Fewest and most boxes in a sample."""

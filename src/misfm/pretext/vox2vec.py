@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, cast
+from typing import Annotated, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ from misfm.augment.crops import Extent, cut, sample_start
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
 from misfm.batches import Batch, Placement
 from misfm.models.base import Backbone, pad_to_fit
-from misfm.pretext.base import PRETEXTS, PretextTask
+from misfm.pretext.base import PRETEXTS, Meeting, PretextTask
 from misfm.pretext.embedding import (
     matching_score,
     nt_xent,
@@ -44,6 +44,8 @@ from misfm.volume import Shape, triple
 @PRETEXTS.register("vox2vec")
 class Vox2Vec(PretextTask):
     """Contrast of voxels; see the module's docstring."""
+
+    samples_meet: ClassVar[Meeting] = "in loss"
 
     num_voxels: PositiveInt = 1024
     """Most voxels drawn from a pair of crops; memory grows with the square of this times the batch size."""

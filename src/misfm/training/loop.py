@@ -17,12 +17,12 @@ from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from misfm.batches import Batch
 from misfm.errors import MisfmError, WeightsError
-from misfm.seeding import derive_seed, generator_for
+from misfm.seeding import Draws, derive_seed
 from misfm.signals import Interrupted, deferred, interruptible, requested, uninterrupted
 from misfm.terminal import logger
 from misfm.training.batch_stream import batch_stream
@@ -41,18 +41,21 @@ COOLDOWN = 0.1
 
 
 class Objective(Protocol):
-    """What is trained for: turns raw patches into inputs and targets, and scores outputs."""
+    """What is trained for: turns raw patches into inputs and targets, and scores outputs.
 
-    def prepare(self, batch: Any, generator: Generator) -> Batch:
-        """Return inputs and targets on the device the batch is on."""
+    All ranks of a world call each of these together, with equal shares of a batch that follow each other.
+    """
+
+    def prepare(self, batch: Any, draws: Draws) -> Batch:
+        """Return inputs and targets of this rank's samples, on the device the batch is on."""
         ...
 
     def loss(self, outputs: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Named terms; their sum is minimised."""
+        """Named terms of the whole batch, from this rank's outputs; their sum is minimised."""
         ...
 
     def score(self, outputs: Any, batch: Batch) -> Mapping[str, float]:
-        """Numbers a person can read."""
+        """Numbers a person can read, of the whole batch."""
         ...
 
     def after_step(self, model: nn.Module) -> None:
@@ -312,7 +315,7 @@ def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[s
     loss = torch.zeros(())
     for part in range(settings.accumulate):
         raw = session.fabric.to_device(next(stream))
-        batch = session.objective.prepare(raw, generator_for(seed, "prepare", step, part))
+        batch = session.objective.prepare(raw, Draws((seed, "prepare", step, part)))
         with exact_convolutions(session.fabric.device):
             outputs = session.model(batch.inputs, *batch.context)
         terms = session.objective.loss(outputs, batch)

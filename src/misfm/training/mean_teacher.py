@@ -15,15 +15,17 @@ from typing import Annotated, cast
 
 import torch
 from pydantic import Field
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from misfm import world
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
-from misfm.batches import Batch, RawPatches
+from misfm.batches import WHOLE, Batch, RawPatches, Share
 from misfm.data.patches import LabelledBatch, LabelledPatches, UnlabelledPatches
 from misfm.losses import masked_mean
 from misfm.models.base import SegmentationModel
 from misfm.models.heads import finest
+from misfm.seeding import Draws
 from misfm.settings import Settings
 from misfm.training.ema import decay_at, move_average, weights_of
 from misfm.training.objectives import SegmentationBatch, SegmentationObjective
@@ -117,13 +119,16 @@ class MeanTeacherObjective:
     settings: UnlabelledSettings
     steps: int
 
-    def prepare(self, batch: tuple[LabelledBatch, RawPatches], generator: Generator) -> MeanTeacherBatch:
+    def prepare(self, batch: tuple[LabelledBatch, RawPatches], draws: Draws) -> MeanTeacherBatch:
         """Prepare the labelled patches as without others, and a second view of the unlabelled ones."""
-        labelled = self.supervised.prepare(batch[0], generator)
-        seen = batch[1].patches[:, 0]
-        plan = sample_intensities(len(seen), self.settings.augmentation, generator)
+        labelled = self.supervised.prepare(batch[0], draws)
+        seen, own = batch[1].patches[:, 0], draws.apart("unlabelled")
+        first, varied = world.rank() * len(seen), []
+        for row in range(len(seen)):
+            plan = sample_intensities(1, self.settings.augmentation, own.of_sample(first + row))
+            varied.append(apply_intensities(seen[row : row + 1], plan))
         return MeanTeacherBatch(
-            inputs=torch.cat([labelled.inputs, apply_intensities(seen, plan)]),
+            inputs=torch.cat([labelled.inputs, *varied]),
             targets=labelled.targets,
             context=(seen,),
             labelled=labelled,
@@ -165,8 +170,17 @@ class PairedPatches(Dataset[tuple[LabelledBatch, RawPatches]]):
     labelled: LabelledPatches
     unlabelled: UnlabelledPatches
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """See :class:`misfm.batches.Shareable`."""
+        return (*self.labelled.sizes, *self.unlabelled.sizes)
+
     def __getitem__(self, index: int) -> tuple[LabelledBatch, RawPatches]:
-        return self.labelled[index], self.unlabelled[index]
+        return self.share(index, WHOLE)
+
+    def share(self, index: int, share: Share) -> tuple[LabelledBatch, RawPatches]:
+        """See :class:`misfm.batches.Shareable`."""
+        return self.labelled.share(index, share), self.unlabelled.share(index, share)
 
 
 def first(logits: Logits, count: int) -> Logits:

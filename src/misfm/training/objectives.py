@@ -1,4 +1,8 @@
-"""What is trained for: a pretext task on unlabelled patches, or segmentation of labelled ones."""
+"""What is trained for: a pretext task on unlabelled patches, or segmentation of labelled ones.
+
+Each sample of a batch is prepared alone, by draws of its own; so are those that one of several processes
+(:mod:`misfm.world`) has of it. Losses and scores are those of the whole batch, in all processes the same.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,30 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
+from misfm import world
 from misfm.augment.carvemix import apply_carvemix, sample_carvemix
 from misfm.augment.labelled import AugmentSettings, apply_augmentation, sample_augmentation
-from misfm.batches import Batch, RawPatches
+from misfm.batches import Batch, RawPatches, Share
 from misfm.data.label_scheme import LabelScheme
 from misfm.data.patches import LabelledBatch
 from misfm.losses import hard_dice, hard_region_dice, merge_unannotated, region_loss, segmentation_loss
 from misfm.models.heads import finest
 from misfm.pretext.base import PretextTask
+from misfm.seeding import Draws
 from misfm.volume import FloatTriple, Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedBatch(Batch):
+    """A share of a batch whose samples meet in the loss.
+
+    Attributes:
+        whole: all samples of the batch.
+    """
+
+    whole: Batch
 
 
 @dataclass(frozen=True)
@@ -27,17 +44,49 @@ class PretextObjective:
     task: PretextTask
     patch_size: Shape
 
-    def prepare(self, batch: RawPatches, generator: Generator) -> Batch:
+    def prepare(self, batch: RawPatches, draws: Draws) -> Batch:
         """Let the task make inputs and targets."""
-        return self.task.prepare(batch.patches, batch.placement, self.patch_size, generator)
+        if self.task.samples_meet == "nowhere":
+            return self.prepare_each(batch, draws)
+        if world.size() > 1:
+            batch = batch.each(world.gathered)
+        whole = self.task.prepare(batch.patches, batch.placement, self.patch_size, draws.of_batch())
+        if world.size() == 1:
+            return whole
+        own = whole.rows(Share(world.rank(), world.size()))
+        if self.task.samples_meet == "in inputs":
+            return own
+        return ComparedBatch(own.inputs, own.targets, own.context, whole=whole)
+
+    def prepare_each(self, batch: RawPatches, draws: Draws) -> Batch:
+        """Let the task make inputs and targets of one sample after the other."""
+        placement, first = batch.placement, world.rank() * len(batch.patches)
+        parts = [
+            self.task.prepare(
+                batch.patches[row : row + 1],
+                placement.rows(slice(row, row + 1)),
+                self.patch_size,
+                draws.of_sample(first + row),
+            )
+            for row in range(len(batch.patches))
+        ]
+        return type(parts[0]).joined(parts)
 
     def loss(self, outputs: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Return the task's terms."""
-        return self.task.loss(outputs, batch)
+        if not isinstance(batch, ComparedBatch):
+            return self.task.loss(outputs, batch)
+        outputs = all_rows(outputs)
+        with world.apart():
+            return self.task.loss(outputs, batch.whole)
 
     def score(self, outputs: Any, batch: Batch) -> Mapping[str, float]:
         """Return the task's own score."""
-        return self.task.score(outputs, batch)
+        if not isinstance(batch, ComparedBatch):
+            return self.task.score(outputs, batch)
+        outputs = all_rows(outputs)
+        with world.apart():
+            return self.task.score(outputs, batch.whole)
 
     def after_step(self, model: nn.Module) -> None:
         """Nothing follows a step of pretraining."""
@@ -74,16 +123,38 @@ class SegmentationObjective:
     scheme: LabelScheme
     balance: float = 0.0
 
-    def prepare(self, batch: LabelledBatch, generator: Generator) -> SegmentationBatch:
-        """Mix samples, then augment image and label together.
+    def prepare(self, batch: LabelledBatch, draws: Draws) -> SegmentationBatch:
+        """Mix samples, then augment image and label together."""
+        image, label, annotated = self.mixed(batch, draws)
+        first = world.rank() * len(image)
+        images, labels = [], []
+        for row in range(len(image)):
+            plan = sample_augmentation(
+                (1, image.shape[1], *self.patch_size),
+                self.augmentation,
+                draws.of_sample(first + row),
+                spacing=self.spacing,
+            )
+            one, its = apply_augmentation(image[row : row + 1], label[row : row + 1], plan)
+            images.append(one)
+            labels.append(its)
+        return SegmentationBatch(torch.cat(images), torch.cat(labels), annotated=annotated)
+
+    def mixed(self, batch: LabelledBatch, draws: Draws) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Put organs into other samples of the batch, from those of all processes.
 
         In a mixed sample, a label is annotated that was in both; samples that would be left without any are
         not mixed.
+
+        Returns:
+            Image, label and what was annotated, of this process's samples.
         """
         image, label, *masks = batch
-        shape = (*image.shape[:2], *self.patch_size)
-        plan = sample_augmentation(shape, self.augmentation, generator, spacing=self.spacing)
-        mix = sample_carvemix(len(image), self.augmentation.p_carvemix, generator)
+        if self.augmentation.p_carvemix == 0:
+            return image, label, masks[0] if masks else None
+        own = Share(world.rank(), world.size()).of(len(image) * world.size())
+        image, label, *masks = (world.gathered(each) for each in batch)
+        mix = sample_carvemix(len(image), self.augmentation.p_carvemix, draws.of_batch())
         annotated = None
         if masks:
             shared = masks[0].cpu() & masks[0].cpu()[mix.donor]
@@ -91,10 +162,9 @@ class SegmentationObjective:
             mix = replace(
                 mix, donor=torch.where(shared[:, -len(self.scheme.values) :].any(1), mix.donor, alone)
             )
-            annotated = masks[0] & masks[0][mix.donor.to(image.device)]
+            annotated = (masks[0] & masks[0][mix.donor.to(image.device)])[own]
         image, label = apply_carvemix(image, label, mix, self.spacing)
-        augmented = apply_augmentation(image, label, plan)
-        return SegmentationBatch(*augmented, annotated=annotated)
+        return image[own], label[own], annotated
 
     def loss(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, Tensor]:
         """Dice over the labels without background, and cross-entropy."""
@@ -118,3 +188,15 @@ class SegmentationObjective:
 
     def after_step(self, model: nn.Module) -> None:
         """Nothing follows a step of supervised training."""
+
+
+def all_rows(outputs: Any) -> Any:
+    """Return what the networks of all processes answered: each tensor in lists, tuples and dicts gathered."""
+    if isinstance(outputs, Tensor):
+        return world.gathered(outputs)
+    if isinstance(outputs, Mapping):
+        return {name: all_rows(value) for name, value in outputs.items()}
+    if isinstance(outputs, list | tuple):
+        values = [all_rows(value) for value in outputs]
+        return type(outputs)(*values) if hasattr(outputs, "_fields") else type(outputs)(values)
+    return outputs
