@@ -1,4 +1,8 @@
-"""Batches on their way to the network: patches as they are read, where they lie, and inputs with targets."""
+"""Batches on their way to the network: patches as they are read, where they lie, and inputs with targets.
+
+Nothing on the way waits for the device (a GPU is to compute all the time): the patches go there first, and
+everything that decides what is done to them stays on the CPU, from where it follows by :func:`sent`.
+"""
 
 from __future__ import annotations
 
@@ -64,6 +68,18 @@ class BatchShares(Dataset[Any]):
         return self.batches.share(index, self.own)
 
 
+def sent(tensor: Tensor, like: torch.device | Tensor) -> Tensor:
+    """Return ``tensor`` on a device, without waiting for what that is doing.
+
+    Args:
+        tensor: on the CPU, or there already.
+        like: the device, or a tensor that lies there and whose type is wanted, too.
+    """
+    if isinstance(like, Tensor):
+        return tensor.to(like.device, like.dtype, non_blocking=True)
+    return tensor.to(like, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where the patches of a batch lie, on the CPU.
@@ -76,6 +92,7 @@ class Placement:
         labels: (B, N, D, H, W) int64, label maps of generated volumes; None for tasks that do not ask.
         hidden: (B, N, D, H, W) bool, voxels that were removed to make the patient unknown, such as the face;
             None where no volume has any. What they show counts in no loss.
+        read: (B, N, C, D, H, W), the patches as they were read, where they have gone to another device since.
     """
 
     valid: Tensor
@@ -83,6 +100,7 @@ class Placement:
     spacing: Tensor
     labels: Tensor | None = None
     hidden: Tensor | None = None
+    read: Tensor | None = None
 
     @classmethod
     def whole(
@@ -100,20 +118,29 @@ class Placement:
         valid = torch.tensor([(0, 0, 0), size]).expand(batch_size, num_patches, 2, 3)
         return cls(valid, origin, torch.ones_like(origin) * torch.tensor(spacing))
 
-    def real(self, size: Shape) -> Tensor:
-        """Mask (B, N, *size) of the voxels that are neither padding nor hidden, for patches of that size."""
-        mask = torch.ones(*self.valid.shape[:2], *size, dtype=torch.bool)
+    def real(self, size: Shape, device: torch.device | None = None) -> Tensor:
+        """Mask (B, N, *size) of the voxels that are neither padding nor hidden, for patches of that size.
+
+        Args:
+            size: voxels of a patch along (D, H, W).
+            device: where the mask is needed; None is the CPU.
+        """
+        device = device or torch.device("cpu")
+        mask = torch.ones(*self.valid.shape[:2], *size, dtype=torch.bool, device=device)
         for axis, side in enumerate(size):
             ticks = torch.arange(side)
             first, stop = self.valid[:, :, 0, axis, None], self.valid[:, :, 1, axis, None]
-            inside = (ticks >= first) & (ticks < stop)
+            inside = sent((ticks >= first) & (ticks < stop), device)
             mask &= inside.view(*inside.shape[:2], *[-1 if i == axis else 1 for i in range(3)])
-        return mask if self.hidden is None else mask & ~self.hidden
+        return mask if self.hidden is None else mask & ~sent(self.hidden, device)
 
     def rows(self, rows: slice) -> Placement:
         """Return some of the samples."""
-        labels, hidden = (None if each is None else each[rows] for each in (self.labels, self.hidden))
-        return Placement(self.valid[rows], self.origin[rows], self.spacing[rows], labels, hidden)
+        masks = (self.labels, self.hidden, self.read)
+        return Placement(
+            *(each[rows] for each in (self.valid, self.origin, self.spacing)),
+            *(None if each is None else each[rows] for each in masks),
+        )
 
 
 class RawPatches(NamedTuple):
@@ -126,6 +153,7 @@ class RawPatches(NamedTuple):
         spacing: millimetres.
         labels: None where the volumes have none, or nobody asked for them.
         hidden: None where nothing was removed from any volume.
+        read: None where the patches are as they were read.
     """
 
     patches: Tensor
@@ -134,16 +162,32 @@ class RawPatches(NamedTuple):
     spacing: Tensor
     labels: Tensor | None = None
     hidden: Tensor | None = None
+    read: Tensor | None = None
 
     @property
     def placement(self) -> Placement:
         """Where the patches lie, on the CPU, wherever they are themselves."""
-        labels, hidden = (None if mask is None else mask.cpu() for mask in (self.labels, self.hidden))
-        return Placement(self.valid.cpu(), self.origin.cpu(), self.spacing.cpu(), labels, hidden)
+        return Placement(*self[1:])
 
     def each(self, function: Callable[[Tensor], Tensor]) -> RawPatches:
         """Return what a function makes of each of the tensors."""
         return RawPatches._make(None if each is None else function(each) for each in self)
+
+
+def with_images_on(raw: Any, device: torch.device) -> Any:
+    """Send the images of a raw batch to a device, and leave all else of it on the CPU.
+
+    Args:
+        raw: a tuple that begins with images, such as :class:`RawPatches`, or a tuple of such tuples.
+        device: to train on.
+    """
+    images = raw[0]
+    if not isinstance(images, Tensor):
+        return tuple(with_images_on(part, device) for part in raw)
+    if isinstance(raw, RawPatches):
+        read = None if images.device == device else images
+        return raw._replace(patches=sent(images, device), read=read)
+    return (sent(images, device), *raw[1:])
 
 
 @dataclass(frozen=True)

@@ -65,11 +65,18 @@ def cross_entropy_loss(logits: Tensor, target: Tensor, *, balance: float = 0.0) 
     if balance == 0:
         total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
         return total / (target != IGNORE).sum().clamp(min=1)
-    known = target[target != IGNORE]
-    counts = torch.bincount(known, minlength=logits.shape[1])
-    weights = (len(known) / counts.clamp(min=1)).pow(balance).clamp(max=MAX_WEIGHT)
+    counts = class_counts(target, logits.shape[1])
+    weights = (counts.sum() / counts.clamp(min=1)).pow(balance).clamp(max=MAX_WEIGHT)
     total = F.cross_entropy(logits.float(), target, weights, ignore_index=IGNORE, reduction="sum")
     return total / (weights * counts).sum().clamp(min=1)
+
+
+def class_counts(target: Tensor, num_classes: int) -> Tensor:
+    """Return how many voxels are of each class, (K,) int64; those of :data:`IGNORE` are of none."""
+    if target.device.type == "cpu":
+        return torch.bincount(target.flatten() - IGNORE, minlength=num_classes + 1)[1:]
+    # A GPU waits for all it has to do before it counts in bins whose number it has to look up.
+    return torch.stack([(target == number).sum() for number in range(num_classes)])
 
 
 def deep_supervision_weights(num_outputs: int) -> list[float]:

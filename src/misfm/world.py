@@ -231,13 +231,14 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        numbers = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(size())]
-        dist.all_gather(numbers, torch.tensor([len(x)], device=x.device))
+        assert _world is not None
+        numbers = [torch.zeros(1, dtype=torch.int64) for _ in range(size())]
+        dist.all_gather(numbers, torch.tensor([len(x)]), group=_world.control)  # a GPU is not waited for
         counts = [int(number) for number in numbers]
         most = max(counts)
         padded = torch.cat([x, x.new_zeros(most - len(x), *x.shape[1:])]).contiguous()
         rows = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(rows, padded)
+        dist.all_gather(rows, padded, group=None if x.is_cuda else _world.control)
         before = sum(counts[: rank()])
         ctx.mine = slice(before, before + len(x))
         return torch.cat([row[:count] for row, count in zip(rows, counts, strict=True)])

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from misfm.batches import sent
 from misfm.volume import FloatTriple
 
 
@@ -56,24 +57,25 @@ def apply_carvemix(
 
     Args:
         image: (B, C, D, H, W) float, not yet augmented, so that padding can be recognised by its planes.
-        label: (B, D, H, W) integer; only values above 0 are carved.
+        label: (B, D, H, W) integer; only values above 0 are carved. Best on the CPU, wherever the image is.
         plan: what to do.
         spacing: mm per voxel along (D, H, W), or any multiple of it.
 
     Returns:
-        Image and label of the given shapes; the input itself where nobody receives anything.
+        Image and label of the given shapes, both where the image is; the input itself where nobody receives
+        anything.
     """
     receivers = (plan.donor != torch.arange(len(plan.donor))).nonzero()[:, 0]
     if not len(receivers):
-        return image, label
+        return image, sent(label, image.device)
     donors = plan.donor[receivers]
     maps = label[donors.to(label.device)].cpu().numpy()
     carved = [
         carve(values, plan.choice[i].item(), plan.margin[i].item(), spacing)
         for i, values in zip(receivers, maps, strict=True)
     ]
-    region = torch.from_numpy(np.stack(carved)).to(image.device)
-    receivers, donors = receivers.to(image.device), donors.to(image.device)
+    region = sent(torch.from_numpy(np.stack(carved)), image.device)
+    receivers, donors, label = (sent(each, image.device) for each in (receivers, donors, label))
     real = inside_volume(image)
     region &= real[donors] & real[receivers]
     mixed_image, mixed_label = image.clone(), label.clone()

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from misfm.batches import sent
 from misfm.volume import FloatTriple, Shape, triple
 
 UNFOLDED = 0.4
@@ -39,7 +40,7 @@ def displacement_field(points: Tensor, size: Shape, spacing: FloatTriple, distan
         distance: mm between control points.
     """
     along_d, along_h, along_w = (
-        spline_matrix(side, count, mm / distance).to(points)
+        sent(spline_matrix(side, count, mm / distance), points)
         for side, count, mm in zip(size, points.shape[1:4], spacing, strict=True)
     )
     # The coarse axes first: what is large is then written only once.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from misfm.batches import sent
 from misfm.settings import Probability, Range, Settings
 
 
@@ -135,12 +136,15 @@ def _smooth(image: Tensor, plan: IntensityPlan) -> None:
     if not len(active):
         return
     along_d, along_h, along_w = (
-        torch.stack(
-            [smoothing_matrix(side, plan.blur[i].item(), plan.resolution[i, axis].item()) for i in active]
-        ).to(image)
+        sent(
+            torch.stack(
+                [smoothing_matrix(side, plan.blur[i].item(), plan.resolution[i, axis].item()) for i in active]
+            ),
+            image,
+        )
         for axis, side in enumerate(image.shape[2:])
     )
-    index = active.to(image.device)
+    index = sent(active, image.device)
     patch = image[index]
     shape = patch.shape
     patch = along_h[:, None, None] @ (patch @ along_w[:, None, None].mT)
@@ -176,34 +180,36 @@ def _add_noise(image: Tensor, plan: IntensityPlan) -> None:
 
 def _change_contrast(image: Tensor, plan: IntensityPlan) -> None:
     """Multiply intensities, then their distance to the mean, the latter within the range they had."""
-    index = (plan.brightness != 1).nonzero()[:, 0].to(image.device)
-    if len(index):
-        image[index] *= _per_sample(plan.brightness, index).to(image)
-    index = (plan.contrast != 1).nonzero()[:, 0].to(image.device)
-    if len(index):
+    rows = (plan.brightness != 1).nonzero()[:, 0]
+    if len(rows):
+        image[sent(rows, image.device)] *= _per_sample(plan.brightness, rows, image)
+    rows = (plan.contrast != 1).nonzero()[:, 0]
+    if len(rows):
+        index = sent(rows, image.device)
         patch = image[index]
         mean = patch.mean((2, 3, 4), keepdim=True)
         low, high = patch.amin((2, 3, 4), keepdim=True), patch.amax((2, 3, 4), keepdim=True)
-        changed = mean + (patch - mean) * _per_sample(plan.contrast, index).to(image)
+        changed = mean + (patch - mean) * _per_sample(plan.contrast, rows, image)
         image[index] = torch.maximum(torch.minimum(changed, high), low)
 
 
 def _change_gamma(image: Tensor, plan: IntensityPlan) -> None:
     """Raise intensities, scaled to their range, to a power; mean and standard deviation stay."""
-    index = (plan.gamma != 1).nonzero()[:, 0].to(image.device)
-    if not len(index):
+    rows = (plan.gamma != 1).nonzero()[:, 0]
+    if not len(rows):
         return
     tiny = torch.finfo(image.dtype).eps
-    patch = image[index] * torch.where(_per_sample(plan.inverted, index), -1.0, 1.0).to(image)
+    index, sign = sent(rows, image.device), _per_sample(torch.where(plan.inverted, -1.0, 1.0), rows, image)
+    patch = image[index] * sign
     deviation, mean = torch.std_mean(patch, (2, 3, 4), correction=0, keepdim=True)
     low = patch.amin((2, 3, 4), keepdim=True)
     width = (patch.amax((2, 3, 4), keepdim=True) - low).clamp(min=tiny)
-    bent = ((patch - low) / width) ** _per_sample(plan.gamma, index).to(image)
+    bent = ((patch - low) / width) ** _per_sample(plan.gamma, rows, image)
     spread, centre = torch.std_mean(bent, (2, 3, 4), correction=0, keepdim=True)
     bent = (bent - centre) * (deviation / spread.clamp(min=tiny)) + mean
-    image[index] = bent * torch.where(_per_sample(plan.inverted, index), -1.0, 1.0).to(image)
+    image[index] = bent * sign
 
 
-def _per_sample(values: Tensor, index: Tensor) -> Tensor:
-    """Return the values (B,) of some samples, shaped to act on (n, C, D, H, W)."""
-    return values[index.to(values.device)].view(-1, 1, 1, 1, 1)
+def _per_sample(values: Tensor, rows: Tensor, image: Tensor) -> Tensor:
+    """Return the values (B,) of some samples (n,), both on the CPU, shaped to act on (n, C, D, H, W)."""
+    return sent(values[rows], image).view(-1, 1, 1, 1, 1)

@@ -28,6 +28,7 @@ from misfm.augment.intensity import (
     sample_resolution,
 )
 from misfm.augment.mirrors import AxisName
+from misfm.batches import sent
 from misfm.settings import Probability, Range
 from misfm.volume import FloatTriple, Shape
 
@@ -174,14 +175,14 @@ def _transform(image: Tensor, label: Tensor, plan: AugmentationPlan) -> tuple[Te
         half = torch.tensor(plan.spacing) / 2
         to_mm, from_mm = torch.tensor(plan.size) * half, 1 / (torch.tensor(source) * half)
         theta = (from_mm[:, None] * plan.matrix[moved] * to_mm).flip(1, 2)
-        theta = F.pad(theta, (0, 1)).to(image)
+        theta = sent(F.pad(theta, (0, 1)), image)
         grid = F.affine_grid(theta, [len(moved), 1, *plan.size], align_corners=False)
         if deformed.any():
             # Splines are linear in their control points, so these are rotated and scaled, not each voxel.
             points = plan.displacements[moved] @ plan.matrix[moved, None, None].mT
-            points = (points * from_mm).flip(4).to(image)
+            points = sent((points * from_mm).flip(4), image)
             grid = grid + displacement_field(points, plan.size, plan.spacing, plan.distance)
-        moved = moved.to(device)
+        moved = sent(moved, device)
         old = image[moved]
         lowest = old.amin((2, 3, 4), keepdim=True)
         new_image[moved] = F.grid_sample(old - lowest, grid, align_corners=False) + lowest
@@ -191,7 +192,7 @@ def _transform(image: Tensor, label: Tensor, plan: AugmentationPlan) -> tuple[Te
             label.dtype
         )
     for axis in range(3):
-        index = plan.flips[:, axis].nonzero()[:, 0].to(device)
+        index = sent(plan.flips[:, axis].nonzero()[:, 0], device)
         if len(index):
             new_image[index] = new_image[index].flip(axis + 2)
             new_label[index] = new_label[index].flip(axis + 1)

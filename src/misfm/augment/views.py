@@ -19,15 +19,13 @@ from torch import Generator, Tensor
 
 from misfm.augment.mirrors import flip, sample_flips
 from misfm.augment.percentiles import Pair, percentile_pair
+from misfm.augment.unread import FLAT, unread_contrast
 from misfm.seeding import draw_int, draw_uniform
 from misfm.settings import Probability, Range, Settings, ascending
 from misfm.volume import Shape, triple
 
 LowPercent = Annotated[float, Field(ge=0, le=50)]
 HighPercent = Annotated[float, Field(ge=50, le=100)]
-
-FLAT = 1e-5
-"""Share of the largest magnitude below which two intensities count as the same."""
 
 
 class ViewSettings(Settings):
@@ -103,6 +101,8 @@ def apply_view(patch: Tensor, view: View, patch_size: Shape) -> Tensor:
     Contrast and gamma are applied to each channel on its own.
     """
     resized = place(patch, view, patch_size)
+    if resized.device.type != "cpu":
+        return torch.stack([unread_contrast(channel, view.percentiles, view.gamma) for channel in resized])
     return torch.stack([bend(stretch_contrast(channel, view.percentiles), view.gamma) for channel in resized])
 
 

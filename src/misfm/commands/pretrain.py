@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from misfm.batches import with_images_on
 from misfm.commands.probe import plan_probe
 from misfm.commands.start import inherited_licence, open_weights, scans_seen, start_from, tell_transfer
 from misfm.config import PretrainSettings
@@ -335,7 +336,7 @@ class PretextValidation:
         for index in range(count):
             raw = self.patches[index]
             batch = self.objective.prepare(
-                raw._replace(patches=raw.patches.to(device)),
+                with_images_on(raw, device),
                 Draws((self.patches.seed, "prepare", index)),
             )
             outputs = model(batch.inputs, *batch.context)

@@ -11,6 +11,7 @@ from misfm.models import NETWORKS
 from misfm.models.base import UNKNOWN_DEMAND
 from misfm.parallel import check_workers
 from misfm.planning.machine import present_machine
+from misfm.training.batch_stream import loader_workers
 from misfm.volume import Shape
 
 LEAST_SHARE = 0.25
@@ -37,7 +38,7 @@ def check_room(
     machine = present_machine()
     voxels = batch_size * prod(patch_size)
     batch = voxels * 4 * in_channels * COPIES
-    workers = settings.training.num_workers
+    workers = loader_workers(settings.training.num_workers)
     check_workers(workers, "training.num_workers")
     kept = voxels * least_saved_bytes(network)
     free = available_bytes()

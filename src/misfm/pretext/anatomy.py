@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
-from misfm.batches import Batch, Placement
+from misfm.batches import Batch, Placement, sent
 from misfm.errors import ConfigError
 from misfm.losses import IGNORE, dice_score, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel
@@ -68,12 +68,11 @@ class PhantomAnatomy(PretextTask):
         shifts = self.recolour * torch.randn(len(images), NUM_STRUCTURES + 1, generator=generator)
         shifts *= torch.rand(len(images), 1, generator=generator) < self.p_recolour
         plan = sample_intensities(len(images), self.intensities, generator)
-        real = placement.real(patch_size)[:, 0]
-        labels = placement.labels[:, 0]
+        real = placement.real(patch_size, images.device)[:, 0]
+        labels = sent(placement.labels[:, 0], images.device)
         shift = recolour(labels, shifts) * real
-        targets = labels.masked_fill(~real, IGNORE)
-        varied = apply_intensities(images + shift[:, None].to(images.device), plan)
-        return Batch(varied, targets.to(images.device))
+        varied = apply_intensities(images + shift[:, None], plan)
+        return Batch(varied, labels.masked_fill(~real, IGNORE))
 
     def build_model(self, backbone: Backbone) -> nn.Module:
         """Segmentation into the structures and background."""

@@ -68,9 +68,9 @@ def cosines(first: Tensor, second: Tensor) -> Tensor:
     return F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).mT
 
 
-def partners(count: int) -> Tensor:
+def partners(count: int, device: torch.device | None = None) -> Tensor:
     """Index of each embedding's other view, (count,), where the second views follow all the first ones."""
-    return torch.arange(count).roll(count // 2)
+    return torch.arange(count, device=device).roll(count // 2)
 
 
 def nt_xent(embeddings: Tensor, temperature: float) -> Tensor:
@@ -84,7 +84,7 @@ def nt_xent(embeddings: Tensor, temperature: float) -> Tensor:
         embeddings: (2N, E), N first views followed by their N second views: z_i and its partner p(i).
         temperature: T.
     """
-    return F.cross_entropy(_logits(embeddings) / temperature, partners(len(embeddings)).to(embeddings.device))
+    return F.cross_entropy(_logits(embeddings) / temperature, partners(len(embeddings), embeddings.device))
 
 
 def matching_score(embeddings: Tensor) -> Mapping[str, float]:

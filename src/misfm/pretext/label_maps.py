@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
 from misfm.augment.labelled import AugmentSettings, apply_augmentation, sample_augmentation
-from misfm.batches import Batch, Placement
+from misfm.batches import Batch, Placement, sent
 from misfm.errors import ConfigError
 from misfm.losses import IGNORE, dice_score, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel
@@ -111,16 +111,16 @@ class LabelMaps(PretextTask):
         shifts *= torch.rand(len(labels), 1, generator=generator) < self.p_recolour
         is_dressed = is_people | (torch.rand(len(labels), generator=generator) < self.p_dressed)
         strong = sample_intensities(len(labels), self.intensities, generator)
-        plain = images + (recolour(labels, shifts) * real)[:, None].to(images.device)
+        plain = images + (recolour(labels, shifts) * real)[:, None]
         if is_dressed.any():
             drawn = apply_appearance(labels, real, look).to(images)
-            keep = is_dressed.view(-1, 1, 1, 1, 1).to(images.device)
+            keep = sent(is_dressed.view(-1, 1, 1, 1, 1), images.device)
             plain = torch.where(keep, drawn.expand_as(plain), plain)
             thin = torch.where(is_dressed[:, None], look.resolution, 1.0)
             strong = replace(strong, resolution=torch.minimum(strong.resolution, thin))
-        classes = torch.tensor(self.table.classes())
+        classes = sent(torch.tensor(self.table.classes()), images.device)
         targets = classes[labels].masked_fill(~real, IGNORE)
-        return DressedBatch(apply_intensities(plain, strong), targets.to(images.device), is_people=is_people)
+        return DressedBatch(apply_intensities(plain, strong), targets, is_people=is_people)
 
     def bend(
         self,
@@ -144,14 +144,14 @@ class LabelMaps(PretextTask):
         plan = sample_augmentation((len(patches), 1, *patch_size), geometry, generator)
         real = placement.real(source)[:, 0]
         marked = torch.where(real, placement.labels[:, 0] + 1, 0)  # 0 lies outside, there as here
-        images, bent = apply_augmentation(patches[:, 0], marked.to(patches.device), plan)
-        bent = bent.cpu()
+        images, bent = apply_augmentation(patches[:, 0], sent(marked, patches.device), plan)
         labels, real = (bent - 1).clamp(min=0), bent > 0
         if self.table.names and not self.table.unpaired():
             mirror = is_people & (torch.rand(len(labels), generator=generator) < 0.5)
-            other = torch.tensor(self.table.mirrored())
-            labels[mirror] = other[labels[mirror].flip(-1)]
-            real[mirror] = real[mirror].flip(-1)
+            rows = sent(mirror.nonzero()[:, 0], labels.device)
+            other = sent(torch.tensor(self.table.mirrored()), labels.device)
+            labels[rows] = other[labels[rows].flip(-1)]
+            real[rows] = real[rows].flip(-1)
         return images, labels, real
 
     def build_model(self, backbone: Backbone) -> nn.Module:
@@ -163,7 +163,7 @@ class LabelMaps(PretextTask):
         levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
         terms: dict[str, Tensor] = {}
         for rows, classes, targets in self.by_source(batch):
-            own = [level[rows][:, classes] for level in levels]
+            own = [torch.cat([level[rows][:, part] for part in classes], 1) for level in levels]
             for name, term in segmentation_loss(own, targets, balance=self.class_balance).items():
                 terms[name] = terms.get(name, term.new_zeros(())) + term * (len(rows) / len(batch.inputs))
         return terms
@@ -172,19 +172,21 @@ class LabelMaps(PretextTask):
         """Mean Dice of the structures, and what guessing by their shares would reach."""
         logits = finest(outputs).detach()
         found = [
-            dice_score(logits[rows][:, classes], targets) for rows, classes, targets in self.by_source(batch)
+            dice_score(torch.cat([logits[rows][:, part] for part in classes], 1), targets)
+            for rows, classes, targets in self.by_source(batch)
         ]
         scores = [score for score in found if score]
         return {name: sum(score[name] for score in scores) / len(scores) for name in (scores or [{}])[0]}
 
-    def by_source(self, batch: Batch) -> Iterator[tuple[Tensor, slice | list[int], Tensor]]:
+    def by_source(self, batch: Batch) -> Iterator[tuple[Tensor, list[slice], Tensor]]:
         """Yield generated anatomy and people: rows of the batch, classes of the head, targets among these."""
         assert isinstance(batch, DressedBatch)
         for is_people in (False, True):
-            rows = (batch.is_people == is_people).nonzero()[:, 0].to(batch.targets.device)
+            rows = sent((batch.is_people == is_people).nonzero()[:, 0], batch.targets.device)
             targets = batch.targets[rows]
+            classes = [slice(FIRST)]
             if is_people:
-                classes = [0, *range(FIRST, self.table.num_classes)]
+                classes = [slice(1), slice(FIRST, self.table.num_classes)]
                 targets = torch.where(targets > 0, targets - NUM_STRUCTURES, targets)
             if len(rows):
-                yield rows, classes if is_people else slice(FIRST), targets
+                yield rows, classes, targets

@@ -28,7 +28,7 @@ from misfm.models.eva import INIT_STD, EvaBlock
 from misfm.models.primus import Primus
 from misfm.pretext.base import PRETEXTS
 from misfm.pretext.masks import MaskedBlocks
-from misfm.pretext.tokens import hidden_tokens, require_whole_tokens
+from misfm.pretext.tokens import hidden_tokens, num_hidden_tokens, require_whole_tokens
 
 DECODER_DEPTH = 2
 
@@ -46,7 +46,7 @@ class MAE(MaskedBlocks):
         if not isinstance(backbone, Primus):
             return VoxelModel(backbone)
         require_whole_tokens(self, backbone)
-        return TokenModel(backbone)
+        return TokenModel(backbone, num_hidden_tokens(self, backbone))
 
 
 class VoxelModel(nn.Module):
@@ -64,11 +64,17 @@ class VoxelModel(nn.Module):
 
 
 class TokenModel(nn.Module):
-    """Patch (B, C, D, H, W) and mask of hidden voxels (B, D, H, W) -> patch of the same shape."""
+    """Patch (B, C, D, H, W) and mask of hidden voxels (B, D, H, W) -> patch of the same shape.
 
-    def __init__(self, backbone: Primus) -> None:
+    Args:
+        backbone: with tokens.
+        num_hidden: how many of these are hidden in each sample; counting them would wait for the device.
+    """
+
+    def __init__(self, backbone: Primus, num_hidden: int) -> None:
         super().__init__()
         self.backbone = backbone
+        self.num_hidden = num_hidden
         self.decoder = TokenDecoder(backbone)
         self.head = backbone.build_head(backbone.in_channels, num_outputs=1)
 
@@ -76,8 +82,7 @@ class TokenModel(nn.Module):
         """Intensities of all voxels; equally many tokens are hidden in each sample."""
         encoder = self.backbone.encoder
         gone = hidden_tokens(encoder, hidden)
-        num_kept = gone.shape[1] - int(gone[0].sum())
-        kept = gone.int().argsort(dim=1, stable=True)[:, :num_kept]
+        kept = gone.int().argsort(dim=1, stable=True)[:, : gone.shape[1] - self.num_hidden]
         encoded = encoder.encode(encoder.embed(pad_to_fit(x, self.backbone)), kept)
         decoded = self.decoder(encoded, kept, encoder.rotation)
         finest: Tensor = self.head([encoder.to_grid(decoded)])[0]

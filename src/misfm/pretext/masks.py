@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor
 
-from misfm.batches import Batch, Placement
+from misfm.batches import Batch, Placement, sent
 from misfm.errors import ConfigError
 from misfm.losses import masked_mean
 from misfm.pretext.base import PretextTask
@@ -65,8 +65,8 @@ class MaskedBlocks(PretextTask):
         images = patches.flatten(0, 1)
         block_size = self.blocks_of(patch_size)
         blocks = sample_blocks(len(images), grid_size(patch_size, block_size), self.mask_ratio, generator)
-        hidden = spread_blocks(blocks.to(images.device), block_size, patch_size)
-        real = placement.real(patch_size).flatten(0, 1).to(images.device)
+        hidden = spread_blocks(sent(blocks, images.device), block_size, patch_size)
+        real = placement.real(patch_size, images.device).flatten(0, 1)
         return MaskedPatches(
             inputs=images.masked_fill(hidden[:, None], 0.0),
             targets=images,
@@ -104,6 +104,11 @@ def grid_size(patch_size: Shape, block_size: Shape) -> Shape:
     return triple(-(-side // block) for side, block in zip(patch_size, block_size, strict=True))
 
 
+def num_hidden_blocks(grid: Shape, ratio: float) -> int:
+    """Return how many blocks of a patch are hidden, int(ratio * N)."""
+    return int(ratio * prod(grid))
+
+
 def sample_blocks(num_samples: int, grid: Shape, ratio: float, generator: Generator) -> Tensor:
     """Draw which blocks to hide: (num_samples, *grid) bool with exactly int(ratio * N) hidden in each sample.
 
@@ -116,8 +121,7 @@ def sample_blocks(num_samples: int, grid: Shape, ratio: float, generator: Genera
     Raises:
         ConfigError: not a single block would be hidden.
     """
-    total = prod(grid)
-    count = int(ratio * total)
+    total, count = prod(grid), num_hidden_blocks(grid, ratio)
     if count == 0:
         raise ConfigError(
             f"A patch of {total} blocks has none to hide at a mask ratio of {ratio}: choose a smaller "

@@ -28,7 +28,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from misfm.augment.mirrors import flip
-from misfm.batches import Placement
+from misfm.batches import Placement, sent
 from misfm.pretext.base import PRETEXTS
 from misfm.pretext.restoration import Restorable, Restoration
 from misfm.seeding import draw_below, draw_int
@@ -128,7 +128,7 @@ class ModelsGenesis(Restoration):
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
     ) -> Restorable:
         """Distort each patch on its own; see the base class."""
-        real = placement.real(patch_size)[:, 0].to(patches.device)
+        real = placement.real(patch_size, patches.device)[:, 0]
         inputs: list[Tensor] = []
         targets: list[Tensor] = []
         masks: list[Tensor] = []
@@ -209,8 +209,8 @@ def apply_distortion(image: Tensor, real: Tensor, plan: Distortion) -> Tensor:
         real: (D, H, W) bool, the voxels whose range curve and noise fill.
         plan: what to do.
     """
-    voxels = image[:, real]
-    low, high = voxels.amin(1)[:, None, None, None], voxels.amax(1)[:, None, None, None]
+    low = image.masked_fill(~real, torch.inf).amin((1, 2, 3), keepdim=True).nan_to_num(posinf=0.0)
+    high = image.masked_fill(~real, -torch.inf).amax((1, 2, 3), keepdim=True).nan_to_num(neginf=0.0)
     distorted = image.clone()
     if plan.windows is not None:
         distorted = distorted.flatten(1)[:, shuffled_index(plan.windows, image)].view(image.shape)
@@ -235,29 +235,31 @@ def shuffled_index(windows: Windows, image: Tensor) -> Tensor:
     """
     device, numel = image.device, image[0].numel()
     generator = torch.Generator(device).manual_seed(windows.seed)
-    index = torch.arange(numel, device=device)
+    index = torch.arange(numel + 1, device=device)  # one more, for what is written nowhere
     last_window = torch.full_like(index, -1)
     numbers = torch.arange(len(windows.sides))
     num_parts = 1 + int(windows.sides.prod(1).sum()) // SORTED_TOGETHER
     for part in numbers.tensor_split(num_parts):
-        row, voxel = window_voxels(windows.starts[part].to(device), windows.sides[part].to(device), image)
+        row, voxel = window_voxels(windows.starts[part], windows.sides[part], image)
         order = torch.randint(2**31, voxel.shape, generator=generator, device=device)
         source = voxel[(row * 2**31 + order).argsort()]  # rows stay where they are, voxels only move within
-        window = part.to(device)[row]
+        window = sent(part, device)[row]
         last_window.scatter_reduce_(0, voxel, window, "amax")
-        visible = last_window[voxel] == window
-        index[voxel[visible]] = source[visible]
-    return index
+        index[torch.where(last_window[voxel] == window, voxel, numel)] = source
+    return index[:numel]
 
 
 def window_voxels(starts: Tensor, sides: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """List the voxels of windows (n, 3), one window after the other.
+    """List the voxels of windows (n, 3), which are on the CPU, one window after the other.
 
     Returns:
-        For each voxel the number of its window, and its number in the flattened image (C, D, H, W).
+        For each voxel the number of its window, and its number in the flattened image (C, D, H, W), on the
+        device of the image.
     """
+    total = int(sides.prod(1).sum())
+    starts, sides = sent(starts, image.device), sent(sides, image.device)
     volumes = sides.prod(1)
-    row = torch.repeat_interleave(volumes)
+    row = torch.repeat_interleave(volumes, output_size=total)
     place = torch.arange(len(row), device=row.device) - (volumes.cumsum(0) - volumes)[row]
     _, height, width = sides[row].unbind(1)
     line, w = place // width, place % width
@@ -267,7 +269,7 @@ def window_voxels(starts: Tensor, sides: Tensor, image: Tensor) -> tuple[Tensor,
 
 def bend(x: Tensor, curve: Curve) -> Tensor:
     """Map intensities in [0, 1] by a curve to [0, 1], with straight lines between table entries."""
-    table = tabulate(curve).to(x)
+    table = sent(tabulate(curve), x)
     places = x * (len(table) - 1)
     left = places.long().clamp_(max=len(table) - 2)
     return torch.lerp(table[left], table[left + 1], places - left)

@@ -66,7 +66,8 @@ class OpenMindVolumeFusion(VolumeFusion):
         images = apply_intensities(images, sample_intensities(len(images), self.intensities, generator))
         flips = [sample_flips(self.p_flip, generator) for _ in images]
         levels: list[Tensor] = [sample_levels(self, patch_size, generator) for _ in flips]
-        return self.fuse_neighbours(images, placement.real(patch_size)[:, 0], flips, torch.stack(levels))
+        real = placement.real(patch_size, images.device)[:, 0]
+        return self.fuse_neighbours(images, real, flips, torch.stack(levels))
 
     def loss(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, Tensor]:
         """Dice + cross-entropy over all K + 1 classes, averaged over the samples."""

@@ -53,7 +53,7 @@ class PatchSwapping(Restoration):
             apply_swaps(image, sample_swaps(self, extent, generator))
             for image, extent in zip(targets, placement.valid[:, 0].tolist(), strict=True)
         ]
-        real = placement.real(patch_size)[:, 0].to(patches.device)
+        real = placement.real(patch_size, patches.device)[:, 0]
         return Restorable(torch.stack(inputs), targets, real=real)
 
 

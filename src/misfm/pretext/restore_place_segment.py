@@ -41,7 +41,7 @@ from pydantic import Field, PositiveFloat
 from torch import Generator, Tensor, nn
 
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
-from misfm.batches import Batch, Placement
+from misfm.batches import Batch, Placement, sent
 from misfm.losses import IGNORE, dice_score, masked_mean, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel
 from misfm.pretext.anatomy import STRONG_INTENSITIES
@@ -65,12 +65,14 @@ class MaskedPlaces(Batch):
         real: (2B, D, H, W) bool, voxels that are not padding.
         position: (2B, 3, D, H, W), g in units of 100 mm.
         labels: (2B, D, H, W) int64, label maps of generated volumes; IGNORE all over in scans.
+        has_labels: whether there are generated volumes.
     """
 
     masked: Tensor
     real: Tensor
     position: Tensor
     labels: Tensor
+    has_labels: bool
 
 
 @PRETEXTS.register("misfm")
@@ -98,22 +100,23 @@ class RestorePlaceSegment(PretextTask):
     ) -> MaskedPlaces:
         """Mask both patches of each scan, and vary those of each generated volume; see the base class."""
         images = patches.flatten(0, 1)
-        real = placement.real(patch_size).flatten(0, 1).to(images.device)
+        real = placement.real(patch_size, images.device).flatten(0, 1)
         grid = grid_size(patch_size, self.block_size)
         ratios = [draw_uniform(*self.mask_ratio, generator) for _ in images]
         blocks = torch.cat([sample_blocks(1, grid, ratio, generator) for ratio in ratios])
         plan = sample_intensities(len(images), self.intensities, generator)
         labels = known_labels(placement, real)
         is_scan = (labels == IGNORE).flatten(1).all(1).view(-1, 1, 1, 1)
-        hidden = spread_blocks(blocks.to(images.device), self.block_size, patch_size) & is_scan
+        hidden = spread_blocks(sent(blocks, images.device), self.block_size, patch_size) & is_scan
         varied = torch.where(is_scan[:, None], images, apply_intensities(images, plan))
         return MaskedPlaces(
             inputs=varied.masked_fill(hidden[:, None], 0.0),
             targets=images,
             masked=hidden & real,
             real=real,
-            position=positions(placement, patch_size).flatten(0, 1).to(images.device) / self.unit_mm,
+            position=positions(placement, patch_size, images.device).flatten(0, 1) / self.unit_mm,
             labels=labels,
+            has_labels=placement.labels is not None,
         )
 
     def build_model(self, backbone: Backbone) -> nn.Module:
@@ -131,11 +134,14 @@ class RestorePlaceSegment(PretextTask):
         """Squared errors over masked voxels and of positions, Dice and cross-entropy of structures."""
         assert isinstance(batch, MaskedPlaces)
         image, place, logits = self.parts_of(outputs)
-        segmentation = segmentation_loss(logits, batch.labels, balance=self.class_balance)
         return {
             "reconstruction": masked_mean((image - batch.targets).square(), batch.masked),
             "position": self.position_weight * self.position_error(place, batch),
-            **(segmentation if bool((batch.labels != IGNORE).any()) else {}),
+            **(
+                segmentation_loss(logits, batch.labels, balance=self.class_balance)
+                if batch.has_labels
+                else {}
+            ),
         }
 
     def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
@@ -166,15 +172,16 @@ class RestorePlaceSegment(PretextTask):
         return ((residual - mean).square() * weight).sum(2).mean()
 
 
-def positions(placement: Placement, size: Shape) -> Tensor:
+def positions(placement: Placement, size: Shape, device: torch.device) -> Tensor:
     """Millimetres (B, N, 3, D, H, W) along (D, H, W) from the first voxel of the volume to each voxel."""
-    ticks = torch.meshgrid(*(torch.arange(side, dtype=torch.float32) for side in size), indexing="ij")
-    offsets = torch.stack(ticks) * placement.spacing[..., None, None, None]
-    return placement.origin[..., None, None, None] + offsets
+    sides = (torch.arange(side, dtype=torch.float32, device=device) for side in size)
+    ticks = torch.stack(torch.meshgrid(*sides, indexing="ij"))
+    spacing, origin = (sent(each, device) for each in (placement.spacing, placement.origin))
+    return origin[..., None, None, None] + ticks * spacing[..., None, None, None]
 
 
 def known_labels(placement: Placement, real: Tensor) -> Tensor:
     """Label maps (2B, D, H, W) on the device of ``real``; IGNORE where there are none, and in padding."""
     if placement.labels is None:
         return torch.full(real.shape, IGNORE, device=real.device)
-    return placement.labels.flatten(0, 1).to(real.device).masked_fill(~real, IGNORE)
+    return sent(placement.labels.flatten(0, 1), real.device).masked_fill(~real, IGNORE)

@@ -85,7 +85,7 @@ class SimCLR(PretextTask):
                 pairs.append((cut(source, starts[0], patch_size), cut(source, starts[1], patch_size)))
         crops = pair_up(pairs)
         variation = sample_variation(self.crops, len(crops), patch_size, generator)
-        return Batch(apply_variation(crops, variation), partners(len(crops)).to(patches.device))
+        return Batch(apply_variation(crops, variation), partners(len(crops), patches.device))
 
     def sample_pair(
         self, patch_size: Shape, extent: list[list[int]], generator: Generator

@@ -27,7 +27,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
 from misfm.augment.crops import cut
-from misfm.batches import Batch, Placement
+from misfm.batches import Batch, Placement, sent
 from misfm.errors import ConfigError
 from misfm.losses import masked_mean
 from misfm.models.base import Backbone
@@ -119,7 +119,7 @@ class SwinUNETR(PretextTask):
         source = self.source_size(patch_size)
         middle = (0, (source[1] - patch_size[1]) // 2, (source[2] - patch_size[2]) // 2)
         quarters = torch.randint(NUM_TURNS, (2 * count,), generator=generator)
-        real = placement.real(source)[:, 0].to(patches.device)
+        real = placement.real(source, patches.device)[:, 0]
         whole = [
             cut(turn(patches[i % count, 0], k), middle, patch_size) for i, k in enumerate(quarters.tolist())
         ]
@@ -129,7 +129,7 @@ class SwinUNETR(PretextTask):
         return TurnedViews(
             apply_cutouts(views, plans),
             views,
-            quarters=quarters.to(patches.device),
+            quarters=sent(quarters, patches.device),
             real=torch.stack(mask),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import cast
 
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from misfm.errors import ConfigError
 from misfm.models.base import Backbone
 from misfm.models.primus import TOKEN_SIDE, Primus, PrimusEncoder
-from misfm.pretext.masks import MaskedBlocks
+from misfm.pretext.masks import MaskedBlocks, grid_size, num_hidden_blocks
 from misfm.volume import Shape
 
 
@@ -36,6 +37,14 @@ def require_whole_tokens(task: MaskedBlocks, backbone: Primus) -> None:
             f"cut into blocks of {block_size} made of whole tokens: set the task's block_size to "
             f"({TOKEN_SIDE}, {TOKEN_SIDE}, {TOKEN_SIDE}), as published."
         )
+
+
+def num_hidden_tokens(task: MaskedBlocks, backbone: Primus) -> int:
+    """Return how many tokens of each patch the task hides; its blocks are made of whole ones."""
+    patch_size = cast(Shape, backbone.input_size)
+    block_size = task.blocks_of(patch_size)
+    blocks = num_hidden_blocks(grid_size(patch_size, block_size), task.mask_ratio)
+    return blocks * prod(block // TOKEN_SIDE for block in block_size)
 
 
 def hidden_tokens(encoder: PrimusEncoder, hidden: Tensor) -> Tensor:

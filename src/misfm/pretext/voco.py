@@ -37,7 +37,7 @@ from misfm.augment.crops import (
     sample_variation,
     tiled_size,
 )
-from misfm.batches import Batch, Placement
+from misfm.batches import Batch, Placement, sent
 from misfm.models.base import Backbone
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.embedding import EmbeddingModel, Widths, cosines
@@ -97,8 +97,8 @@ class VoCo(PretextTask):
         variation = sample_variation(self.crops, len(crops), patch_size, generator)
         return Tiles(
             apply_variation(crops, variation),
-            torch.stack(shares).to(patches.device),
-            real=real.to(patches.device),
+            sent(torch.stack(shares), patches.device),
+            real=sent(real, patches.device),
         )
 
     def tiles_that_hold(self, placement: Placement, patch_size: Shape) -> Tensor:
@@ -152,10 +152,11 @@ class VoCo(PretextTask):
 
 def split(outputs: Tensor, batch: Tiles) -> tuple[Tensor, Tensor]:
     """Vectors of a batch's inputs -> those of the bases (B, G, E), 0 where empty, and targets (B, T, E)."""
-    count = int(batch.real.sum())
-    bases = outputs.new_zeros(*batch.real.shape, outputs.shape[1])
-    bases[batch.real] = outputs[:count]
-    return bases, outputs[count:].view(len(bases), -1, outputs.shape[1])
+    num_volumes, num_targets, _ = batch.targets.shape
+    count = len(outputs) - num_volumes * num_targets
+    row = (batch.real.flatten().cumsum(0) - 1).clamp(min=0).view(batch.real.shape)
+    bases = torch.where(batch.real[..., None], outputs[:count][row], 0)
+    return bases, outputs[count:].view(num_volumes, num_targets, -1)
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from torch import Generator, LongTensor, Tensor, nn
 
 from misfm.augment.mirrors import flip, sample_flips
 from misfm.augment.views import ViewSettings, apply_view, sample_view, view_of_mask
-from misfm.batches import Batch, Placement
+from misfm.batches import Batch, Placement, sent
 from misfm.errors import ConfigError
 from misfm.losses import IGNORE, hard_dice, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel
@@ -178,11 +178,11 @@ class VolumeFusion(PretextTask):
             flips: mirrored axes of each.
             levels: (B, D, H, W) on any device.
         """
-        pairs = zip(images, real.to(images.device), flips, strict=True)
+        pairs = zip(images, sent(real, images.device), flips, strict=True)
         mirrored = [(flip(image, axes), flip(mask, axes)) for image, mask, axes in pairs]
         background, known = (torch.stack(parts) for parts in zip(*mirrored, strict=True))
         known = known & known.roll(1, 0)
-        return self.fused_batch(background.roll(1, 0), background, levels.to(images.device), known)
+        return self.fused_batch(background.roll(1, 0), background, sent(levels, images.device), known)
 
     def build_model(self, backbone: Backbone) -> nn.Module:
         """Segmentation into K + 1 levels."""
@@ -235,7 +235,7 @@ class VolumeFusionV1(VolumeFusion):
             )
             for _ in flips
         ]
-        real = placement.real(patch_size)[:, 0]
+        real = placement.real(patch_size, patches.device)[:, 0]
         return self.fuse_neighbours(patches[:, 0], real, flips, torch.stack(levels))
 
 
@@ -277,7 +277,7 @@ class VolumeFusionV2(VolumeFusion):
         backgrounds: list[Tensor] = []
         levels: list[Tensor] = []
         real: list[Tensor] = []
-        hidden = None if placement.hidden is None else placement.hidden.to(patches.device)
+        hidden = None if placement.hidden is None else sent(placement.hidden, patches.device)
         for sample, (pair, extents) in enumerate(zip(patches, placement.valid.tolist(), strict=True)):
             plans = [sample_view(self.views, patch_size, extent, generator) for extent in extents]
             if hidden is not None:
@@ -300,6 +300,6 @@ class VolumeFusionV2(VolumeFusion):
         return (
             torch.stack(foregrounds),
             torch.stack(backgrounds),
-            torch.stack(levels).to(patches.device),
+            sent(torch.stack(levels), patches.device),
             torch.stack(real) if real else None,
         )

@@ -27,7 +27,7 @@ from torch import Generator, Tensor, nn
 
 from misfm.augment.crops import Extent, cut, sample_start
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
-from misfm.batches import Batch, Placement
+from misfm.batches import Batch, Placement, sent
 from misfm.models.base import Backbone, pad_to_fit
 from misfm.pretext.base import PRETEXTS, Meeting, PretextTask
 from misfm.pretext.embedding import (
@@ -80,7 +80,9 @@ class Vox2Vec(PretextTask):
         the same voxels in the second ones; ``targets`` are the indices of the partners.
         """
         count, source = len(patches), self.source_size(patch_size)
-        real = placement.real(source)[:, 0].to(patches.device)
+        # Which voxels there are to draw from is known where they were read.
+        read = patches if placement.read is None else placement.read
+        real = placement.real(source, read.device)[:, 0]
         crops: list[tuple[Tensor, Tensor]] = []
         places: tuple[list[Tensor], list[Tensor]] = ([], [])
         for index, volume in enumerate(patches[:, 0]):
@@ -88,16 +90,16 @@ class Vox2Vec(PretextTask):
             starts = [sample_start(patch_size, source, extent, generator) for _ in range(2)]
             crops.append((cut(volume, starts[0], patch_size), cut(volume, starts[1], patch_size)))
             voxels = self.sample_voxels(
-                volume, real[index], common_box(starts, patch_size, extent), generator
+                read[index, 0], real[index], common_box(starts, patch_size, extent), generator
             )
             for view, start in enumerate(starts):
                 within = voxels - torch.tensor(start, device=voxels.device)
                 places[view].append(F.pad(within, (1, 0), value=view * count + index))
-        context = torch.cat([*places[0], *places[1]])
+        context = sent(torch.cat([*places[0], *places[1]]), patches.device)
         require_others(len(context) // 2, "vox2vec")
         views = pair_up(crops)
         plan = sample_intensities(len(views), self.intensities, generator)
-        targets = partners(len(context)).to(patches.device)
+        targets = partners(len(context), patches.device)
         return Batch(apply_intensities(views, plan), targets, (context,))
 
     def sample_voxels(self, volume: Tensor, real: Tensor, box: Extent, generator: Generator) -> Tensor:
@@ -161,10 +163,11 @@ class VoxelModel(nn.Module):
 
 def gather(pyramid: list[Tensor], voxels: Tensor, size: torch.Size) -> Tensor:
     """What each level (B, C_i, D_i, H_i, W_i) of a patch of ``size`` holds at voxels (M, 4): (M, sum C_i)."""
-    crop, places = voxels[:, 0], voxels[:, 1:]
-    whole = torch.tensor(size, device=places.device)
+    crop, *places = voxels.unbind(1)
     columns = []
     for level in pyramid:
-        d, h, w = (places * torch.tensor(level.shape[2:], device=places.device) // whole).unbind(1)
+        d, h, w = (
+            place * side // whole for place, side, whole in zip(places, level.shape[2:], size, strict=True)
+        )
         columns.append(level[crop, :, d, h, w])
     return torch.cat(columns, 1)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor
 
+from misfm.batches import sent
 from misfm.settings import Probability, Settings
 from misfm.synthesis.label_table import FIRST, LabelTable
 
@@ -133,20 +134,31 @@ def apply_appearance(labels: Tensor, real: Tensor, plan: Appearance) -> Tensor:
             lowest value.
         plan: see :func:`sample_appearance`.
     """
-    picked = torch.stack([own[where] for own, where in zip(plan.means, labels, strict=True)])
-    spread = torch.stack([own[where] for own, where in zip(plan.deviations, labels, strict=True)])
-    image = soften(picked) + spread * plan.noise
-    field = F.interpolate(plan.bias, labels.shape[1:], mode="trilinear", align_corners=True)[:, 0]
-    image = torch.where(plan.is_ct.view(-1, 1, 1, 1), image.clamp(-1, 1), (image + 1) * field.exp())
-    rows = []
-    for own, is_real, is_ct in zip(image, real, plan.is_ct, strict=True):
-        seen = own[is_real]
-        if not is_ct and len(seen) > 1:
-            own = ((own - seen.mean()) / seen.std().clamp(min=0.05)).clamp(-5, 5)
-            seen = own[is_real]
-        lowest = seen.amin() if len(seen) else own.amin()
-        rows.append(torch.where(is_real, own, lowest))
-    return torch.stack(rows)[:, None]
+    means, deviations, noise, bias, is_ct = (
+        sent(each, labels.device)
+        for each in (plan.means, plan.deviations, plan.noise, plan.bias, plan.is_ct.view(-1, 1, 1, 1))
+    )
+    picked = torch.stack([own[where] for own, where in zip(means, labels, strict=True)])
+    spread = torch.stack([own[where] for own, where in zip(deviations, labels, strict=True)])
+    image = soften(picked) + spread * noise
+    field = F.interpolate(bias, labels.shape[1:], mode="trilinear", align_corners=True)[:, 0]
+    image = torch.where(is_ct, image.clamp(-1, 1), normalised((image + 1) * field.exp(), real))
+    lowest = image.masked_fill(~real, torch.inf).amin((1, 2, 3), keepdim=True)
+    lowest = torch.where(lowest.isinf(), image.amin((1, 2, 3), keepdim=True), lowest)
+    return torch.where(real, image, lowest)[:, None]
+
+
+def normalised(image: Tensor, real: Tensor) -> Tensor:
+    """Give images (B, D, H, W) the mean 0 and deviation 1 over voxels that are real, as MR has it.
+
+    Images with less than two of these stay as they are.
+    """
+    space = (1, 2, 3)
+    count = real.sum(space, keepdim=True)
+    mean = (image * real).sum(space, keepdim=True) / count.clamp(min=1)
+    squares = ((image - mean) * real).square().sum(space, keepdim=True)
+    deviation = (squares / (count - 1).clamp(min=1)).sqrt().clamp(min=0.05)
+    return torch.where(count > 1, ((image - mean) / deviation).clamp(-5, 5), image)
 
 
 def soften(volumes: Tensor) -> Tensor:
@@ -157,4 +169,5 @@ def soften(volumes: Tensor) -> Tensor:
 
 def recolour(labels: Tensor, shifts: Tensor) -> Tensor:
     """Return by how much voxels (B, D, H, W) change where each label value (B, V) gets lighter or darker."""
+    shifts = sent(shifts, labels.device)
     return soften(torch.stack([own[where] for own, where in zip(shifts, labels, strict=True)]))

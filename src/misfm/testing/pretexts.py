@@ -99,7 +99,11 @@ def tensors_of(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
     for field in fields(value):
         content = getattr(value, field.name)
-        found += content if isinstance(content, tuple) else () if content is None else (content,)
+        found += [
+            each
+            for each in (content if isinstance(content, tuple) else (content,))
+            if isinstance(each, Tensor)
+        ]
     return found
 
 

@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from misfm.batches import Batch
+from misfm.batches import Batch, with_images_on
 from misfm.errors import MisfmError, WeightsError
 from misfm.seeding import Draws, derive_seed
 from misfm.signals import Interrupted, deferred, interruptible, requested, uninterrupted
@@ -314,7 +314,7 @@ def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[s
     report: dict[str, float] = {}
     loss = torch.zeros(())
     for part in range(settings.accumulate):
-        raw = session.fabric.to_device(next(stream))
+        raw = with_images_on(next(stream), session.fabric.device)
         batch = session.objective.prepare(raw, Draws((seed, "prepare", step, part)))
         with exact_convolutions(session.fabric.device):
             outputs = session.model(batch.inputs, *batch.context)

@@ -132,7 +132,7 @@ class MeanTeacherObjective:
             targets=labelled.targets,
             context=(seen,),
             labelled=labelled,
-            real=batch[1].placement.real(self.supervised.patch_size)[:, 0].to(seen.device),
+            real=batch[1].placement.real(self.supervised.patch_size, seen.device)[:, 0],
         )
 
     def loss(self, outputs: TwoViews, batch: Batch) -> Mapping[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from misfm import world
 from misfm.augment.carvemix import apply_carvemix, sample_carvemix
 from misfm.augment.labelled import AugmentSettings, apply_augmentation, sample_augmentation
-from misfm.batches import Batch, RawPatches, Share
+from misfm.batches import Batch, RawPatches, Share, sent
 from misfm.data.label_scheme import LabelScheme
 from misfm.data.patches import LabelledBatch
 from misfm.losses import hard_dice, hard_region_dice, merge_unannotated, region_loss, segmentation_loss
@@ -125,7 +125,9 @@ class SegmentationObjective:
 
     def prepare(self, batch: LabelledBatch, draws: Draws) -> SegmentationBatch:
         """Mix samples, then augment image and label together."""
-        image, label, annotated = self.mixed(batch, draws)
+        image, *others = self.mixed(batch, draws)
+        label, annotated = (None if each is None else sent(each, image.device) for each in others)
+        assert label is not None
         first = world.rank() * len(image)
         images, labels = [], []
         for row in range(len(image)):
@@ -144,7 +146,7 @@ class SegmentationObjective:
         """Put organs into other samples of the batch, from those of all processes.
 
         In a mixed sample, a label is annotated that was in both; samples that would be left without any are
-        not mixed.
+        not mixed. Label maps and what was annotated are on the CPU, wherever the image is.
 
         Returns:
             Image, label and what was annotated, of this process's samples.
@@ -157,12 +159,12 @@ class SegmentationObjective:
         mix = sample_carvemix(len(image), self.augmentation.p_carvemix, draws.of_batch())
         annotated = None
         if masks:
-            shared = masks[0].cpu() & masks[0].cpu()[mix.donor]
+            shared = masks[0] & masks[0][mix.donor]
             alone = torch.arange(len(image))
             mix = replace(
                 mix, donor=torch.where(shared[:, -len(self.scheme.values) :].any(1), mix.donor, alone)
             )
-            annotated = (masks[0] & masks[0][mix.donor.to(image.device)])[own]
+            annotated = (masks[0] & masks[0][mix.donor])[own]
         image, label = apply_carvemix(image, label, mix, self.spacing)
         return image[own], label[own], annotated
 
@@ -171,7 +173,7 @@ class SegmentationObjective:
         assert isinstance(batch, SegmentationBatch)
         target, annotated = batch.targets, batch.annotated
         if self.scheme.has_regions:
-            regions = self.scheme.membership().to(target.device)
+            regions = sent(self.scheme.membership(), target.device)
             return region_loss(outputs, target, regions, balance=self.balance, annotated=annotated)
         return segmentation_loss(outputs, target, balance=self.balance, annotated=annotated)
 

@@ -15,16 +15,20 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from misfm import world
 from misfm.documents import Malformed, parse_json, parse_yaml
 from misfm.errors import ConfigError, DataError
 from misfm.files import CHECKSUMS, read_checked, read_checksums, write_checked, write_checked_json
 from misfm.settings import NO_WEIGHTS, Settings
 from misfm.terminal import logger
+from misfm.training.batch_stream import loader_workers
 
 PLANNED = ("patch_size", "batch_size", "network", "spacing", "intensity", "steps")
 """Settings that are filled in where they are null; null says something of all others."""
 PLACES = ("store", "dataset", "split", "weights")
 """Settings that may be paths."""
+FREE = ("num_workers",)
+"""Settings that change no number, so that they may change while a run goes on."""
 CONDITIONS = ("threads", "device")
 """What is kept of how a run began: sums depend on it in their last digits."""
 LOCK = "run.lock"
@@ -100,7 +104,11 @@ class RunFolder:
         if not self.config.exists():
             text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
             write_checked(self.config, text.encode())
-        write_checked_json(self.environment, {**environment(), **self.conditions()})
+        training = getattr(settings, "training", None)
+        workers = None if training is None else loader_workers(training.num_workers)
+        write_checked_json(
+            self.environment, {**environment(), "loader_workers": workers, **self.conditions()}
+        )
 
     def conditions(self) -> dict[str, Any]:
         """Return what the numbers of the run depend on beside its settings, as it began; nothing before that.
@@ -263,7 +271,8 @@ def first_difference(saved: Any, given: Any, key: str = "") -> str:
             if found:
                 return found
         return ""
-    if saved == given or is_same_place(saved, given, key.rpartition(".")[2]):
+    name = key.rpartition(".")[2]
+    if saved == given or name in FREE or is_same_place(saved, given, name):
         return ""
     return f"{key} was {saved}, now {given}"
 
@@ -317,6 +326,8 @@ def environment() -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": present_device(),
+        "gpu": present_gpu(),
+        "ranks": world.size(),
         "command": sys.argv,
         "git": git_state(Path(__file__).parent),
     }
@@ -329,10 +340,30 @@ def present_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def present_gpu() -> dict[str, Any] | None:
+    """Driver, CUDA version, memory and capability of the GPU that training would choose; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": properties.name,
+        "driver": output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_gb": round(properties.total_memory / 1e9, 1),
+        "count": torch.cuda.device_count(),
+    }
+
+
 def git_state(folder: Path) -> str | None:
     """Commit of the checkout misfm runs from, with ``+changes`` if it is not clean; None outside git."""
+    return output_of(["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+changes"])
+
+
+def output_of(command: list[str]) -> str | None:
+    """What a command prints; None where there is no such command, or it fails."""
     try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

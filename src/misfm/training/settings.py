@@ -27,10 +27,19 @@ class OpenTrainingSettings(Settings):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the moving average of the weights that is validated and kept, such as 0.99; 0 keeps the last
     weights."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast where the device computes in it natively, else float32."""
-    num_workers: Annotated[int, Field(ge=0, le=10**4)] = 0
-    """Processes that read patches ahead; 0 reads in the training process."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 autocast where the device computes in it natively; on a GPU that has tensor cores but no
+    bfloat16 float16, whose loss is scaled, and whose steps that overflow are left out; else float32."""
+    compile: bool = False
+    """Compile the network (torch.compile): a minute or more before the first step, and again before the first
+    validation and for each other patch size; pays in long runs on a GPU. Needs a C++ compiler, or Triton."""
+    channels_last: bool = False
+    """Keep the channels of a voxel side by side in memory, as some GPUs convolve faster; the same numbers up
+    to rounding. `benchmarks/gpu.py` measures whether it pays."""
+    num_workers: Annotated[int, Field(ge=0, le=10**4)] | None = None
+    """Processes that read patches ahead for each training process; 0 reads in that itself. null: none on a
+    CPU; for a GPU as many as it has cores for itself but one, 12 at most. It changes no number of the run, so
+    it may change when a run goes on."""
     log_every: Count = 20
     """Steps between rows of metrics.jsonl."""
     validate_every: Count = 500
