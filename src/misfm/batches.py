@@ -178,9 +178,12 @@ def with_images_on(raw: Any, device: torch.device) -> Any:
     """Send the images of a raw batch to a device, and leave all else of it on the CPU.
 
     Args:
-        raw: a tuple that begins with images, such as :class:`RawPatches`, or a tuple of such tuples.
+        raw: a tuple that begins with images, such as :class:`RawPatches`, a tuple of such tuples, or images
+            alone.
         device: to train on.
     """
+    if isinstance(raw, Tensor):
+        return sent(raw, device)
     images = raw[0]
     if not isinstance(images, Tensor):
         return tuple(with_images_on(part, device) for part in raw)

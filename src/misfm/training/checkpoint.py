@@ -48,6 +48,8 @@ class Checkpoint:
     """What is to be logged of ``step``, whose validation was interrupted and is to be done; else None."""
     metrics: int | None = None
     """Checksum of what had been logged; None where that was not recorded, and in the best checkpoint."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """Of the loss, in float16; empty in other types."""
     run: int | None = None
     """Checksum of the settings of the run that saved it; None where that was not recorded."""
 

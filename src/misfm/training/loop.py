@@ -28,6 +28,7 @@ from misfm.terminal import logger
 from misfm.training.batch_stream import batch_stream
 from misfm.training.checkpoint import Checkpoint, load_latest, restore, save_checkpoint
 from misfm.training.ema import WeightAverage
+from misfm.training.fast import is_fused, made_ready, may_overflow, restore_scale
 from misfm.training.logging import SPEED, MetricsLog
 from misfm.training.memory import keep_freed_memory
 from misfm.training.optim import build_optimizer, set_learning_rate
@@ -135,7 +136,7 @@ class Session:
             MisfmError: they are not finite.
         """
         loss, norm = self.loss.item(), self.norm()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(loss) and (math.isfinite(norm) or may_overflow(self.fabric))):
             raise MisfmError(
                 f"Loss {loss:g} with gradient {norm:g} at step {step}: start again with a lower "
                 "training.optimizer.lr, or with training.precision float32."
@@ -277,7 +278,7 @@ def begin_session(
     """Choose device and precision, and restore the last checkpoint if there is one."""
     keep_freed_memory()
     fabric = Fabric(accelerator="auto", devices=1, precision=fabric_precision(settings.precision))
-    optimizer = build_optimizer(model, settings.optimizer)
+    optimizer = build_optimizer(made_ready(model, settings), settings.optimizer, fused=is_fused(fabric))
     state = Checkpoint(
         step=0, model={}, optimizer={}, best_score=None, best_step=None, run=run.settings_checksum()
     )
@@ -292,6 +293,7 @@ def begin_session(
                 f"or delete {path.parent} to start the run again."
             )
         restore(state, path, model, optimizer, average)
+        restore_scale(fabric, state.scaler)
         logger.info("resuming after step %d", state.step)
     session = Session(fabric, wrapped, optimizer, objective, settings, seed, state, average)
     session.saved = state.step if found is not None and found[1] == run.last else None
@@ -383,6 +385,7 @@ def checkpoint_of(session: Session) -> Checkpoint:
         session.state,
         model=session.model.state_dict(),
         optimizer=session.optimizer.state_dict(),
+        scaler=session.fabric.strategy.precision.state_dict(),
         average=session.average.values if session.average is not None else {},
     )
 

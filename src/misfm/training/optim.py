@@ -35,7 +35,9 @@ class OptimizerSettings(Settings):
     full rate, the deepest level this share of it, the stem the least. 1 gives all the same."""
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, settings: OptimizerSettings, *, fused: bool = False
+) -> torch.optim.Optimizer:
     """Return an optimiser with groups of the encoder (one a level if they decay) and of the rest.
 
     Biases and norms are in groups of their own and not decayed.
@@ -57,16 +59,22 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
             for (in_encoder, rate, decayed), parameters in groups.items()
         ],
         settings,
+        fused=fused,
     )
 
 
-def optimizer_of(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Return the optimiser that the settings name."""
+def optimizer_of(
+    groups: list[dict[str, Any]], settings: OptimizerSettings, *, fused: bool = False
+) -> torch.optim.Optimizer:
+    """Return the optimiser that the settings name; a fused one has one kernel for all weights."""
+    kernels = True if fused else None
     if settings.name == "sgd":
         nesterov = settings.momentum > 0
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
+        return torch.optim.SGD(
+            groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=kernels
+        )
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=settings.lr, betas=settings.betas)
+    return kind(groups, lr=settings.lr, betas=settings.betas, fused=kernels)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, scale: LearningRateScale) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from misfm.errors import ConfigError
+
 CONVOLUTIONS = {
     torch.conv1d,
     torch.conv2d,
@@ -20,12 +22,33 @@ CONVOLUTIONS = {
 }
 
 
-def fabric_precision(precision: str) -> Literal["bf16-mixed", "32-true"]:
-    """Translate a precision setting; ``auto`` takes bfloat16 only where it is computed natively."""
-    if precision == "auto":
-        native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else has_bfloat16_cpu()
-        precision = "bfloat16" if native else "float32"
-    return "bf16-mixed" if precision == "bfloat16" else "32-true"
+Mixed = Literal["bf16-mixed", "16-mixed", "32-true"]
+NAMES: dict[str, Mixed] = {"bfloat16": "bf16-mixed", "float16": "16-mixed", "float32": "32-true"}
+TENSOR_CORES = 7
+"""Compute capability from which a GPU multiplies float16 faster than float32."""
+
+
+def fabric_precision(precision: str) -> Mixed:
+    """Translate a precision setting; ``auto`` takes a short type only where it is computed natively.
+
+    Raises:
+        ConfigError: float16 on a CPU.
+    """
+    if precision == "float16" and not torch.cuda.is_available():
+        raise ConfigError(
+            "training.precision float16 is for GPUs, and this machine has none: choose auto, bfloat16 or "
+            "float32."
+        )
+    return NAMES[native_precision() if precision == "auto" else precision]
+
+
+def native_precision() -> str:
+    """Return the type that the device computes in fast and that trains."""
+    if not torch.cuda.is_available():
+        return "bfloat16" if has_bfloat16_cpu() else "float32"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16"
+    return "float16" if torch.cuda.get_device_capability()[0] >= TENSOR_CORES else "float32"
 
 
 def has_bfloat16_cpu() -> bool:
