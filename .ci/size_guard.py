@@ -12,6 +12,7 @@ LIMIT = 500_000
 """Bytes."""
 ALLOWED = {
     "src/misfm/weights/builtin.safetensors": (7_000_000, "the weights that ship with the package"),
+    "src/misfm/viewer/page/niivue.js": (2_300_000, "NiiVue, whole, so that the viewer needs no network"),
     "tests/golden/ckpt_pymic_pctnet_5class.pt": (1_700_000, "a published layout, whole"),
     "tests/golden/fmunet_res1.safetensors": (600_000, "what a published network computes"),
     "tests/golden/primus.safetensors": (800_000, "what a published network computes"),

@@ -26,6 +26,7 @@ LAYERS = [
     "inference",
     "evaluation",
     "report",
+    "viewer",
     "testing",
     "config",
     "resolve",

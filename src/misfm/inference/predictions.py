@@ -212,6 +212,18 @@ def _read(path: Path) -> dict[str, Any] | None:
     return dict(content)
 
 
+def read_cases(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what ``predictions.json`` says of each case in a folder of label maps; see :class:`CaseResult`.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    content = _read(folder / FILE_NAME)
+    if content is None:
+        raise DataError(f"{folder} holds no {FILE_NAME}; give a folder that 'misfm predict' wrote.")
+    return _cases(content)
+
+
 def outdated(folder: Path, masks: Iterable[str]) -> str | None:
     """Say, in a sentence, which of the label maps in a folder its ``predictions.json`` does not list.
 
