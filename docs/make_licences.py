@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "licences.md"
+VENDORED = ROOT / "src" / "misfm" / "viewer" / "page" / "niivue-licence.txt"
 KNOWN = (
     ("Apache-2.0", r"Apache License,?\s+Version 2\.0"),
     ("MPL-2.0", r"Mozilla Public License,? (Version|v\.?) ?2\.0"),
@@ -120,6 +121,19 @@ def _needing(name: str, packages: dict[str, Distribution]) -> list[str]:
     return found
 
 
+def vendored() -> list[str]:
+    """What ships within the package, by the first words of the licence beside it."""
+    said = VENDORED.read_text()
+    found = re.search(r"npm package (\S+), version (\S+), unchanged", said)
+    assert found is not None
+    assert re.search(r"BSD 2-Clause License\n\nCopyright \(c\) 2021, Niivue", said)
+    return [
+        f"Shipped within the package, for `misfm view`: {found[1]} {found[2]} (BSD-2-Clause),",
+        "unchanged, with what is bundled in it (MIT, ISC and BSD-3-Clause); "
+        f"[the texts](../{VENDORED.relative_to(ROOT).as_posix()}) lie beside it.",
+    ]
+
+
 def page() -> str:
     """The whole page."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -139,6 +153,7 @@ def page() -> str:
         f"Under the GPL {'are ' + ', '.join(strong) if strong else 'is none of them'}; under the LGPL or",
         f"MPL, which concern changes of the packages themselves, are {', '.join(sorted(weak))}.",
     ]
+    lines += ["", *vendored()]
     for extra, texts in project["optional-dependencies"].items():
         more = {name: one for name, one in closure(texts).items() if name not in packages}
         if extra == "dev" or not more:

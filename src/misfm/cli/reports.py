@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from misfm.cli.app import app
-from misfm.cli.output import say
+from misfm.cli.options import Json
+from misfm.cli.output import finish, say
 
 
 @app.command()
@@ -24,6 +25,7 @@ def view(
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in this machine's browser.")
     ] = True,
+    as_json: Json = False,
 ) -> None:
     """Look at scans, references and predictions in a browser, on this machine alone; Ctrl-C ends it."""
     from misfm.commands.view import view as serve
@@ -32,4 +34,4 @@ def view(
         print(address, flush=True)
         say("Open this address in a browser on this machine; Ctrl-C ends the viewer.")
 
-    serve(path, references=references, port=port, browser=browser, say=tell)
+    finish(serve(path, references=references, port=port, browser=browser, say=tell), as_json)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from misfm.errors import ConfigError, DataError
 from misfm.inference.predictions import FILE_NAME as PREDICTIONS
+from misfm.signals import Interrupted
 from misfm.training.run import RunFolder
 from misfm.viewer import Collection, Session, ViewerServer, collect, results
 from misfm.viewer.collect import References
@@ -58,7 +61,7 @@ def view(
     port: int = 0,
     browser: bool = True,
     say: Callable[[str], None] = print,
-) -> None:
+) -> dict[str, Any]:
     """Serve the page until the command is stopped.
 
     Args:
@@ -67,6 +70,9 @@ def view(
         port: to listen at; 0 takes a free one.
         browser: open the page in the browser of this machine.
         say: gets the address, token included, before anything else.
+
+    Returns:
+        ``title`` of what was viewed, and ``cases``, the name of each with its Dice as far as it is known.
 
     Raises:
         DataError, ConfigError: see :func:`collection_of`; or the port is taken.
@@ -81,4 +87,7 @@ def view(
         session.score_in_background()
         if browser:
             webbrowser.open(server.address)
-        server.serve_forever(poll_interval=0.2)
+        with suppress(Interrupted):  # which is how it ends
+            server.serve_forever(poll_interval=0.2)
+    listing = session.listing()
+    return {"title": listing["title"], "cases": {case["name"]: case["dice"] for case in listing["cases"]}}
