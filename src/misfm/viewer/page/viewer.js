@@ -221,7 +221,7 @@ function drawOverlay() {
   const colours = state.labels.labels.map(({ colour }) => rgb(colour))
   const opacity = Number(byId("opacity").value)
   const layer = (name, strength) => ({ name, colours, hidden: state.hidden, opacity: strength })
-  const different = { name: "difference", colours: (state.labels.differences ?? []).map(({ colour }) => rgb(colour)), opacity }
+  const different = { name: "difference", colours: (state.labels.differences ?? []).map(({ colour }) => rgb(colour)), opacity: Math.max(opacity, 0.8) }
   scene.overlay({
     both: [layer("prediction", opacity), layer("outline", 1)],
     prediction: [layer("prediction", opacity)],
