@@ -1,4 +1,8 @@
-"""Losses on logits (B, K, D, H, W) and class maps (B, D, H, W)."""
+"""Losses on logits (B, K, D, H, W) and class maps (B, D, H, W).
+
+Sums and counts are those of the whole batch, also where it is shared out to several processes
+(:mod:`misfm.world`): each of them calls the same function with its own samples and gets the same number.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from misfm import world
+
 IGNORE = -1
 """Class of voxels that count in no loss and no score."""
 MAX_WEIGHT = 10.0
 """Of a voxel of a rare class: a few voxels at the edge of a patch must not outweigh the rest of it."""
+
+
+def batch_ratio(amount: Tensor, count: Tensor | float) -> Tensor:
+    """Sum over count, two scalars, both over all samples of the batch; 0 where the count is."""
+    both = world.total(
+        torch.stack([amount, torch.as_tensor(count, dtype=amount.dtype, device=amount.device)])
+    )
+    return both[0] / both[1].clamp(min=1)
+
+
+def batch_mean(values: Tensor) -> Tensor:
+    """Mean of all numbers of all samples of the batch; to be used in place of ``values.mean()``."""
+    return batch_ratio(values.sum(), values.numel())
 
 
 def soft_dice_loss(
@@ -34,7 +53,8 @@ def soft_dice_loss(
         target: (B, D, H, W) int64, values 0..K-1 or :data:`IGNORE`.
         background: count class 0 as a class.
         smooth: s, avoids 0/0.
-        counted: (K,) bool, the classes the mean is taken over, class 0 as above; None counts all.
+        counted: (K,) bool, the classes the mean is taken over, class 0 as above, alike in all processes; None
+            counts all.
     """
     num_classes = logits.shape[1]
     probabilities = logits.float().softmax(1).flatten(2).transpose(0, 1).flatten(1)
@@ -44,8 +64,9 @@ def soft_dice_loss(
     truth = torch.zeros_like(probabilities).scatter_(
         0, labels.clamp(min=0)[None], keep[None].to(probabilities)
     )
-    overlap = (probabilities * truth).sum(1)
-    dice = (2 * overlap + smooth) / (probabilities.sum(1) + truth.sum(1) + smooth)
+    sums = torch.stack([(probabilities * truth).sum(1), probabilities.sum(1) + truth.sum(1)])
+    sums = world.total(sums)
+    dice = (2 * sums[0] + smooth) / (sums[1] + smooth)
     first = 0 if background or num_classes == 1 else 1
     if counted is None:
         return 1 - dice[first:].mean()
@@ -63,12 +84,12 @@ def cross_entropy_loss(logits: Tensor, target: Tensor, *, balance: float = 0.0) 
             its class in ``target`` to the power of minus ``balance``, at most :data:`MAX_WEIGHT`.
     """
     if balance == 0:
-        total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
-        return total / (target != IGNORE).sum().clamp(min=1)
-    counts = class_counts(target, logits.shape[1])
+        entropy = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
+        return batch_ratio(entropy, (target != IGNORE).sum())
+    counts = world.total(class_counts(target, logits.shape[1]))
     weights = (counts.sum() / counts.clamp(min=1)).pow(balance).clamp(max=MAX_WEIGHT)
-    total = F.cross_entropy(logits.float(), target, weights, ignore_index=IGNORE, reduction="sum")
-    return total / (weights * counts).sum().clamp(min=1)
+    entropy = F.cross_entropy(logits.float(), target, weights, ignore_index=IGNORE, reduction="sum")
+    return world.total(entropy) / (weights * counts).sum().clamp(min=1)
 
 
 def class_counts(target: Tensor, num_classes: int) -> Tensor:
@@ -130,7 +151,7 @@ def segmentation_loss(
         ``{"dice_loss": …, "cross_entropy": …}``, scalars already halved, so that their sum is the loss.
     """
     levels = [outputs] if isinstance(outputs, Tensor) else list(outputs)
-    counted = None if annotated is None else annotated.any(0)
+    counted = None if annotated is None else world.total(annotated.sum(0)) > 0
     dice = cross_entropy = target.new_zeros((), dtype=torch.float32)
     for weight, logits in zip(deep_supervision_weights(len(levels)), levels, strict=True):
         labels = shrink(target, logits.shape[2:])
@@ -192,9 +213,10 @@ def _soft_region_dice(logits: Tensor, inside: Tensor, keep: Tensor, smooth: floa
     axes = (0, 2, 3, 4)
     probabilities = logits.float().sigmoid() * keep
     inside = inside * keep
-    overlap, total = (probabilities * inside).sum(axes), probabilities.sum(axes) + inside.sum(axes)
     counted = keep.any(4).any(3).any(2).any(0)
-    dice = (2 * overlap + smooth) / (total + smooth)
+    parts = (probabilities * inside).sum(axes), probabilities.sum(axes) + inside.sum(axes), counted.float()
+    sums = world.total(torch.stack(parts))
+    dice, counted = (2 * sums[0] + smooth) / (sums[1] + smooth), sums[2] > 0
     return ((1 - dice) * counted).sum() / counted.sum().clamp(min=1)
 
 
@@ -203,15 +225,16 @@ def _binary_cross_entropy(logits: Tensor, inside: Tensor, keep: Tensor, balance:
     weights = keep.float()
     if balance:
         axes = (0, 2, 3, 4)
-        total = keep.sum(axes, keepdim=True)
-        within = (inside * keep).sum(axes, keepdim=True)
+        kept, within = world.total(
+            torch.stack([each.sum(axes, keepdim=True) for each in (keep.float(), inside * keep)])
+        )
         rare, common = (
-            (total / count.clamp(min=1)).pow(balance).clamp(max=MAX_WEIGHT)
-            for count in (within, total - within)
+            (kept / count.clamp(min=1)).pow(balance).clamp(max=MAX_WEIGHT)
+            for count in (within, kept - within)
         )
         weights = weights * torch.where(inside > 0, rare, common)
     entropy = F.binary_cross_entropy_with_logits(logits.float(), inside, weights, reduction="sum")
-    return entropy / weights.sum().clamp(min=1)
+    return batch_ratio(entropy, weights.sum())
 
 
 def shrink(target: Tensor, size: Sequence[int]) -> Tensor:
@@ -226,7 +249,7 @@ def hard_dice(logits: Tensor, target: Tensor) -> Tensor:
     num_classes = logits.shape[1]
     keep = target != IGNORE
     predicted, truth = logits.max(1).indices[keep], target[keep]
-    confusion = torch.bincount(truth * num_classes + predicted, minlength=num_classes**2)
+    confusion = world.total(torch.bincount(truth * num_classes + predicted, minlength=num_classes**2))
     confusion = confusion.view(num_classes, num_classes).double()
     return 2 * confusion.diagonal() / (confusion.sum(0) + confusion.sum(1))
 
@@ -238,15 +261,22 @@ def hard_region_dice(logits: Tensor, target: Tensor, regions: Tensor, annotated:
         keep = keep & annotated[:, :, None, None, None]
     found, inside = (logits > 0) & keep, in_regions(target, regions) & keep
     axes = (0, 2, 3, 4)
-    return 2 * (found & inside).sum(axes) / (found.sum(axes) + inside.sum(axes)).double()
+    sums = world.total(torch.stack([(found & inside).sum(axes), found.sum(axes) + inside.sum(axes)]))
+    return 2 * sums[0] / sums[1].double()
+
+
+def class_shares(labels: Tensor, num_classes: int) -> Tensor:
+    """Share of each class (num_classes,) among the voxels of the batch that are not :data:`IGNORE`."""
+    counts = world.total(class_counts(labels, num_classes))
+    return counts / counts.sum().clamp(min=1)
 
 
 def dice_score(logits: Tensor, labels: Tensor) -> Mapping[str, float]:
     """Mean Dice of the labels, and what guessing by their shares would reach; nothing where none is known."""
-    known = labels[labels != IGNORE]
-    if not len(known):
+    shares = class_shares(labels, logits.shape[1])
+    if not bool(shares.any()):
         return {}
-    shares = torch.bincount(known, minlength=logits.shape[1])[1:] / len(known)
+    shares = shares[1:]
     present = shares[shares > 0]
     return {
         "pretext_dice": float(hard_dice(logits, labels)[1:].nanmean()),
@@ -257,4 +287,4 @@ def dice_score(logits: Tensor, labels: Tensor) -> Mapping[str, float]:
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of (B, C, D, H, W) over the voxels of a mask (B, D, H, W); 0 where it is empty."""
     weight = mask[:, None].to(values)
-    return (values * weight).sum() / (weight.sum() * values.shape[1]).clamp(min=1)
+    return batch_ratio((values * weight).sum(), weight.sum() * values.shape[1])

@@ -45,6 +45,14 @@ class World:
     size: int
     control: Any
 
+    def total(self, x: Tensor) -> Tensor:
+        """Return the sum over all ranks, differentiable."""
+        return _Total.apply(x)  # type: ignore[no-untyped-call,no-any-return]
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """Return the rows of all ranks, differentiable."""
+        return _Gathered.apply(x)  # type: ignore[no-untyped-call,no-any-return]
+
 
 class Followed(Exception):
     """In a process that follows: the leader is done. Carries what it returned."""
@@ -84,14 +92,14 @@ def member(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def apart() -> Iterator[None]:
-    """Be alone while the context lasts: sums and rows are those of this process."""
+def alone() -> Iterator[None]:
+    """Be one process of its own while the context lasts, for work that is no common one."""
     global _world
-    before, _world = _world, None
+    kept, _world = _world, None
     try:
         yield
     finally:
-        _world = before
+        _world = kept
 
 
 def share(count: int) -> slice:
@@ -104,7 +112,7 @@ def share(count: int) -> slice:
 
 def total(x: Tensor) -> Tensor:
     """Return the sum of ``x`` over all ranks, differentiable; ``x`` itself without a world."""
-    return x if _world is None else _Total.apply(x)  # type: ignore[no-untyped-call]
+    return x if _world is None else _world.total(x)
 
 
 def gathered(x: Tensor) -> Tensor:
@@ -113,7 +121,7 @@ def gathered(x: Tensor) -> Tensor:
     Args:
         x: rows along the first axis, as many as there may be in each rank; the other axes alike.
     """
-    return x if _world is None else _Gathered.apply(x)  # type: ignore[no-untyped-call]
+    return x if _world is None else _world.gathered(x)
 
 
 def anywhere(flag: bool) -> bool:

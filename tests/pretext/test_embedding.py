@@ -45,7 +45,7 @@ def test_nt_xent_by_a_loop():
     for i in range(6):
         cosine = [float(torch.cosine_similarity(vectors[i], other, dim=0)) for other in vectors]
         others = sum(math.exp(cosine[j] / 0.5) for j in range(6) if j != i)
-        losses.append(-math.log(math.exp(cosine[(i + 3) % 6] / 0.5) / others))
+        losses.append(-math.log(math.exp(cosine[i ^ 1] / 0.5) / others))
     assert float(nt_xent(vectors, 0.5)) == pytest.approx(sum(losses) / 6, rel=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_nt_xent_is_finite_for_equal_and_for_zero_vectors(dtype):
 
 def test_matching_score_of_the_truth_and_of_noise():
     views = torch.randn(200, 16, generator=generator_for(1))
-    assert matching_score(torch.cat([views, 3 * views])) == {
+    assert matching_score(torch.stack([views, 3 * views], 1).flatten(0, 1)) == {
         "matching_accuracy": 1.0,
         "chance_accuracy": 1 / 399,
     }
@@ -69,9 +69,11 @@ def test_matching_score_of_the_truth_and_of_noise():
     assert noise["matching_accuracy"] < 0.02
 
 
-def test_second_views_follow_all_first_ones():
+def test_views_of_a_pair_follow_each_other():
     crops = [(torch.full((1, 1, 1, 1), float(i)), torch.full((1, 1, 1, 1), 10.0 + i)) for i in range(3)]
-    assert pair_up(crops).flatten().tolist() == [0, 1, 2, 10, 11, 12]
-    assert partners(6).tolist() == [3, 4, 5, 0, 1, 2]
+    assert pair_up(crops).flatten().tolist() == [0, 10, 1, 11, 2, 12]
+    assert partners(6).tolist() == [1, 0, 3, 2, 5, 4]
     with pytest.raises(ConfigError, match="batch_size to 2"):
         require_others(1, "SimCLR")
+    with pytest.raises(ConfigError, match="a single one; set batch_size to 2"):
+        nt_xent(torch.ones(2, 3), 0.5)

@@ -42,12 +42,12 @@ def test_pairs_are_crops_of_one_volume_at_most_half_a_crop_apart():
     patches, placement = sources(task)
     batch = task.prepare(patches, placement, PATCH_SIZE, generator_for(0))
     assert batch.inputs.shape == (12, 1, *PATCH_SIZE)
-    assert batch.targets.tolist() == [*range(6, 12), *range(6)]
+    assert batch.targets.tolist() == [1, -1] * 6
     distances = []
-    for index, partner in enumerate(batch.targets.tolist()):
+    for index, step in enumerate(batch.targets.tolist()):
         volume, (d, h, w) = place_of(batch.inputs[index])
-        other, start = place_of(batch.inputs[partner])
-        assert volume == other == index % 6 // 3
+        other, start = place_of(batch.inputs[index + step])
+        assert volume == other == index // 6
         whole = patches[volume, 0, :, d : d + 8, h : h + 12, w : w + 10]
         assert torch.equal(batch.inputs[index], whole)
         distances.append([abs(a - b) for a, b in zip((d, h, w), start, strict=True)])
@@ -70,8 +70,9 @@ def test_crops_stay_off_the_padding():
 
 def test_a_single_pair_is_refused():
     task = SimCLR(num_pairs=1)
+    batch = task.prepare(*sources(task, batch_size=1), PATCH_SIZE, generator_for(0))
     with pytest.raises(ConfigError, match="batch_size"):
-        task.prepare(*sources(task, batch_size=1), PATCH_SIZE, generator_for(0))
+        task.loss(torch.ones(2, 3), batch)
 
 
 def test_loss_falls_on_one_batch_and_partners_are_found(overfit):

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from misfm import world
 from misfm.errors import ConfigError
+from misfm.losses import batch_mean, batch_ratio
 from misfm.models.base import Backbone, crop_to, pad_to_fit
 
 Widths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -68,9 +70,9 @@ def cosines(first: Tensor, second: Tensor) -> Tensor:
     return F.normalize(first.float(), dim=-1) @ F.normalize(second.float(), dim=-1).mT
 
 
-def partners(count: int, device: torch.device | None = None) -> Tensor:
-    """Index of each embedding's other view, (count,), where the second views follow all the first ones."""
-    return torch.arange(count, device=device).roll(count // 2)
+def partners(count: int, device: torch.device) -> Tensor:
+    """Index of each embedding's other view, (count,), where the two views of a place follow each other."""
+    return torch.arange(count, device=device) ^ 1
 
 
 def nt_xent(embeddings: Tensor, temperature: float) -> Tensor:
@@ -81,25 +83,36 @@ def nt_xent(embeddings: Tensor, temperature: float) -> Tensor:
             \frac{\exp(\cos(z_i, z_{p(i)}) / T)}{\sum_{j \ne i} \exp(\cos(z_i, z_j) / T)}
 
     Args:
-        embeddings: (2N, E), N first views followed by their N second views: z_i and its partner p(i).
+        embeddings: (2N, E), pairs of views one after the other: z_i and its partner p(i). Those of other
+            processes are compared with, too.
         temperature: T.
+
+    Raises:
+        ConfigError: a single pair, which has nothing to differ from.
     """
-    return F.cross_entropy(_logits(embeddings) / temperature, partners(len(embeddings), embeddings.device))
+    logits, others = _compared(embeddings)
+    require_others(logits.shape[1] // 2, "A contrast")
+    return batch_ratio(F.cross_entropy(logits / temperature, others, reduction="sum"), len(logits))
 
 
 def matching_score(embeddings: Tensor) -> Mapping[str, float]:
     """How often the most similar of the other 2N - 1 vectors is the other view, and how often by chance."""
-    nearest = _logits(embeddings.detach()).argmax(1).cpu()
-    hits = (nearest == partners(len(nearest))).float().mean()
-    return {"matching_accuracy": float(hits), "chance_accuracy": 1 / (len(nearest) - 1)}
+    logits, others = _compared(embeddings.detach())
+    hits = batch_mean((logits.argmax(1) == others).float())
+    return {"matching_accuracy": float(hits), "chance_accuracy": 1 / (logits.shape[1] - 1)}
 
 
-def _logits(embeddings: Tensor) -> Tensor:
-    """Cosines of all pairs (2N, 2N); nothing is its own partner."""
-    similarity = cosines(embeddings, embeddings)
-    return similarity.masked_fill(
-        torch.eye(len(similarity), dtype=torch.bool, device=similarity.device), -torch.inf
-    )
+def _compared(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines of this process's vectors with all (n, 2N), and the index of each one's partner (n,).
+
+    Nothing is its own partner.
+    """
+    every = world.gathered(embeddings)
+    own = torch.arange(len(embeddings), device=every.device)
+    owners = world.gathered(torch.full_like(own, world.rank()))
+    before = (owners < world.rank()).sum()
+    itself = (own + before)[:, None] == torch.arange(len(every), device=every.device)
+    return cosines(embeddings, every).masked_fill(itself, -torch.inf), partners(len(own), own.device) + before
 
 
 def require_others(count: int, task: str) -> None:
@@ -115,6 +128,5 @@ def require_others(count: int, task: str) -> None:
 
 
 def pair_up(crops: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Stack pairs of (C, D, H, W) into (2N, C, D, H, W): all first views, then all second ones."""
-    first, second = zip(*crops, strict=True)
-    return torch.stack([*first, *second])
+    """Stack pairs of (C, D, H, W) into (2N, C, D, H, W), the views of each pair one after the other."""
+    return torch.stack([view for pair in crops for view in pair])

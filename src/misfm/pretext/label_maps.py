@@ -21,11 +21,12 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
+from misfm import world
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
 from misfm.augment.labelled import AugmentSettings, apply_augmentation, sample_augmentation
 from misfm.batches import Batch, Placement, sent
 from misfm.errors import ConfigError
-from misfm.losses import IGNORE, dice_score, segmentation_loss
+from misfm.losses import IGNORE, batch_ratio, dice_score, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel
 from misfm.models.heads import finest
 from misfm.pretext.anatomy import STRONG_INTENSITIES
@@ -164,8 +165,9 @@ class LabelMaps(PretextTask):
         terms: dict[str, Tensor] = {}
         for rows, classes, targets in self.by_source(batch):
             own = [torch.cat([level[rows][:, part] for part in classes], 1) for level in levels]
+            share = batch_ratio(levels[0].new_full((), len(rows), dtype=torch.float32), len(batch.inputs))
             for name, term in segmentation_loss(own, targets, balance=self.class_balance).items():
-                terms[name] = terms.get(name, term.new_zeros(())) + term * (len(rows) / len(batch.inputs))
+                terms[name] = terms.get(name, term.new_zeros(())) + term * share
         return terms
 
     def score(self, outputs: Tensor | Sequence[Tensor], batch: Batch) -> Mapping[str, float]:
@@ -188,5 +190,5 @@ class LabelMaps(PretextTask):
             if is_people:
                 classes = [slice(1), slice(FIRST, self.table.num_classes)]
                 targets = torch.where(targets > 0, targets - NUM_STRUCTURES, targets)
-            if len(rows):
+            if len(rows) or world.size() > 1:  # where another process may have some
                 yield rows, classes, targets

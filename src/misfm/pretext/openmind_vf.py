@@ -24,10 +24,11 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Generator, LongTensor, Tensor
 
+from misfm import world
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
 from misfm.augment.mirrors import sample_flips
 from misfm.batches import Batch, Placement
-from misfm.losses import segmentation_loss
+from misfm.losses import batch_mean, segmentation_loss
 from misfm.pretext.base import PRETEXTS, Meeting
 from misfm.pretext.volume_fusion import VolumeFusion, require_two
 from misfm.seeding import draw_int
@@ -73,8 +74,9 @@ class OpenMindVolumeFusion(VolumeFusion):
         """Dice + cross-entropy over all K + 1 classes, averaged over the samples."""
         assert isinstance(outputs, Tensor)
         pairs = zip(outputs[:, None], batch.targets[:, None], strict=True)
-        terms = [segmentation_loss(logits, levels, background=True) for logits, levels in pairs]
-        return {name: 2 * torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
+        with world.alone():  # each sample for itself
+            terms = [segmentation_loss(logits, levels, background=True) for logits, levels in pairs]
+        return {name: 2 * batch_mean(torch.stack([term[name] for term in terms])) for name in terms[0]}
 
 
 def sample_levels(settings: OpenMindVolumeFusion, shape: Shape, generator: Generator) -> LongTensor:

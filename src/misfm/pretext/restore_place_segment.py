@@ -42,7 +42,7 @@ from torch import Generator, Tensor, nn
 
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
 from misfm.batches import Batch, Placement, sent
-from misfm.losses import IGNORE, dice_score, masked_mean, segmentation_loss
+from misfm.losses import IGNORE, batch_mean, dice_score, masked_mean, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel
 from misfm.pretext.anatomy import STRONG_INTENSITIES
 from misfm.pretext.base import PRETEXTS, PretextTask
@@ -137,11 +137,7 @@ class RestorePlaceSegment(PretextTask):
         return {
             "reconstruction": masked_mean((image - batch.targets).square(), batch.masked),
             "position": self.position_weight * self.position_error(place, batch),
-            **(
-                segmentation_loss(logits, batch.labels, balance=self.class_balance)
-                if batch.has_labels
-                else {}
-            ),
+            **segmentation_loss(logits, batch.labels, balance=self.class_balance),
         }
 
     def score(self, outputs: Tensor, batch: Batch) -> Mapping[str, float]:
@@ -169,7 +165,7 @@ class RestorePlaceSegment(PretextTask):
         pairs = (place - batch.position).view(len(weight), 2, 3, -1)
         residual = pairs.transpose(1, 2).flatten(2)  # (B, 3, voxels)
         mean = (residual * weight).sum(2, keepdim=True)
-        return ((residual - mean).square() * weight).sum(2).mean()
+        return batch_mean(((residual - mean).square() * weight).sum(2))
 
 
 def positions(placement: Placement, size: Shape, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
@@ -30,15 +31,13 @@ from misfm.augment.crops import (
 )
 from misfm.batches import Batch, Placement
 from misfm.models.base import Backbone
-from misfm.pretext.base import PRETEXTS, Meeting, PretextTask
+from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.embedding import (
     EmbeddingModel,
     Widths,
     matching_score,
     nt_xent,
     pair_up,
-    partners,
-    require_others,
 )
 from misfm.settings import PositiveShape, Probability
 from misfm.volume import Shape
@@ -47,8 +46,6 @@ from misfm.volume import Shape
 @PRETEXTS.register("simclr")
 class SimCLR(PretextTask):
     """Contrast of overlapping crops; see the module's docstring."""
-
-    samples_meet: ClassVar[Meeting] = "in loss"
 
     trains_decoder: ClassVar[bool] = False
 
@@ -72,12 +69,10 @@ class SimCLR(PretextTask):
     def prepare(
         self, patches: Tensor, placement: Placement, patch_size: Shape, generator: Generator
     ) -> Batch:
-        """Cut and vary pairs of crops; ``targets`` are the indices of the partners. See the base class.
+        """Cut and vary pairs of crops that follow each other; see the base class.
 
-        Raises:
-            ConfigError: a single pair, which has nothing to differ from.
+        ``targets`` are where the partner of each crop stands, seen from it.
         """
-        require_others(len(patches) * self.num_pairs, "SimCLR")
         pairs = []
         for source, extent in zip(patches[:, 0], placement.valid[:, 0].tolist(), strict=True):
             for _ in range(self.num_pairs):

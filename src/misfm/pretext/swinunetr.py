@@ -29,7 +29,7 @@ from torch import Generator, Tensor, nn
 from misfm.augment.crops import cut
 from misfm.batches import Batch, Placement, sent
 from misfm.errors import ConfigError
-from misfm.losses import masked_mean
+from misfm.losses import batch_mean, masked_mean
 from misfm.models.base import Backbone
 from misfm.pretext.base import PRETEXTS, Meeting, PretextTask
 from misfm.pretext.embedding import encode, matching_score, nt_xent, require_others
@@ -48,7 +48,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class TurnedViews(Batch):
-    """``targets`` (2B, C, D, H, W) are the turned patches before anything was cut out, first views first.
+    """``targets`` (2B, C, D, H, W) are the turned patches before anything was cut out, two of each volume.
 
     Attributes:
         quarters: (2B,) int64, turns by 90 degrees.
@@ -88,7 +88,7 @@ class Cutout:
 class SwinUNETR(PretextTask):
     """Rotation, contrast and reconstruction; see the module's docstring."""
 
-    samples_meet: ClassVar[Meeting] = "in loss"
+    samples_meet: ClassVar[Meeting] = "in inputs"
 
     trains_decoder: ClassVar[bool] = False
 
@@ -121,9 +121,9 @@ class SwinUNETR(PretextTask):
         quarters = torch.randint(NUM_TURNS, (2 * count,), generator=generator)
         real = placement.real(source, patches.device)[:, 0]
         whole = [
-            cut(turn(patches[i % count, 0], k), middle, patch_size) for i, k in enumerate(quarters.tolist())
+            cut(turn(patches[i // 2, 0], k), middle, patch_size) for i, k in enumerate(quarters.tolist())
         ]
-        mask = [cut(turn(real[i % count], k), middle, patch_size) for i, k in enumerate(quarters.tolist())]
+        mask = [cut(turn(real[i // 2], k), middle, patch_size) for i, k in enumerate(quarters.tolist())]
         views = torch.stack(whole)
         plans = [self.sample_cutout(index, count, patch_size, generator) for index in range(2 * count)]
         return TurnedViews(
@@ -134,12 +134,12 @@ class SwinUNETR(PretextTask):
         )
 
     def sample_cutout(self, index: int, count: int, size: Shape, generator: Generator) -> Cutout:
-        """Draw what is cut out of a view, one of ``count`` first or ``count`` second ones."""
-        first = index // count * count
+        """Draw what is cut out of a view, one of two of each of ``count`` volumes."""
+        volume, view = divmod(index, 2)
         return Cutout(
             noise=sample_boxes(size, self.max_share, self.block_side, generator),
             noise_seed=draw_int(0, 2**62, generator),
-            donor=first + (index - first + draw_int(1, count - 1, generator)) % count,
+            donor=2 * ((volume + draw_int(1, count - 1, generator)) % count) + view,
             grafts=sample_boxes(size, self.max_share, self.block_side, generator),
         )
 
@@ -152,7 +152,9 @@ class SwinUNETR(PretextTask):
         assert isinstance(batch, TurnedViews)
         error = (outputs.restored.float() - batch.targets).abs()
         return {
-            "rotation": F.cross_entropy(outputs.quarters.float(), batch.quarters),
+            "rotation": batch_mean(
+                F.cross_entropy(outputs.quarters.float(), batch.quarters, reduction="none")
+            ),
             "contrast": nt_xent(outputs.vectors, self.temperature),
             "reconstruction": masked_mean(error, batch.real),
         }
@@ -163,7 +165,7 @@ class SwinUNETR(PretextTask):
         hits = outputs.quarters.argmax(1) == batch.quarters
         mean = masked_mean(batch.targets, batch.real)
         return {
-            "rotation_accuracy": float(hits.float().mean()),
+            "rotation_accuracy": float(batch_mean(hits.float())),
             "rotation_chance": 1 / NUM_TURNS,
             **matching_score(outputs.vectors),
             "restored_error": float(

@@ -38,6 +38,7 @@ from misfm.augment.crops import (
     tiled_size,
 )
 from misfm.batches import Batch, Placement, sent
+from misfm.losses import batch_mean
 from misfm.models.base import Backbone
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.embedding import EmbeddingModel, Widths, cosines
@@ -50,7 +51,7 @@ TINY = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles(Batch):
-    """``inputs`` are the bases of all volumes that hold voxels, then the targets of all volumes.
+    """``inputs`` are of each volume the bases that hold voxels, then its targets.
 
     ``targets`` is (B, T, G), share of each target crop that lies in each base.
 
@@ -87,16 +88,14 @@ class VoCo(PretextTask):
         source = self.source_size(patch_size)
         tiles = self.tile_starts(patch_size)
         real = self.tiles_that_hold(placement, patch_size)
-        bases, targets, shares = [], [], []
+        crops, shares = [], []
         for volume, holds, extent in zip(patches[:, 0], real, placement.valid[:, 0].tolist(), strict=True):
             starts = [sample_start(patch_size, source, extent, generator) for _ in range(self.num_targets)]
-            bases += [cut(volume, (d, h, w), patch_size) for d, h, w in tiles[holds].tolist()]
-            targets += [cut(volume, start, patch_size) for start in starts]
+            crops += [cut(volume, (d, h, w), patch_size) for d, h, w in [*tiles[holds].tolist(), *starts]]
             shares.append(overlap(torch.tensor(starts), tiles, patch_size))
-        crops = torch.stack(bases + targets)
         variation = sample_variation(self.crops, len(crops), patch_size, generator)
         return Tiles(
-            apply_variation(crops, variation),
+            apply_variation(torch.stack(crops), variation),
             sent(torch.stack(shares), patches.device),
             real=sent(real, patches.device),
         )
@@ -145,21 +144,21 @@ class VoCo(PretextTask):
         nearest = cosines(targets, bases).masked_fill(empty, -2).argmax(-1, keepdim=True)
         chance = best.sum(-1) / batch.real.sum(-1, keepdim=True)
         return {
-            "nearest_base_accuracy": float(best.gather(-1, nearest).float().mean()),
-            "chance_accuracy": float(chance.mean()),
+            "nearest_base_accuracy": float(batch_mean(best.gather(-1, nearest).float())),
+            "chance_accuracy": float(batch_mean(chance)),
         }
 
 
 def split(outputs: Tensor, batch: Tiles) -> tuple[Tensor, Tensor]:
     """Vectors of a batch's inputs -> those of the bases (B, G, E), 0 where empty, and targets (B, T, E)."""
-    num_volumes, num_targets, _ = batch.targets.shape
-    count = len(outputs) - num_volumes * num_targets
-    row = (batch.real.flatten().cumsum(0) - 1).clamp(min=0).view(batch.real.shape)
-    bases = torch.where(batch.real[..., None], outputs[:count][row], 0)
-    return bases, outputs[count:].view(num_volumes, num_targets, -1)
+    wanted, grid = batch.targets.shape[1:]
+    there = torch.cat([batch.real, batch.real.new_ones(len(batch.real), wanted)], 1)
+    row = (there.flatten().cumsum(0) - 1).clamp(min=0).view(there.shape)
+    vectors = torch.where(there[..., None], outputs[row], 0)
+    return vectors[:, :grid], vectors[:, grid:]
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Mean of (B, N, M) by weights, for each volume and then over volumes; 0 for a volume without weight."""
     total = weights.sum((1, 2))
-    return ((values * weights).sum((1, 2)) / torch.where(total > 0, total, 1)).mean()
+    return batch_mean((values * weights).sum((1, 2)) / torch.where(total > 0, total, 1))

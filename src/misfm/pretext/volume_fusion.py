@@ -37,7 +37,7 @@ from misfm.augment.mirrors import flip, sample_flips
 from misfm.augment.views import ViewSettings, apply_view, sample_view, view_of_mask
 from misfm.batches import Batch, Placement, sent
 from misfm.errors import ConfigError
-from misfm.losses import IGNORE, hard_dice, segmentation_loss
+from misfm.losses import IGNORE, class_shares, hard_dice, segmentation_loss
 from misfm.models.base import Backbone, SegmentationModel
 from misfm.models.heads import finest
 from misfm.pretext.base import PRETEXTS, Meeting, PretextTask
@@ -195,8 +195,7 @@ class VolumeFusion(PretextTask):
     def score(self, outputs: Tensor | list[Tensor], batch: Batch) -> Mapping[str, float]:
         """Mean Dice of the levels above 0, and what guessing by the shares of the levels would reach."""
         dice = hard_dice(finest(outputs).detach(), batch.targets)[1:]
-        known = batch.targets[batch.targets != IGNORE]
-        shares = torch.bincount(known, minlength=self.num_levels + 1)[1:] / max(len(known), 1)
+        shares = class_shares(batch.targets, self.num_levels + 1)[1:]
         present = shares[shares > 0]
         chance = float(present.mean()) if len(present) else 0.0
         return {"pretext_dice": float(dice.nanmean()), "chance_dice": chance}

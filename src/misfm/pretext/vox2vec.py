@@ -17,8 +17,10 @@ are not drawn either, unless two crops share no others. Fits every network.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Annotated, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,23 +31,42 @@ from misfm.augment.crops import Extent, cut, sample_start
 from misfm.augment.intensity import IntensitySettings, apply_intensities, sample_intensities
 from misfm.batches import Batch, Placement, sent
 from misfm.models.base import Backbone, pad_to_fit
-from misfm.pretext.base import PRETEXTS, Meeting, PretextTask
+from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.pretext.embedding import (
     matching_score,
     nt_xent,
     pair_up,
-    partners,
     projector,
-    require_others,
 )
 from misfm.volume import Shape, triple
+
+
+@dataclass(frozen=True)
+class VoxelPairs(Batch):
+    """``inputs`` are two crops of each volume, one after the other.
+
+    ``context`` is (2N, 4) int64, crop and place along (D, H, W) of N voxels, each in the first crop of its
+    volume and then in the second one.
+    """
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Count the crops on."""
+        firsts = accumulate((len(part.inputs) for part in parts[:-1]), initial=0)
+        shifts = [
+            F.pad(part.context[0].new_tensor([first]), (0, 3))
+            for first, part in zip(firsts, parts, strict=True)
+        ]
+        counted = [
+            replace(part, context=(part.context[0] + shift,))
+            for part, shift in zip(parts, shifts, strict=True)
+        ]
+        return super().joined(counted)
 
 
 @PRETEXTS.register("vox2vec")
 class Vox2Vec(PretextTask):
     """Contrast of voxels; see the module's docstring."""
-
-    samples_meet: ClassVar[Meeting] = "in loss"
 
     num_voxels: PositiveInt = 1024
     """Most voxels drawn from a pair of crops; memory grows with the square of this times the batch size."""
@@ -76,15 +97,14 @@ class Vox2Vec(PretextTask):
     ) -> Batch:
         """Cut and vary two crops of each volume and draw voxels; see the base class.
 
-        ``context`` is (2N, 4) int64, crop and place along (D, H, W) of N voxels in the first crops, then of
-        the same voxels in the second ones; ``targets`` are the indices of the partners.
+        ``targets`` are where the partner of each voxel stands, seen from it.
         """
-        count, source = len(patches), self.source_size(patch_size)
+        source = self.source_size(patch_size)
         # Which voxels there are to draw from is known where they were read.
         read = patches if placement.read is None else placement.read
         real = placement.real(source, read.device)[:, 0]
         crops: list[tuple[Tensor, Tensor]] = []
-        places: tuple[list[Tensor], list[Tensor]] = ([], [])
+        places: list[Tensor] = []
         for index, volume in enumerate(patches[:, 0]):
             extent = placement.valid[index, 0].tolist()
             starts = [sample_start(patch_size, source, extent, generator) for _ in range(2)]
@@ -92,15 +112,16 @@ class Vox2Vec(PretextTask):
             voxels = self.sample_voxels(
                 read[index, 0], real[index], common_box(starts, patch_size, extent), generator
             )
-            for view, start in enumerate(starts):
-                within = voxels - torch.tensor(start, device=voxels.device)
-                places[view].append(F.pad(within, (1, 0), value=view * count + index))
-        context = sent(torch.cat([*places[0], *places[1]]), patches.device)
-        require_others(len(context) // 2, "vox2vec")
+            within = [
+                F.pad(voxels - torch.tensor(start, device=voxels.device), (1, 0), value=2 * index + view)
+                for view, start in enumerate(starts)
+            ]
+            places.append(torch.stack(within, 1).flatten(0, 1))
+        context = sent(torch.cat(places), patches.device)
         views = pair_up(crops)
         plan = sample_intensities(len(views), self.intensities, generator)
         targets = partners(len(context), patches.device)
-        return Batch(apply_intensities(views, plan), targets, (context,))
+        return VoxelPairs(apply_intensities(views, plan), targets, (context,))
 
     def sample_voxels(self, volume: Tensor, real: Tensor, box: Extent, generator: Generator) -> Tensor:
         """Draw different voxels (n, 3) of a source (C, D, H, W) from a box.

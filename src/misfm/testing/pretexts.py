@@ -31,17 +31,18 @@ class Trial:
     Args:
         task: to be checked.
         fill: the value of all voxels; random ones by default.
+        volumes: how many, each with patches of its own.
     """
 
-    def __init__(self, task: PretextTask, fill: float | None = None) -> None:
+    def __init__(self, task: PretextTask, fill: float | None = None, volumes: int = VOLUMES) -> None:
         self.task = task
         self.network, self.options, self.patch_size = next(each for each in NETWORKS if takes(task, *each))
-        shape = (VOLUMES, task.num_patches, CHANNELS, *task.source_size(self.patch_size))
+        shape = (volumes, task.num_patches, CHANNELS, *task.source_size(self.patch_size))
         random = torch.randn(shape, generator=generator_for("patches"))
         self.patches = random if fill is None else torch.full_like(random, fill)
-        self.placement = Placement.whole(VOLUMES, task.num_patches, shape[3:], spacing=(3.0, 1.0, 0.5))
+        self.placement = Placement.whole(volumes, task.num_patches, shape[3:], spacing=(3.0, 1.0, 0.5))
         if task.needs_labels or task.mixes_generated:
-            masks = (VOLUMES, task.num_patches, *shape[3:])
+            masks = (volumes, task.num_patches, *shape[3:])
             labels = torch.randint(CLASSES, masks, generator=generator_for("labels"))
             if task.mixes_generated:
                 labels[:-1] = IGNORE  # scans

@@ -49,7 +49,7 @@ class PretextObjective:
         if self.task.samples_meet == "nowhere":
             return self.prepare_each(batch, draws)
         if world.size() > 1:
-            batch = batch.each(world.gathered)
+            batch = batch._replace(read=None).each(world.gathered)
         whole = self.task.prepare(batch.patches, batch.placement, self.patch_size, draws.of_batch())
         if world.size() == 1:
             return whole
@@ -77,7 +77,7 @@ class PretextObjective:
         if not isinstance(batch, ComparedBatch):
             return self.task.loss(outputs, batch)
         outputs = all_rows(outputs)
-        with world.apart():
+        with world.alone():
             return self.task.loss(outputs, batch.whole)
 
     def score(self, outputs: Any, batch: Batch) -> Mapping[str, float]:
@@ -85,7 +85,7 @@ class PretextObjective:
         if not isinstance(batch, ComparedBatch):
             return self.task.score(outputs, batch)
         outputs = all_rows(outputs)
-        with world.apart():
+        with world.alone():
             return self.task.score(outputs, batch.whole)
 
     def after_step(self, model: nn.Module) -> None:
