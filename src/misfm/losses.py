@@ -22,9 +22,8 @@ MAX_WEIGHT = 10.0
 
 def batch_ratio(amount: Tensor, count: Tensor | float) -> Tensor:
     """Sum over count, two scalars, both over all samples of the batch; 0 where the count is."""
-    both = world.total(
-        torch.stack([amount, torch.as_tensor(count, dtype=amount.dtype, device=amount.device)])
-    )
+    counted = count.to(amount) if isinstance(count, Tensor) else amount.new_full((), count)
+    both = world.total(torch.stack([amount, counted]))
     return both[0] / both[1].clamp(min=1)
 
 

@@ -72,7 +72,7 @@ def test_matching_score_of_the_truth_and_of_noise():
 def test_views_of_a_pair_follow_each_other():
     crops = [(torch.full((1, 1, 1, 1), float(i)), torch.full((1, 1, 1, 1), 10.0 + i)) for i in range(3)]
     assert pair_up(crops).flatten().tolist() == [0, 10, 1, 11, 2, 12]
-    assert partners(6).tolist() == [1, 0, 3, 2, 5, 4]
+    assert partners(6, torch.device("cpu")).tolist() == [1, 0, 3, 2, 5, 4]
     with pytest.raises(ConfigError, match="batch_size to 2"):
         require_others(1, "SimCLR")
     with pytest.raises(ConfigError, match="a single one; set batch_size to 2"):

@@ -31,7 +31,7 @@ def test_positions_are_millimetres_from_the_first_voxel_of_the_volume():
     placement = Placement(
         torch.zeros(1, 1, 2, 3), torch.tensor([[[10.0, 20, 30]]]), torch.tensor([[[3.0, 1, 0.5]]])
     )
-    places = positions(placement, SIZE)
+    places = positions(placement, SIZE, torch.device("cpu"))
     assert places.shape == (1, 1, 3, *SIZE)
     assert places[0, 0, :, 2, 5, 4].tolist() == [16.0, 25.0, 32.0]
 

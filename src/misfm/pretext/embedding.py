@@ -75,6 +75,11 @@ def partners(count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device) ^ 1
 
 
+def steps_to_partners(count: int, device: torch.device) -> Tensor:
+    """How many places each embedding's other view stands behind it, (count,): 1, -1, 1, -1 and so on."""
+    return partners(count, device) - torch.arange(count, device=device)
+
+
 def nt_xent(embeddings: Tensor, temperature: float) -> Tensor:
     r"""Normalised temperature-scaled cross-entropy (SimCLR, arXiv 2002.05709, equation 1), a scalar.
 

@@ -65,14 +65,12 @@ class MaskedPlaces(Batch):
         real: (2B, D, H, W) bool, voxels that are not padding.
         position: (2B, 3, D, H, W), g in units of 100 mm.
         labels: (2B, D, H, W) int64, label maps of generated volumes; IGNORE all over in scans.
-        has_labels: whether there are generated volumes.
     """
 
     masked: Tensor
     real: Tensor
     position: Tensor
     labels: Tensor
-    has_labels: bool
 
 
 @PRETEXTS.register("misfm")
@@ -116,7 +114,6 @@ class RestorePlaceSegment(PretextTask):
             real=real,
             position=positions(placement, patch_size, images.device).flatten(0, 1) / self.unit_mm,
             labels=labels,
-            has_labels=placement.labels is not None,
         )
 
     def build_model(self, backbone: Backbone) -> nn.Module:

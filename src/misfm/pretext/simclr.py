@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Generator, Tensor, nn
 
@@ -38,6 +37,7 @@ from misfm.pretext.embedding import (
     matching_score,
     nt_xent,
     pair_up,
+    steps_to_partners,
 )
 from misfm.settings import PositiveShape, Probability
 from misfm.volume import Shape
@@ -80,7 +80,7 @@ class SimCLR(PretextTask):
                 pairs.append((cut(source, starts[0], patch_size), cut(source, starts[1], patch_size)))
         crops = pair_up(pairs)
         variation = sample_variation(self.crops, len(crops), patch_size, generator)
-        return Batch(apply_variation(crops, variation), partners(len(crops), patches.device))
+        return Batch(apply_variation(crops, variation), steps_to_partners(len(crops), patches.device))
 
     def sample_pair(
         self, patch_size: Shape, extent: list[list[int]], generator: Generator

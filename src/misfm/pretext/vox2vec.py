@@ -37,6 +37,7 @@ from misfm.pretext.embedding import (
     nt_xent,
     pair_up,
     projector,
+    steps_to_partners,
 )
 from misfm.volume import Shape, triple
 
@@ -120,7 +121,7 @@ class Vox2Vec(PretextTask):
         context = sent(torch.cat(places), patches.device)
         views = pair_up(crops)
         plan = sample_intensities(len(views), self.intensities, generator)
-        targets = partners(len(context), patches.device)
+        targets = steps_to_partners(len(context), patches.device)
         return VoxelPairs(apply_intensities(views, plan), targets, (context,))
 
     def sample_voxels(self, volume: Tensor, real: Tensor, box: Extent, generator: Generator) -> Tensor:
