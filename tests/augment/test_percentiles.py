@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from misfm.augment.percentiles import Tails, percentile_pair
+from misfm.augment.percentiles import Tails, percentile_pair, spread
 from misfm.seeding import generator_for
 
 PAIRS = [(0.1, 99.9), (2.0, 98.0), (0.0, 100.0), (1.234, 98.765), (40.0, 60.0), (0.1, 0.1)]
@@ -66,6 +66,18 @@ def test_large_arrays_agree_with_numpy_to_the_last_bit(kind):
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("kind", ["normal", "air", "clipped at both ends", "constant", "doubles", "strided"])
+def test_the_extremes_come_along_and_sorting_finds_the_same(kind, monkeypatch):
+    x = volume(kind)
+    for percents in PAIRS:
+        low, high = as_numpy(x, percents)
+        points = spread(x, percents)
+        assert points.tolist() == [float(x.min()), low, high, float(x.max())]
+        with monkeypatch.context() as patch:
+            patch.setattr("misfm.augment.percentiles.ON_CPU", ())
+            assert torch.allclose(spread(x, percents).double(), points, rtol=1e-6)
+
+
 @given(
     hnp.arrays(
         np.float32,
@@ -87,5 +99,5 @@ def test_small_and_tied_arrays_agree_with_numpy_at_any_stride(values, percents, 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(0, 9), st.integers(0, 9))
 @settings(max_examples=150, deadline=None)
 def test_every_rank_is_found_wherever_the_cuts_are(numbers, first, second):
-    tails = Tails.cut(torch.tensor(numbers, dtype=torch.float32), min(first, second), max(first, second))
+    tails = Tails.cut(np.array(numbers, dtype=np.float32), min(first, second), max(first, second))
     assert [tails.at(rank) for rank in range(len(numbers))] == sorted(numbers)

@@ -30,6 +30,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, LongTensor, Tensor, nn
 
@@ -102,6 +103,7 @@ def sample_levels_v2(
     num_levels: int = 4,
     foreground_ratio: float = 0.7,
     block_size: tuple[CountRange, CountRange, CountRange] = ((8, 32), (8, 32), (8, 32)),
+    dtype: torch.dtype = torch.int64,
     generator: Generator,
 ) -> LongTensor:
     """Draw the level map of v2: a grid of equal blocks, a fixed share of which is foreground.
@@ -113,10 +115,11 @@ def sample_levels_v2(
         block_size: smallest and largest side along each of (D, H, W); one size is drawn for the map (and cut
             to its shape). The grid starts at a random offset that still fits the largest number of whole
             blocks; the margin around it keeps level 0.
+        dtype: of the map; the smaller, the faster.
         generator: where all draws come from.
 
     Returns:
-        Y, (D, H, W) int64, values 0..K, on the generator's device.
+        Y, (D, H, W), values 0..K, on the generator's device.
     """
     device = generator.device
     sides = [min(draw_int(*limits, generator), side) for limits, side in zip(block_size, shape, strict=True)]
@@ -126,12 +129,14 @@ def sample_levels_v2(
     grid = torch.randint(1, num_levels + 1, (total,), generator=generator, device=device)
     background = torch.randperm(total, generator=generator, device=device)[int(total * foreground_ratio) :]
     grid[background] = 0
-    blocks = grid.view(*counts)
-    for axis, side in enumerate(sides):
-        blocks = blocks.repeat_interleave(side, dim=axis)
-    levels = torch.zeros(shape, dtype=torch.int64, device=device)
-    d, h, w = (slice(start, start + n) for start, n in zip(offsets, blocks.shape, strict=True))
-    levels[d, h, w] = blocks
+    # One more block along each axis, of level 0, is that of the margins. The last axis first: it is slowest.
+    levels = F.pad(grid.view(*counts).to(dtype), (0, 1) * 3)
+    for axis in (2, 1, 0):
+        blocks = (torch.arange(shape[axis], device=device) - offsets[axis]).div(
+            sides[axis], rounding_mode="floor"
+        )
+        blocks[(blocks < 0) | (blocks > counts[axis])] = counts[axis]
+        levels = levels.index_select(axis, blocks)
     return cast(LongTensor, levels)
 
 
@@ -160,6 +165,7 @@ class VolumeFusion(PretextTask):
         Voxels that are not ``real`` (B, D, H, W) in both I_f and I_b are left out of the loss; None: all are.
         """
         inputs = fuse(foreground, background, levels, self.num_levels)
+        levels = levels.long()
         if real is not None:
             levels = levels.masked_fill(~real, IGNORE)
         if self.min_difference > 0:
@@ -272,8 +278,7 @@ class VolumeFusionV2(VolumeFusion):
             I_f and I_b, (B, C, *patch_size) each; Y, (B, *patch_size); and the voxels in which hidden ones
             have no part, (B, *patch_size) bool, or None where there are no hidden ones. No view has padding.
         """
-        foregrounds: list[Tensor] = []
-        backgrounds: list[Tensor] = []
+        views = patches.new_empty(2, len(patches), patches.shape[2], *patch_size)
         levels: list[Tensor] = []
         real: list[Tensor] = []
         hidden = None if placement.hidden is None else sent(placement.hidden, patches.device)
@@ -282,23 +287,23 @@ class VolumeFusionV2(VolumeFusion):
             if hidden is not None:
                 seen = [view_of_mask(m, p, patch_size) for m, p in zip(hidden[sample], plans, strict=True)]
                 real.append(~(seen[0] | seen[1]))
-            views = [apply_view(crop, plan, patch_size) for crop, plan in zip(pair, plans, strict=True)]
+            for crop, plan, view in zip(pair, plans, views[:, sample], strict=True):
+                apply_view(crop, plan, patch_size, out=view)
             if float(torch.rand((), generator=generator)) < self.p_inversion:
-                views = [1 - view for view in views]
-            foregrounds.append(views[0])
-            backgrounds.append(views[1])
+                views[:, sample].neg_().add_(1)
             levels.append(
                 sample_levels_v2(
                     patch_size,
                     num_levels=self.num_levels,
                     foreground_ratio=self.foreground_ratio,
                     block_size=self.block_size,
+                    dtype=torch.uint8 if self.num_levels < 256 else torch.int64,
                     generator=generator,
                 )
             )
         return (
-            torch.stack(foregrounds),
-            torch.stack(backgrounds),
+            views[0],
+            views[1],
             sent(torch.stack(levels), patches.device),
             torch.stack(real) if real else None,
         )
