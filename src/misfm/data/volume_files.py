@@ -7,11 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import numpy as np
 from numpy.typing import NDArray
 
 from misfm.data.checksums import MAKE_AGAIN, Checksum, checksum_of_file, fault_of_file
+from misfm.data.open_volumes import opened, read_box
 from misfm.data.record import Entry, Record
 from misfm.errors import DataError
 from misfm.files import write_bytes
@@ -98,10 +98,10 @@ class VolumeFiles:
         inside = _overlap(box, record.shape)
         empty = 0 in inside.size
         try:
-            array = blosc2.open(str(file), mode="r", mmap_mode="r", dparams=blosc2.DParams(nthreads=1))
+            array = opened(file)
             if array.shape != (len(fill), *record.shape) or array.dtype.name not in _TYPES[part]:
                 raise ValueError(f"it holds {array.dtype} {array.shape}")
-            voxels = array[:, *inside.slices] if not empty else np.empty((len(fill), 0, 0, 0), array.dtype)
+            voxels = read_box(array, inside)
         except (OSError, RuntimeError, ValueError) as error:
             raise damaged(record, f"{file} is missing or damaged ({error})") from error
         if inside == box:
