@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from misfm.volume import Box
 
 MOST = 64
-"""Files that a thread holds open; those of a large store are drawn so rarely that more would not be met again."""
+"""Files that a thread holds open; those of a large store are hardly met again, however many it held."""
 
 
 class _Held(threading.local):
