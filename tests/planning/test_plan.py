@@ -174,6 +174,14 @@ def test_a_chosen_batch_leaves_smaller_patches_on_a_gpu():
     assert planned(settings=unlabelled, **large).patch_size == eight.patch_size
 
 
+def test_a_network_computed_twice_gets_larger_patches_which_is_said_where_it_is_not():
+    large = {"shape": (400, 400, 400), "machine": gpu(8), "network": NetworkSettings(name="resenc")}
+    plain, twice = planned(**large), planned(**large, recompute=True)
+    assert math.prod(plain.patch_size) < math.prod(twice.patch_size)
+    assert "with training.recompute_activations=true)" in plain.reasons[0]
+    assert "recompute" not in twice.reasons[0]
+
+
 def test_the_patch_of_the_weights_is_kept_where_it_fits():
     found = planned(weights_patch=(40, 40, 40), network=UNET)
     assert found.patch_size == (40, 40, 40)

@@ -35,6 +35,19 @@ def test_what_a_gpu_holds_counts_there(pretrain_settings, monkeypatch):
     assert "of memory of the GPU or more and 1.0 GiB" in refuse(pretrain_settings(), batch_size=10_000)
 
 
+def test_computing_twice_is_offered_where_that_may_fit(pretrain_settings, monkeypatch):
+    monkeypatch.setattr(room, "present_machine", lambda: Machine("cuda", 2 * 2**30))
+    monkeypatch.setattr(room, "available_bytes", lambda: 2**40)
+    large = {"network": NetworkSettings(name="primus-m"), "patch_size": (160, 160, 160)}
+    assert "or training.recompute_activations=true, with which they may fit." in refuse(
+        pretrain_settings(), **large
+    )
+    assert "recompute" not in refuse(pretrain_settings(), **large, batch_size=200)
+    recomputing = pretrain_settings("training.recompute_activations=true")
+    check_room(recomputing, large["network"], large["patch_size"], 2, 1)
+    assert "recompute" not in refuse(recomputing, **large, batch_size=200)
+
+
 def test_more_processes_than_are_of_use_are_refused(pretrain_settings, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     monkeypatch.setattr(room, "available_bytes", lambda: 2**50)

@@ -194,12 +194,19 @@ class Demand:
         multiple: what the sides of a patch are multiples of.
         is_fixed: whether weights are bound to the patch they were trained on.
         width: first of the option ``channels`` as measured, where what is saved grows in proportion to it.
+        recomputed: what is saved likewise, at most, where blocks are computed twice instead of kept
+            (``training.recompute_activations``), on 32^3 voxels (pctnet: 64^3); None where not measured.
     """
 
     saved: int
     multiple: int
     is_fixed: bool = False
     width: int | None = None
+    recomputed: int | None = None
+
+    def kept(self, *, recompute: bool) -> int:
+        """Bytes that a training step keeps for each voxel, with or without computing blocks twice."""
+        return self.recomputed if recompute and self.recomputed is not None else self.saved
 
 
 UNKNOWN_DEMAND = Demand(10_000, 32)

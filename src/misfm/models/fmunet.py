@@ -132,7 +132,7 @@ class FMUNet(Backbone):
         )
 
 
-@NETWORKS.register("fmunet", demand=Demand(2834, multiple=16))
+@NETWORKS.register("fmunet", demand=Demand(2834, multiple=16, recomputed=1548))
 def build_fmunet(
     in_channels: int,
     patch_size: Shape,

@@ -226,7 +226,7 @@ class Primus(Backbone):
         return theirs if self.order_is_open and theirs in TOKEN_AXES else self.encoder.token_order
 
 
-@NETWORKS.register("primus", demand=Demand(2808, multiple=TOKEN_SIDE, is_fixed=True))
+@NETWORKS.register("primus", demand=Demand(2808, multiple=TOKEN_SIDE, is_fixed=True, recomputed=306))
 def build_primus(
     in_channels: int,
     patch_size: Shape,
@@ -287,10 +287,12 @@ PRESETS = {
     "primus-l": PrimusSettings(embed_dim=1056, depth=24, num_heads=16),
 }
 """The published sizes."""
-SAVED = {"primus-s": 986, "primus-b": 1950, "primus-m": 2808, "primus-l": 5095}
-"""Bytes a voxel, see :class:`misfm.models.base.Demand`."""
+SAVED = {"primus-s": (986, 126), "primus-b": (1950, 254), "primus-m": (2808, 306), "primus-l": (5095, 438)}
+"""Bytes a voxel, kept and recomputed, see :class:`misfm.models.base.Demand`."""
 
 for _name, _size in PRESETS.items():
-    NETWORKS.register(_name, demand=Demand(SAVED[_name], multiple=TOKEN_SIDE, is_fixed=True))(
+    _kept, _recomputed = SAVED[_name]
+    _demand = Demand(_kept, multiple=TOKEN_SIDE, is_fixed=True, recomputed=_recomputed)
+    NETWORKS.register(_name, demand=_demand)(
         partial(build_primus, embed_dim=_size.embed_dim, depth=_size.depth, num_heads=_size.num_heads)
     )

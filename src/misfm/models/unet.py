@@ -115,7 +115,7 @@ class UNet(Backbone):
         )
 
 
-@NETWORKS.register("unet", demand=Demand(694, multiple=8, width=16))
+@NETWORKS.register("unet", demand=Demand(694, multiple=8, width=16, recomputed=462))
 def build_unet(
     in_channels: int,
     patch_size: Shape,

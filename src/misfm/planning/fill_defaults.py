@@ -80,6 +80,7 @@ def fill_defaults(
         num_classes=dataset.scheme.num_outputs,
         machine=present_machine(),
         network=network,
+        recompute=settings.training.recompute_activations,
         weights_patch=None if known.get("patch_size") is None else tuple(known["patch_size"]),
     )
     return fill(settings.model_copy(update={"spacing": spacing}), plan(settings, facts))

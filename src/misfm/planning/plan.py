@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from misfm.config import FinetuneSettings, NetworkSettings
 from misfm.models import NETWORKS
@@ -57,6 +57,7 @@ class Facts:
         machine: what trains.
         network: that of the weights or the one that is given; None is planned.
         weights_patch: patch of the weights, None without.
+        recompute: whether blocks of the network are computed twice instead of kept.
     """
 
     shape: Shape
@@ -67,6 +68,7 @@ class Facts:
     machine: Machine
     network: NetworkSettings | None = None
     weights_patch: Shape | None = None
+    recompute: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,13 +138,19 @@ def voxel_budget(network: NetworkSettings, facts: Facts, samples: int) -> tuple[
     fitting = int(MEMORY_SHARE * machine.free_bytes / (samples * saved_bytes(network, facts)))
     if fitting >= GPU_VOXELS:
         return GPU_VOXELS, f"on a {machine.name} up to {GPU_VOXELS:,} voxels a patch"
-    return fitting, f"on a {machine.name} room for {samples} patches of {fitting:,} voxels"
+    limit = f"on a {machine.name} room for {samples} patches of {fitting:,} voxels"
+    if not facts.recompute:
+        twice = replace(facts, recompute=True)
+        more = fitting * saved_bytes(network, facts) / saved_bytes(network, twice)
+        if more > fitting:
+            limit += f" (of {min(GPU_VOXELS, int(more)):,} with training.recompute_activations=true)"
+    return fitting, limit
 
 
 def saved_bytes(network: NetworkSettings, facts: Facts) -> float:
     """Bytes that a training step keeps for each voxel."""
     demand = NETWORKS.demand(network.name)
-    saved: float = demand.saved
+    saved: float = demand.kept(recompute=facts.recompute)
     if demand.width is not None and "channels" in network.options:
         saved *= network.options["channels"][0] / demand.width
     return saved + SAVED_FOR_CLASS * facts.num_classes + 4 * facts.num_channels

@@ -40,7 +40,9 @@ def check_room(
     batch = voxels * 4 * in_channels * COPIES
     workers = loader_workers(settings.training.num_workers)
     check_workers(workers, "training.num_workers")
-    kept = voxels * least_saved_bytes(network)
+    recompute = settings.training.recompute_activations
+    kept = voxels * least_saved_bytes(network, recompute=recompute)
+    spared = kept - voxels * least_saved_bytes(network, recompute=True)
     free = available_bytes()
     parts = [(batch * (1 + workers) + (kept if machine.device == "cpu" else 0), free, "memory")]
     if machine.device != "cpu":
@@ -48,13 +50,15 @@ def check_room(
     for needed, there, where in parts:
         if needed > there:
             fewer = ", or fewer num_workers" if workers else ""
+            if spared and needed * (1 - spared / (batch + kept)) <= there:
+                fewer += ", or training.recompute_activations=true, with which they may fit"
             raise ConfigError(
                 f"Batches of {batch_size:,} patches of {patch_size} take {in_gib(needed)} of {where} or more "
                 f"and {in_gib(there)} are free: choose a smaller batch_size or patch_size{fewer}."
             )
 
 
-def least_saved_bytes(network: NetworkSettings) -> float:
+def least_saved_bytes(network: NetworkSettings, *, recompute: bool = False) -> float:
     """Return how many bytes a training step keeps for each voxel, at the very least."""
     demand = NETWORKS.demand(network.name)
     if demand == UNKNOWN_DEMAND:
@@ -62,5 +66,5 @@ def least_saved_bytes(network: NetworkSettings) -> float:
     channels = network.options.get("channels")
     first = channels[0] if isinstance(channels, list | tuple) and channels else demand.width
     if demand.width is None or not isinstance(first, int | float):  # building it says what is wrong
-        return LEAST_SHARE * demand.saved
-    return LEAST_SHARE * min(1.0, first / demand.width) * demand.saved
+        return LEAST_SHARE * demand.kept(recompute=recompute)
+    return LEAST_SHARE * min(1.0, first / demand.width) * demand.kept(recompute=recompute)

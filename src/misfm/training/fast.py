@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from misfm.training.recompute import recomputed
 from misfm.training.settings import TrainingSettings
 
 
@@ -19,6 +21,11 @@ def made_ready(model: nn.Module, settings: TrainingSettings) -> nn.Module:
     if settings.compile:
         model.compile()
     return model
+
+
+def computed(model: nn.Module, settings: TrainingSettings) -> AbstractContextManager[None]:
+    """Context of a training, in which blocks of the model are computed twice if the settings say so."""
+    return recomputed(model) if settings.recompute_activations else nullcontext()
 
 
 def _channels_last(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

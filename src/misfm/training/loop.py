@@ -2,8 +2,7 @@
 
 Batch ``i`` is a pure function of the run's seed and ``i``, and so is every other draw; a run killed at any
 moment and resumed from its last checkpoint therefore repeats the uninterrupted one bit for bit (on one device
-and thread count). A run whose patience runs out goes into a cooldown, for a schedule that is cut off loses
-what its falling rate gains; since when is in the checkpoint, so that this, too, is repeated.
+and thread count). A run whose patience runs out goes into a cooldown, whose start is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from misfm.terminal import logger
 from misfm.training.batch_stream import batch_stream
 from misfm.training.checkpoint import Checkpoint, load_latest, restore, save_checkpoint
 from misfm.training.ema import WeightAverage
-from misfm.training.fast import is_fused, made_ready, may_overflow, restore_scale
+from misfm.training.fast import computed, is_fused, made_ready, may_overflow, restore_scale
 from misfm.training.logging import SPEED, MetricsLog
 from misfm.training.memory import keep_freed_memory
 from misfm.training.optim import build_optimizer, set_learning_rate
@@ -179,6 +178,7 @@ def fit(
         MetricsLog(run, settings.steps, state.logged, state.metrics) as log,
         deferred(),
         batch_stream(batches, state.step * settings.accumulate, settings) as stream,
+        computed(model, settings),
     ):
         try:
             train(session, stream, run, log, validation)

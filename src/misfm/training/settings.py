@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from misfm.settings import Settings
 from misfm.training.optim import OptimizerSettings
@@ -36,6 +36,10 @@ class OpenTrainingSettings(Settings):
     channels_last: bool = False
     """Keep the channels of a voxel side by side in memory, as some GPUs convolve faster; the same numbers up
     to rounding. `benchmarks/gpu.py` measures whether it pays."""
+    recompute_activations: bool = False
+    """Compute what is within the blocks of the network again in the backward pass instead of keeping it
+    (activation or gradient checkpointing): the same steps in less memory and more time. Not together with
+    ``compile``."""
     num_workers: Annotated[int, Field(ge=0, le=10**4)] | None = None
     """Processes that read patches ahead for each training process; 0 reads in that itself. null: none on a
     CPU; for a GPU as many as it has cores for itself but one, 12 at most. It changes no number of the run, so
@@ -49,6 +53,12 @@ class OpenTrainingSettings(Settings):
     patience: Count | None = None
     """Validations without a better one after which the rate falls to zero within a tenth of all steps and
     training ends; null takes all steps. Pretraining that is probed has the patience of its probe instead."""
+
+    @model_validator(mode="after")
+    def _is_computed_in_one_way(self) -> Self:
+        if self.compile and self.recompute_activations:
+            raise ValueError("compile and recompute_activations do not go together: choose one")
+        return self
 
 
 class TrainingSettings(OpenTrainingSettings):
