@@ -192,7 +192,7 @@ class PCTNet(Backbone):
         )
 
 
-@NETWORKS.register("pctnet", demand=Demand(5681, multiple=16, is_fixed=True))
+@NETWORKS.register("pctnet", demand=Demand(5681, multiple=16, is_fixed=True, recomputed=1424))
 def build_pctnet(
     in_channels: int,
     patch_size: Shape,
