@@ -28,7 +28,7 @@ FLAGS = (
         "--remote-debugging-port=0",
     ),
 )
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds that anything may take: the machine may be busy, and draws without a graphics card."""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 
 from misfm.data.intensity import Kind
 from misfm.data.label_scheme import mask_of
@@ -34,6 +35,7 @@ CT_WINDOWS = {
 """Lowest and highest HU, as radiologists have them."""
 
 Voxels = NDArray[Any]
+Slices = tuple[slice, ...]
 
 
 def windows(voxels: Voxels, kind: Kind) -> list[dict[str, Any]]:
@@ -57,14 +59,13 @@ def windows(voxels: Voxels, kind: Kind) -> list[dict[str, Any]]:
     return [{"name": name, "low": float(a), "high": float(b)} for name, (a, b) in wide.items()]
 
 
-def labels_in(known: Labels | None, *label_maps: Volume | None, ignore: int | None = None) -> Labels:
+def labels_in(known: Labels | None, *label_maps: Volume, ignore: int | None = None) -> Labels:
     """Return the labels to show: those that have names, and under a number those that occur without one."""
     found: set[int] = set()
     for label_map in label_maps:
-        if label_map is not None:
-            found |= set(np.flatnonzero(np.bincount(label_map.data.ravel())).tolist())
+        found |= {value for value, box in enumerate(find_objects(label_map.data[0]), 1) if box is not None}
     named = dict(known or {})
-    others = found - {0, ignore, *(value for own in named.values() for value in own)}
+    others = found - {ignore, *(value for own in named.values() for value in own)}
     return named | {f"label {value}": (value,) for value in sorted(others)}
 
 
@@ -90,18 +91,34 @@ def table_of(labels: Labels, maps: Mapping[str, Volume], ignore: int | None) -> 
     rows: list[dict[str, Any]] = []
     reference = maps.get("reference")
     can_compare = len({volume.shape for volume in maps.values()}) == 1 < len(maps)
-    judged = None if ignore is None or reference is None else reference.data[0] != ignore
+    boxes = {which: find_objects(volume.data[0]) for which, volume in maps.items()}
     for place, (name, own) in enumerate(labels.items()):
         row: dict[str, Any] = {"name": name, "colour": COLOURS[place % len(COLOURS)]}
-        masks = {which: mask_of(volume.data[0], own) for which, volume in maps.items()}
-        for which, mask in masks.items():
-            row[f"{which}_ml"] = int(np.count_nonzero(mask)) * millilitres(maps[which])
+        around: list[Slices] = []
+        for which, volume in maps.items():
+            box = joined([boxes[which][value - 1] for value in own if value <= len(boxes[which])])
+            mask = mask_of(volume.data[0][box], own)
+            row[f"{which}_ml"] = int(np.count_nonzero(mask)) * millilitres(volume)
             if mask.any():
-                row["centre"] = in_mm(maps[which], nearest_to_middle(mask))
+                inside = nearest_to_middle(mask)
+                row["centre"] = in_mm(volume, [a + side.start for a, side in zip(inside, box, strict=True)])
+                around.append(box)
         if can_compare:
+            box = joined(around)
+            masks = {which: mask_of(volume.data[0][box], own) for which, volume in maps.items()}
+            judged = None if ignore is None or reference is None else reference.data[0][box] != ignore
             row["dice"] = dice_of(masks["reference"], masks["prediction"], judged)
         rows.append(row)
     return rows
+
+
+def joined(boxes: Sequence[Slices | None]) -> Slices:
+    """Return the smallest box around several, an empty one where there are none."""
+    found = [box for box in boxes if box is not None]
+    if not found:
+        return (slice(0, 0),) * 3
+    sides = zip(*found, strict=True)
+    return tuple(slice(min(one.start for one in side), max(one.stop for one in side)) for side in sides)
 
 
 def dice_of(one: Voxels, other: Voxels, judged: Voxels | None) -> float | None:

@@ -220,7 +220,8 @@ def compare(found: LabelMaps, reference: Volume, ignore: int | None) -> None:
     shown["difference"] = findings.difference(shown["reference"], shown["prediction"], judged)
     shown["outline"] = findings.outline(shown["reference"], findings.slice_axis(reference))
     found.affines.update(difference=reference.affine, outline=reference.affine)
-    counts = np.bincount(shown["difference"].ravel(), minlength=len(findings.DIFFERENCES) + 1)[1:]
+    kinds = range(1, len(findings.DIFFERENCES) + 1)
+    counts = [np.count_nonzero(shown["difference"] == kind) for kind in kinds]
     voxel_ml = findings.millilitres(reference)
     found.facts["differences"] = [
         {"name": name, "colour": colour, "ml": int(count) * voxel_ml}
