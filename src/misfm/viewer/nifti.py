@@ -19,9 +19,11 @@ _OFFSET = 352
 
 MOST_VOXELS = 48_000_000
 """That a page gets of a scan unless it asks for all: a graphics card needs 14 bytes for each."""
+FEW_VOXELS = 8_000_000
+"""That a page gets on a machine which draws without a graphics card."""
 
 
-def strides(shape: Shape, spacing: FloatTriple, most: int = MOST_VOXELS) -> Shape:
+def strides(shape: Shape, spacing: FloatTriple, most: float = MOST_VOXELS) -> Shape:
     """Return which voxels along (D, H, W) to keep, every one or every second or …, so that ``most`` are left.
 
     The axis with the smallest spacing is thinned first.

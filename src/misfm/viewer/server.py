@@ -21,6 +21,7 @@ from typing import Any
 
 from misfm.errors import MisfmError
 from misfm.terminal import logger
+from misfm.viewer.nifti import FEW_VOXELS, MOST_VOXELS
 from misfm.viewer.session import LABEL_FILES, Session, sentence
 
 ADDRESS = "127.0.0.1"
@@ -46,6 +47,8 @@ PAGE = {
     "niivue-licence.txt": ("niivue-licence.txt", "text/plain; charset=utf-8"),
 }
 """Files of the page by what follows the token, and there are no others."""
+AMOUNTS = {"whole": float("inf"), "small": FEW_VOXELS}
+"""Most voxels of a large scan, by what follows the question mark in an address."""
 BINARY, JSON = "application/octet-stream", "application/json"
 _CASE = re.compile(r"case/(\d{1,7})/(facts|labels|image-(\d{1,3})\.nii|(\w+)\.nii)")
 _PIECE = 1 << 20
@@ -97,13 +100,13 @@ class ViewerServer(ThreadingHTTPServer):
         """Where the page is, token included."""
         return f"http://{ADDRESS}:{self.server_port}/{self.token}/"
 
-    def answer(self, path: str, *, packed: bool, whole: bool = False) -> Answer:
+    def answer(self, path: str, *, packed: bool, most: float = MOST_VOXELS) -> Answer:
         """Answer what follows the token in an address.
 
         Args:
             path: that, without its query.
             packed: whether the browser takes gzip.
-            whole: whether it asks for all voxels of a large scan.
+            most: voxels that it takes of a large scan.
         """
         if path in PAGE:
             name, kind = PAGE[path]
@@ -116,14 +119,14 @@ class ViewerServer(ThreadingHTTPServer):
         number, what = int(match[1]), match[2]
         try:
             if what == "facts":
-                return _as_json(self.session.image_facts(number))
+                return _as_json(self.session.image_facts(number, most=most))
             if what == "labels":
                 return _as_json(self.session.label_facts(number))
             if match[3] is not None:
-                return Answer(self.session.image_file(number, int(match[3]), whole=whole), BINARY)
+                return Answer(self.session.image_file(number, int(match[3]), most=most), BINARY)
             if match[4] not in LABEL_FILES:
                 raise KeyError(what)
-            return _label_map(self.session.label_file(number, match[4], whole=whole), packed)
+            return _label_map(self.session.label_file(number, match[4], most=most), packed)
         except KeyError:
             return _refusal(HTTPStatus.NOT_FOUND, f"This case has no {what}.")
         except (MisfmError, OSError, ValueError) as error:
@@ -158,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "Wrong token: open the address that misfm view printed in its first line.",
             )
         packed = "gzip" in self.headers.get("Accept-Encoding", "")
-        answer = self.server.answer(rest, packed=packed, whole=query == "whole")
+        answer = self.server.answer(rest, packed=packed, most=AMOUNTS.get(query, MOST_VOXELS))
         wanted = self.headers.get("Range")
         return answer if wanted is None or answer.status != HTTPStatus.OK else ranged(answer, wanted)
 

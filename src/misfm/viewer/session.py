@@ -15,7 +15,7 @@ from misfm.errors import MisfmError
 from misfm.evaluation.case import label_values
 from misfm.viewer import findings
 from misfm.viewer.cases import Collection, Image, Labels, ViewedCase
-from misfm.viewer.nifti import as_nifti, strides, thinned
+from misfm.viewer.nifti import MOST_VOXELS, as_nifti, strides, thinned
 from misfm.volume import Affine, Volume, empty_volume, grid_difference, triple
 
 LABEL_FILES = ("reference", "prediction", "difference", "outline")
@@ -74,8 +74,8 @@ class Session:
             ],
         }
 
-    def image_facts(self, number: int) -> dict[str, Any]:
-        """What is known of a scan: grid, channels, windows, where its middle is.
+    def image_facts(self, number: int, *, most: float = MOST_VOXELS) -> dict[str, Any]:
+        """What is known of a scan: grid, channels, windows, middle; ``step``: how ``most`` voxels thin it.
 
         Raises:
             DataError, OSError: it cannot be read.
@@ -87,7 +87,7 @@ class Session:
             "shape": list(volume.shape),
             "spacing": list(volume.spacing),
             "orientation": volume.orientation,
-            "step": max(strides(volume.shape, volume.spacing)),
+            "step": max(strides(volume.shape, volume.spacing, most)),
             "channels": [
                 {"name": name, "kind": kind, "windows": findings.windows(voxels, kind)}
                 for name, kind, voxels in zip(names, image.kinds, volume.data, strict=True)
@@ -100,17 +100,17 @@ class Session:
         """What is known of the label maps of a case, once these are read or made; never fails for one."""
         return self.label_maps(number).facts
 
-    def image_file(self, number: int, channel: int, *, whole: bool = False) -> list[memoryview]:
-        """A channel of a scan as NIfTI, thinned where it is large and ``whole`` is off."""
+    def image_file(self, number: int, channel: int, *, most: float = MOST_VOXELS) -> list[memoryview]:
+        """A channel of a scan as NIfTI, thinned to ``most`` voxels."""
         volume = self.image(number).volume
         if channel >= len(volume.data):
             raise KeyError(channel)
-        return _file(volume.data[channel], volume.affine, whole)
+        return _file(volume.data[channel], volume.affine, most)
 
-    def label_file(self, number: int, name: str, *, whole: bool = False) -> list[memoryview]:
+    def label_file(self, number: int, name: str, *, most: float = MOST_VOXELS) -> list[memoryview]:
         """One of :data:`LABEL_FILES` in the same way; a KeyError where the case has none."""
         found = self.label_maps(number)
-        return _file(found.shown[name], found.affines[name], whole)
+        return _file(found.shown[name], found.affines[name], most)
 
     def image(self, number: int) -> Image:
         """Read a scan, unless it was the last that was read."""
@@ -171,11 +171,9 @@ class Session:
         return label_map
 
 
-def _file(voxels: NDArray[Any], affine: Affine, whole: bool) -> list[memoryview]:
-    if not whole:
-        grid = empty_volume(triple(voxels.shape), affine)
-        voxels, affine = thinned(voxels, affine, strides(grid.shape, grid.spacing))
-    return as_nifti(voxels, affine)
+def _file(voxels: NDArray[Any], affine: Affine, most: float) -> list[memoryview]:
+    grid = empty_volume(triple(voxels.shape), affine)
+    return as_nifti(*thinned(voxels, affine, strides(grid.shape, grid.spacing, most)))
 
 
 def examine(case: ViewedCase, readers: Mapping[str, Callable[[], Volume]]) -> LabelMaps:

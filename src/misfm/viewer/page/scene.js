@@ -14,6 +14,7 @@ export const VIEWS = {
 const LABEL_INTENT = 1002 // of NIfTI; NiiVue draws the border of such volumes at full strength
 const HEAVY = 64e6 // voxels; from there on a change of the window waits until the hand rests
 const REST = 180 // ms
+const SLOW = 4e6 // voxels; from there on 3D takes a processor, without a graphics card, too long beside slices
 
 export class Scene {
   /** What is drawn on a canvas; `onPlace` gets {mm, value, labels} wherever the crosshair goes. */
@@ -49,6 +50,9 @@ export class Scene {
     await this.niivue.attachToCanvas(this.canvas)
     // NiiVue has keys of its own; the page's are the only ones.
     this.canvas.addEventListener("keydown", (event) => event.stopImmediatePropagation(), true)
+    const gl = this.niivue.gl
+    const named = gl.getExtension("WEBGL_debug_renderer_info")?.UNMASKED_RENDERER_WEBGL ?? gl.RENDERER
+    this.isSoftware = /swiftshader|llvmpipe|software|basic render/i.test(gl.getParameter(named))
     this.setView("all")
   }
 
@@ -64,6 +68,7 @@ export class Scene {
     niivue.volumes = [image]
     niivue.overlays = []
     niivue.scene.pan2Dxyzmm = [0, 0, 0, 1]
+    this.chooseTiles()
     niivue.setVolume(image, 0)
     this.finish()
   }
@@ -128,10 +133,14 @@ export class Scene {
   }
 
   setView(name) {
-    const { type, render } = VIEWS[name]
-    this.niivue.opts.multiplanarShowRender = render ?? SHOW_RENDER.NEVER
-    this.niivue.setSliceType(type)
     this.view = name
+    this.chooseTiles()
+    this.niivue.setSliceType(VIEWS[name].type)
+  }
+
+  chooseTiles() {
+    const isSlow = this.isSoftware && this.voxels > SLOW
+    this.niivue.opts.multiplanarShowRender = (!isSlow && VIEWS[this.view].render) || SHOW_RENDER.NEVER
   }
 
   /** In 3D the labels alone, where there are any: the body would hide them. */

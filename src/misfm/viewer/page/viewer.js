@@ -112,7 +112,7 @@ async function open(id, whole = false) {
   opening = new AbortController()
   const { signal } = opening
   const began = performance.now()
-  Object.assign(state, { current: id, facts: null, labels: null, hidden: new Set(), query: whole ? "?whole" : "" })
+  Object.assign(state, { current: id, facts: null, labels: null, hidden: new Set(), query: whole ? "?whole" : scene.isSoftware ? "?small" : "" })
   history.replaceState(null, "", `#${id}`)
   drawList()
   byId("cases").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" })
@@ -142,13 +142,13 @@ async function open(id, whole = false) {
 
 async function openScan(id, signal) {
   busy("Reading the scan")
-  state.facts = await getJson(`case/${id}/facts`, signal)
+  state.facts = await getJson(`case/${id}/facts${state.query}`, signal)
   const names = state.facts.channels.map(({ name }, place) => element("option", { value: place, textContent: name }))
   byId("channel").replaceChildren(...names)
   byId("channel").hidden = names.length < 2
   const shape = state.facts.shape.join(" × "), spacing = state.facts.spacing.map((mm) => +mm.toFixed(2)).join(" × ")
   byId("grid").textContent = `${shape} voxels, ${spacing} mm, ${state.facts.orientation}`
-  const isThinned = state.facts.step > 1 && !state.query
+  const isThinned = state.facts.step > 1
   byId("whole").hidden = !isThinned
   byId("whole-text").textContent = isThinned ? `A large scan: one voxel of ${state.facts.step} is drawn along its finest axes.` : ""
   await showChannel(0, signal)
