@@ -171,16 +171,6 @@ def test_a_wrong_token_shows_nothing(browser, server):
     assert browser.run("document.querySelector('canvas')") is None
 
 
-def test_another_site_cannot_embed_it(browser, server):
-    browser.go("about:blank")
-    browser.go("data:text/html,<iframe></iframe>")
-    browser.wait("!!document.querySelector('iframe')")
-    browser.said.clear()
-    browser.run(f"document.querySelector('iframe').src = {server.address!r}; 1")
-    browser.wait("new Promise(resolve => setTimeout(() => resolve(true), 1500))")
-    assert any("frame" in one.lower() for one in browser.said)
-
-
 def test_a_name_with_markup_is_text(browser, tmp_path, material):
     name = "<img src=x onerror=alert(1)>"
     folder = tmp_path / "scans"
