@@ -173,9 +173,12 @@ def column(
     return {
         "patch, batch": (
             f"{'x'.join(map(str, plan['patch']))}, {plan['batch']}",
-            f"recipe `{plan['recipe']}` …",
+            "the recipes' own",
         ),
-        "store of 110,000 volumes": (f"{disk / 1e12:.1f} TB", f"{here}: bytes a voxel, voxels a volume"),
+        "store of 110,000 volumes": (
+            f"{disk / 1e12:.1f} TB",
+            f"{here}: {found['bytes_a_voxel']:.2f} bytes a voxel, {'x'.join(map(str, SHAPE))}: assumed",
+        ),
         "samples in 400,000 steps": (f"{samples:,}", "steps x batch"),
         "visits of a volume": (f"{samples / VOLUMES:.1f}", "samples over volumes"),
         "operations of a sample": (f"{found['operations'][name] / 1e12:.2f} Tflop", f"{here}, counted"),
@@ -186,7 +189,7 @@ def column(
         "patches a second, for each GPU": (f"{reads:.1f}", "batch over seconds"),
         "read from disk, for each GPU": (
             f"{reads * bytes_a_read / 1e6:.0f} MB/s",
-            "patches x bytes, whole chunks more",
+            "patches x bytes; chunks are read whole, so more",
         ),
         "cores that read, for each GPU": (f"{cores:.2f}", f"{here}: CPU seconds of a patch"),
     }
