@@ -9,7 +9,7 @@ from torch import nn
 from misfm.models import NETWORKS
 from misfm.models.unet import build_unet
 from misfm.pretext.patch_swapping import PatchSwapping
-from misfm.testing import NetworkExample, networks, pretexts
+from misfm.testing import NetworkExample, networks, pretexts, shares
 
 SWAPPING = {"num_swaps": (3, 6), "block_size": (3, 4, 2)}
 
@@ -30,6 +30,26 @@ class CountsPadding(PatchSwapping):
         return replace(batch, real=torch.ones_like(batch.real))
 
 
+class MixesUnsaid(PatchSwapping):
+    def prepare(self, patches, placement, patch_size, generator):
+        batch = super().prepare(patches, placement, patch_size, generator)
+        return replace(batch, inputs=batch.inputs + 0.1 * batch.inputs.roll(1, 0))
+
+
+class Mixes(MixesUnsaid):
+    samples_meet = "in inputs"
+
+
+class MeansOfItsOwn(PatchSwapping):
+    def loss(self, outputs, batch):
+        error = (outputs - batch.targets).square()[batch.real[:, None].expand_as(outputs)]
+        return {"restoration": error.mean()}
+
+
+class ComparesOutputs(MeansOfItsOwn):
+    samples_meet = "in loss"
+
+
 class TransfersWhatDidNotLearn(PatchSwapping):
     def build_model(self, backbone):
         backbone.decoder.requires_grad_(False)
@@ -47,6 +67,8 @@ class HasNothingBeside(PatchSwapping):
         (Writes, pretexts.preparing_is_pure),
         (AsksTheGlobalGenerator, pretexts.the_generator_decides_everything),
         (CountsPadding, pretexts.what_padding_and_hidden_voxels_show_is_in_no_loss),
+        (MixesUnsaid, shares.samples_meet_only_where_it_is_said),
+        (MeansOfItsOwn, shares.losses_and_scores_are_those_of_the_whole_batch),
         (TransfersWhatDidNotLearn, pretexts.the_loss_reaches_what_transfers),
         (HasNothingBeside, pretexts.the_score_stands_beside_chance),
     ],
@@ -98,3 +120,10 @@ def test_a_network_that_breaks_the_contract_is_caught(spoil, check, monkeypatch)
     monkeypatch.setitem(NETWORKS._entries, "spoilt", build)
     with pytest.raises(AssertionError):
         check(NetworkExample("spoilt", {"channels": (4, 6, 8)}))
+
+
+@pytest.mark.parametrize("kind", [Mixes, ComparesOutputs])
+def test_what_is_said_of_samples_that_meet_holds(kind):
+    task = kind(**SWAPPING)
+    shares.samples_meet_only_where_it_is_said(task)
+    shares.losses_and_scores_are_those_of_the_whole_batch(task)

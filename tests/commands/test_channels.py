@@ -16,7 +16,7 @@ from misfm.data.store import Store
 from misfm.errors import ConfigError
 from misfm.pretext.base import PRETEXTS
 from misfm.seeding import Draws
-from misfm.testing.pretexts import NETWORKS, build, takes
+from misfm.testing.trial import NETWORKS, build, takes
 from misfm.training.objectives import PretextObjective
 from misfm.volume import Volume
 from misfm.weights import describe

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from misfm.batches import RawPatches, with_images_on
 from misfm.pretext import PRETEXTS
 from misfm.seeding import generator_for
-from misfm.testing.pretexts import Trial
+from misfm.testing.trial import Trial
 
 
 def raw_patches(trial: Trial) -> RawPatches:

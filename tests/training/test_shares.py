@@ -13,7 +13,7 @@ from misfm.data.label_scheme import LabelScheme
 from misfm.models import create
 from misfm.pretext import PRETEXTS
 from misfm.seeding import Draws, generator_for
-from misfm.testing.pretexts import Trial
+from misfm.testing.trial import Trial
 from misfm.training.mean_teacher import MeanTeacher, MeanTeacherObjective, UnlabelledSettings
 from misfm.training.objectives import PretextObjective, SegmentationObjective
 
