@@ -180,7 +180,11 @@ def torn_files(folder: Path) -> list[str]:
 
 def is_private(path: Path) -> bool:
     """Whether a file is a writer's own: temporary files, SQLite's journals, locks, TensorBoard's log."""
-    hidden = path.name.startswith(".") or path.name.endswith(("-journal", "-wal", "-shm", ".lock"))
+    hidden = (
+        path.name.startswith(".")
+        or ".staged" in path.parts
+        or path.name.endswith(("-journal", "-wal", "-shm", ".lock"))
+    )
     return hidden or path.name == "lock" or path.name.startswith("events.out")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from misfm.commands.folds import cross_validate
 from misfm.commands.predict import predict_files
 from misfm.commands.pretrain import pretrain
 from misfm.config import FinetuneSettings, PretrainSettings
+from misfm.data import index
 from misfm.data.dataset import Dataset
 from misfm.data.dataset_fingerprint import FILE, DatasetFingerprint
 from misfm.data.ingest import ingest
@@ -247,8 +249,22 @@ def store_groups(made: Made) -> list[Group]:
             group(f"index.sqlite{name}", [path / "index.sqlite"], path, read, weight=10),
             group(f"store.json{name}", [path / "store.json"], path, read, weight=2),
         ]
+    columns = with_columns(made)
+    read = partial(read_store, columns)
+    groups.append(group("columns of the index", [columns / index.COLUMNS], columns, read, weight=5))
     maps = made.label_maps.path
     return [*groups, group("label_table.json", [maps / "label_table.json"], maps, partial(table_of, maps))]
+
+
+def with_columns(made: Made) -> Path:
+    """A copy of a store with the file of columns that larger stores have."""
+    path, many = made.home / "store-columns", index.MANY
+    if not path.exists():
+        shutil.copytree(made.home / "store", path)
+    index.MANY = 0
+    Store.open(path).records()
+    index.MANY = many
+    return path
 
 
 def run_groups(made: Made) -> list[Group]:

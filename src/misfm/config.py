@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from misfm.augment.labelled import AugmentSettings
+from misfm.data.sampling import SamplingSettings
 from misfm.models.limits import check_options
 from misfm.pretext.base import PRETEXTS, PretextTask
 from misfm.settings import NO_WEIGHTS, PositiveShape, Settings, Spacing, Tree, parse
@@ -115,7 +116,14 @@ class PretrainSettings(RunSettings):
     training: TrainingSettings
     """Steps, optimiser, schedule."""
     store: str
-    """Folder written by ``misfm ingest``; ``phantom`` or ``phantom:COUNT`` generates anatomy instead."""
+    """Folder written by ``misfm ingest``, or its address, such as ``s3://bucket/store``; ``phantom`` or
+    ``phantom:COUNT`` generates anatomy instead."""
+    more_stores: tuple[str, ...] = ()
+    """Further stores to learn from, made with the same spacing and intensity: --store, given again."""
+    store_copies: str | None = None
+    """Folder for copies of what is read of stores at addresses; null: beside the run, RUN-stores."""
+    sampling: SamplingSettings | None = None
+    """How often volumes of each group are drawn; null draws all volumes alike."""
     network: NetworkSettings = NetworkSettings()
     """The network to train."""
     pretext: PretextSettings = PretextSettings()

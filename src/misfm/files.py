@@ -116,6 +116,22 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file that nobody reads before it is renamed.
+
+    Raises:
+        DataError: the folder cannot be written, or the disk is full.
+    """
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"Cannot write {path}: {reason}. Free space or choose another folder.") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8 atomically; see :func:`atomic_write`. Names in it are made printable."""
     write_bytes(path, printable(text).encode())

@@ -28,6 +28,14 @@ def available_bytes() -> int:
     return max(0, min(known, default=_UNLIMITED))
 
 
+def most_bytes_so_far() -> int:
+    """Return how much memory this process has had at most; 0 where the system does not say."""
+    if sys.platform == "win32":
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most << 10
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a failure is one of memory, of the machine or of a graphics card, whoever raised it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

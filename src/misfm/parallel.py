@@ -33,6 +33,16 @@ class Pool:
         self._name = secrets.token_hex(8)
         self._flying: deque[tuple[Any, Any]] = deque()
 
+    @property
+    def is_cluster(self) -> bool:
+        """Whether work is done in other processes."""
+        return self._client is not None
+
+    @property
+    def at_once(self) -> int:
+        """How many items are worked on at a time."""
+        return 1 if self._client is None else max(1, sum(self._client.ncores().values()))
+
     def map(
         self,
         function: Callable[[Item], Result],
@@ -55,7 +65,7 @@ class Pool:
             except KilledWorker:
                 return item, lost(item)
 
-        ahead = 2 * max(1, sum(self._client.ncores().values()))
+        ahead = 2 * self.at_once
         work, flying = partial(_work, self._name, function), self._flying
         for item in items:
             flying.append((item, self._client.submit(work, item, pure=False)))

@@ -27,8 +27,12 @@ def entry(seed=0):
 
 
 def add(index, one, stamp="monday"):
+    """Add a volume as format 2 had it, its places in the index."""
     record = one.record.model_copy(update={"checks": one.checks()})
-    index.add(record, one, stamp)
+    index.add(record, stamp)
+    with index._transaction(write=True) as database:
+        places = (one.anchors.tobytes(), one.label_anchors.tobytes(), record.id)
+        database.execute("UPDATE volumes SET anchors = ?, label_anchors = ? WHERE id = ?", places)
     return record
 
 
@@ -163,9 +167,6 @@ def test_places_for_patches_have_checksums(index, column, content):
     change(index, f"UPDATE volumes SET {column} = {content} WHERE id = '{record.id}'")
     with pytest.raises(DataError, match=f"the {column} of case0 fail their checksum"):
         index.blob(record, column)
-    faults, whole = index.examine()
-    assert len(faults) == 1
-    assert len(whole) == 3
 
 
 def test_all_faults_are_told_at_once(index):

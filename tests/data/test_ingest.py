@@ -2,21 +2,28 @@
 
 import gzip
 import json
+import pickle
+import re
 import shutil
-import sqlite3
+import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from misfm.data import forecast
 from misfm.data.dataset import Dataset
 from misfm.data.index import Index
-from misfm.data.ingest import ingest, ingest_dataset
+from misfm.data.ingest import ingest, ingest_dataset, prepare_scan
 from misfm.data.readers import read_volume
 from misfm.data.record import IngestSettings
+from misfm.data.scan import find_scans
 from misfm.data.store import Store
+from misfm.data.volume_files import VolumeFiles
 from misfm.errors import ConfigError, DataError
 from misfm.volume import Box, Volume
 
@@ -155,7 +162,7 @@ def test_a_source_that_changes_into_a_copy_or_a_ruin_takes_its_volume_along(tmp_
     assert (report.skipped, report.duplicates, len(report.quarantined)) == (1, 1, 1)
     store = Store.open(tmp_path / "s")
     assert [record.case for record in store.records()] == ["case0"]
-    assert len(list((store.path / "volumes").iterdir())) == 1
+    assert len(list((store.path / "volumes").glob("*.b2nd"))) == 1
     # The original goes, its copy stays: the copy becomes the volume.
     (scans / "case0.nii.gz").write_bytes(b"nothing")
     report = ingest([scans], tmp_path / "s", NATIVE)
@@ -259,7 +266,100 @@ def test_workers_make_the_same_store(tmp_path, scans):
     alone = ingest([scans], tmp_path / "alone", NATIVE)
     together = ingest([scans], tmp_path / "together", NATIVE, workers=2)
     assert together == alone
-    assert Store.open(tmp_path / "together").records() == Store.open(tmp_path / "alone").records()
+    assert_equal(tmp_path / "together", tmp_path / "alone")
+
+
+def assert_equal(one, other):
+    """Two stores hold the same, and nothing else lies in their folders."""
+    assert Store.open(one).records() == Store.open(other).records()
+    names = [sorted(path.relative_to(s) for path in s.rglob("*")) for s in (one, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        if name.parent.name == "volumes":
+            assert (one / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Address of a Dask scheduler with two workers, all started by hand."""
+    place = tmp_path / "scheduler.json"
+
+    def start(which, *options):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{which}", "--no-dashboard", *options]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    options = ("--scheduler-file", str(place))
+    started = [start("scheduler", "--host", "127.0.0.1", "--port", "0", *options)]
+    started += [start("worker", *options, "--nthreads", "1", "--no-nanny") for _ in range(2)]
+    while not place.exists() or not place.read_text():
+        assert started[0].poll() is None
+        time.sleep(0.1)
+    yield json.loads(place.read_text())["address"]
+    for process in reversed(started):
+        process.terminate()
+    for process in started:
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_cluster_started_by_hand_makes_the_same_store(tmp_path, scans, cluster):
+    for seed in range(3, 8):
+        save(scans / f"case{seed}.nii.gz", ct(seed))
+    (scans / "bad.nii.gz").write_bytes(b"nothing")
+    shutil.copy(scans / "case0.nii.gz", scans / "zz_copy.nii.gz")
+    alone = ingest([scans], tmp_path / "alone", NATIVE)
+    together = ingest([scans], tmp_path / "together", NATIVE, scheduler=cluster)
+    assert together == alone
+    assert_equal(tmp_path / "together", tmp_path / "alone")
+    save(scans / "case1.nii.gz", ct(9))  # changes, and what it was comes back under another name
+    save(scans / "case8.nii.gz", ct(1))
+    for store, scheduler in (("alone", None), ("together", cluster)):
+        ingest([scans], tmp_path / store, NATIVE, scheduler=scheduler)
+    assert_equal(tmp_path / "together", tmp_path / "alone")
+    assert Store.open(tmp_path / "together").faults() == []
+
+
+def test_no_voxels_travel_from_workers(tmp_path, scans):
+    (scan, *_) = find_scans([scans])
+    files = VolumeFiles(tmp_path / "s" / "volumes")
+    with Store.writing(tmp_path / "s", NATIVE) as store:
+        entry = prepare_scan(scan, NATIVE, files)
+        assert len(pickle.dumps(entry)) < 4000
+        assert store.records() == []
+        record = store.add(entry)
+        assert np.array_equal(store.read(record).data, Store.open(tmp_path / "s").read(record).data)
+        with pytest.raises(DataError, match=r"is not there: give a --store in a folder .* workers share"):
+            store.add(entry)
+        prepare_scan(scan, NATIVE, files)
+        assert len(list((tmp_path / "s" / ".staged").iterdir())) == 1
+    assert not (tmp_path / "s" / ".staged").exists()
+    assert store.faults() == []
+
+
+def test_a_disk_that_cannot_be_written_is_no_fault_of_a_scan(tmp_path, scans):
+    (scan, *_) = find_scans([scans])
+    (tmp_path / "s").write_text("in the way")
+    with pytest.raises(DataError, match="cannot be made"):
+        prepare_scan(scan, NATIVE, VolumeFiles(tmp_path / "s" / "volumes"))
+
+
+@pytest.mark.parametrize(
+    ("free", "most", "sentence"),
+    [(10**12, 2, ""), (1000, 10**9, "will probably be full"), (1000, 2, "would need about")],
+)
+def test_an_ingest_says_what_it_will_take(tmp_path, scans, caplog, monkeypatch, free, most, sentence):
+    monkeypatch.setattr(forecast, "FEWEST", 3)
+    monkeypatch.setattr(forecast, "MEASURED", 1)
+    monkeypatch.setattr(forecast, "FAR_TOO_MUCH", most)
+    monkeypatch.setattr(forecast.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    caplog.set_level("INFO", "misfm")
+    if most * free < 10**4:
+        with pytest.raises(DataError, match=sentence):
+            ingest([scans], tmp_path / "s", NATIVE)
+        return
+    ingest([scans], tmp_path / "s", NATIVE)
+    assert re.search(r"About \d+ s and 0 MB of disk for the 1 scans to come, judging by", caplog.text)
+    assert sentence in caplog.text
 
 
 @pytest.fixture
@@ -351,7 +451,7 @@ def test_a_mask_that_changes_makes_another_volume(tmp_path, scans):
     assert first.anonymised
     assert second.anonymised
     assert first.id != second.id
-    assert len(list((tmp_path / "s" / "volumes").iterdir())) == 2
+    assert len(list((tmp_path / "s" / "volumes").glob("*.b2nd"))) == 2
 
 
 @pytest.mark.parametrize("masked_first", [True, False])
@@ -431,9 +531,7 @@ def test_unlabelled_images_of_a_dataset_can_be_ingested(tmp_path, dataset):
 def test_damaged_anchors_are_made_again_with_their_volume(tmp_path, scans):
     store = tmp_path / "store"
     assert ingest([scans], store, IngestSettings()).added
-    with sqlite3.connect(store / "index.sqlite") as database:
-        database.execute("UPDATE volumes SET anchors = zeroblob(12) WHERE rowid = 1")
-    database.close()
+    (store / "volumes" / f"{Store.open(store).records()[0].id}.places").write_bytes(b"damaged")
     assert ingest([scans], store, IngestSettings()).added == 1
     opened = Store.open(store)
     assert all(opened.anchors(record).any() for record in opened.records())

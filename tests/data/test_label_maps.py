@@ -9,7 +9,7 @@ import pytest
 from misfm.commands.pretrain import pretrain
 from misfm.config import PretrainSettings
 from misfm.data.generated import open_store, parts_of
-from misfm.data.label_maps import SPACINGS, TABLE, is_of_people, read_table
+from misfm.data.label_maps import SPACINGS, TABLE, of_people, read_table
 from misfm.errors import ConfigError, DataError
 from misfm.resolve import resolve
 from misfm.synthesis.label_table import FIRST
@@ -36,7 +36,7 @@ def test_each_label_map_is_there_at_every_spacing(folder, tmp_path):
     records = store.records()
     assert len(records) == 3 * len(SPACINGS)
     assert sorted({record.spacing[0] for record in records}) == list(SPACINGS)
-    assert all(is_of_people(record) for record in records)
+    assert of_people(records).all()
     assert len({record.fingerprint for record in records}) == 3
     table = read_table(store)
     assert table.names == ("background", "right kidney", "left kidney", "unnamed 7")

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from misfm.data.checksums import checksum_of_json
 from misfm.data.fingerprint import fingerprint
 from misfm.data.index import Index
 from misfm.data.intensity import Normalisation
 from misfm.data.record import IngestSettings, Origin, anonymise, make_entry
 from misfm.data.store import Store
 from misfm.errors import ConfigError, DataError
+from misfm.files import write_json
 from misfm.volume import Box, Volume
 
 SETTINGS = IngestSettings(spacing=(2, 2, 2))
@@ -157,7 +159,7 @@ def test_a_changed_source_replaces_its_volume(tmp_path):
     assert store.is_known(record.source, "tuesday")
     assert not store.is_known(record.source, "monday")
     assert not store.is_known("/copy", "monday")
-    assert len(list((store.path / "volumes").iterdir())) == 2
+    assert len(list((store.path / "volumes").iterdir())) == 3
 
 
 def volume_files(store):
@@ -206,6 +208,7 @@ def test_killed_between_file_and_row_leaves_no_entry_and_adding_again_works(tmp_
     assert sorted(path.name for path in (store.path / "volumes").iterdir()) == [
         f"{record.id}.b2nd",
         f"{record.id}.label.b2nd",
+        f"{record.id}.places",
     ]
 
 
@@ -341,13 +344,28 @@ def test_settings_that_changed_are_noticed(three_parts):
         file.write_text(broken)
         with pytest.raises(DataError, match=r"store\.json is damaged"):
             Store.open(three_parts.path)
-    file.write_text(text.replace('"format_version": 2', '"format_version": 3'))
-    with pytest.raises(DataError, match="has format 3, not 2"):
+    file.write_text(text.replace('"format_version": 3', '"format_version": 4'))
+    with pytest.raises(DataError, match="has format 4, not 3"):
         Store.open(three_parts.path)
+
+
+def as_format_2(store):
+    """Bring the places of a store into its index, where they were before format 3."""
+    with store._index._transaction(write=True) as database:
+        for record in store.records():
+            places = [store._files.places(record, kind) for kind in ("anchors", "label_anchors")]
+            row = (*(each.tobytes() for each in places), record.id)
+            database.execute("UPDATE volumes SET anchors = ?, label_anchors = ? WHERE id = ?", row)
+            store._files.places_path(record.id).unlink()
+        database.execute("PRAGMA user_version = 0")
+    content = {"format_version": 2, "settings": store.settings.model_dump(mode="json"), "pseudonymous": False}
+    write_json(store.path / "store.json", {**content, "checksum": checksum_of_json(content)})
+    return Store.open(store.path)
 
 
 def as_format_1(store):
     """Take from a store what the first format had not."""
+    store = as_format_2(store)
     database = sqlite3.connect(store.path / "index.sqlite")
     with database:
         for record in store.records():
@@ -359,6 +377,41 @@ def as_format_1(store):
     settings = store.settings.model_dump(mode="json")
     (store.path / "store.json").write_text(json.dumps({"format_version": 1, "settings": settings}))
     return Store.open(store.path)
+
+
+def test_a_store_of_format_2_is_read_and_becomes_one_of_format_3(three_parts):
+    records = list(three_parts.records())
+    anchors = [three_parts.anchors(record) for record in records]
+    old = as_format_2(three_parts)
+    assert old.records() == records
+    for store in (old, Store.create(old.path, SETTINGS)):
+        assert all(np.array_equal(store.anchors(r), found) for r, found in zip(records, anchors, strict=True))
+        assert sorted(store.label_anchors(records[0])) == [1, 2]
+        assert store.faults() == []
+    assert '"format_version": 3' in (old.path / "store.json").read_text()
+    file = old.path / "volumes" / f"{records[0].id}.b2nd"
+    file.unlink()
+    with Store.writing(old.path, SETTINGS) as store:
+        assert not store.has(records[0].source, "monday")
+        _, _, one = entry(shape=(1, 12, 15, 16))
+        store.add(one, "tuesday")
+    beside = [store._files.places(record, "anchors") is not None for record in store.records()]
+    assert beside == [True, False]  # what was made again
+
+
+@pytest.mark.parametrize("spoil", [lambda c: c[:-1], lambda c: b"", lambda c: c[:20] + b"x" + c[21:], None])
+def test_damaged_places_are_refused_and_made_again(three_parts, spoil):
+    record = three_parts.records()[0]
+    file = three_parts.path / "volumes" / f"{record.id}.places"
+    if spoil is None:
+        file.unlink()
+    else:
+        file.write_bytes(spoil(file.read_bytes()))
+    for read in (three_parts.anchors, three_parts.label_anchors):
+        with pytest.raises(DataError, match=rf"{file.name} is (damaged|missing).*run again.*from /scans"):
+            read(record)
+    assert len(three_parts.faults()) == 1
+    assert not three_parts.has(record.source, "monday")
 
 
 def test_a_store_without_checksums_is_read_and_gets_them_from_the_next_that_adds(three_parts):
@@ -421,4 +474,4 @@ def test_one_process_adds_at_a_time_and_leftovers_of_killed_ones_go(tmp_path, ca
         assert later.result() in store.records()
     assert len(store.records()) == 3
     assert caplog.text.count("waiting until it is done") == 1
-    assert len(volume_files(store)) == 6
+    assert len(volume_files(store)) == 9

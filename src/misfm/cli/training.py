@@ -52,7 +52,11 @@ def demo(
 @app.command()
 def pretrain(
     store: Annotated[
-        str, typer.Option(help="Folder written by `misfm ingest`, or 'phantom[:COUNT]' for generated scans.")
+        list[str],
+        typer.Option(
+            help="Folder written by `misfm ingest`, its address (s3://…, https://…), or 'phantom[:COUNT]' "
+            "for generated scans; several may be given."
+        ),
     ],
     out: Out,
     weights: Weights = None,
@@ -80,7 +84,8 @@ def pretrain(
         recipe=recipe or DEFAULT_RECIPE,
         config=config,
         options={
-            "store": store,
+            "store": store[0],
+            "more_stores": store[1:] or None,
             "weights": weights,
             "probe.dataset": probe,
             **shared_options(network, steps, patch_size, batch_size, seed),

@@ -37,7 +37,7 @@ from misfm.parallel import pool
 from misfm.planning.fill_defaults import common_grid, fill_flips
 from misfm.planning.leakage import check_pretraining
 from misfm.planning.splits import SPLIT, choose_cases, find_cases, shared_split, split_of
-from misfm.planning.volumes import VOLUMES, scans_of, split_records, volumes_of
+from misfm.planning.volumes import VOLUMES, open_scans, scans_of, split_records, volumes_of
 from misfm.registry import closest
 from misfm.report.comparison import as_markdown, compare_budgets, compare_report, savings
 from misfm.report.html import render_report
@@ -90,7 +90,7 @@ def compare_here(
     """Do what :func:`compare` does, in a folder that is ours."""
     images = DatasetFingerprint.open(Dataset.open(settings.dataset), out)
     tell_doubts(images.dataset)
-    check(settings, images)
+    check(settings, out, images)
     settings = share_grid(settings, images)
     share_cases(settings, out, images)
     outcomes: dict[Trial, Outcome] = {}
@@ -108,7 +108,7 @@ def compare_here(
     return result
 
 
-def check(settings: CompareSettings, images: DatasetFingerprint) -> None:
+def check(settings: CompareSettings, out: Path, images: DatasetFingerprint) -> None:
     """Find mistakes in all settings, and leaks, before the first run starts."""
     for assignment in settings.pretrain:
         name, separator, _ = assignment.partition(":")
@@ -129,7 +129,7 @@ def check(settings: CompareSettings, images: DatasetFingerprint) -> None:
     for trial in pretrainings(settings):
         wanted = pretrain_settings(settings, trial)
         if not is_generated(wanted.store):
-            learnt.update(scans_of(split_records(Store.open(wanted.store).records(), wanted)[0]))
+            learnt.update(scans_of(split_records(open_scans(wanted, out).records(), wanted)[0]))
     for cases in settings.cases:
         scratch = Trial(settings.networks[0], SCRATCH, cases)
         check_pretraining(learnt, finetune_settings(settings, scratch, None), images)
@@ -143,7 +143,7 @@ def share_grid(settings: CompareSettings, images: DatasetFingerprint) -> Compare
     held, kinds = GENERATED_SETTINGS, set[Kind](("ct",))
     if not is_generated(settings.store):
         store = Store.open(settings.store)
-        held, kinds = store.settings, {kind for record in store.records() for kind in record.channel_kinds}
+        held, kinds = store.settings, {kind for look in store.records().looks[0] for kind in look.kinds}
     spacing, intensity = common_grid(fine, held, kinds, images)
     given = (f"spacing={json.dumps(spacing)}", f"intensity={json.dumps(intensity)}")
     logger.info("all fine-tunings: %s %s", *given)
@@ -211,7 +211,7 @@ def pretrain_trial(settings: CompareSettings, out: Path, trial: Trial) -> None:
     volumes = None
     if not is_generated(wanted.store):
         path = shared_file(out, "volumes", wanted.store, wanted.seed, wanted.validation_share)
-        volumes = shared_split(path, lambda: volumes_of(Store.open(wanted.store), wanted))
+        volumes = shared_split(path, lambda: volumes_of(open_scans(wanted, run.path), wanted))
     if run.weights.exists():
         run.require(wanted)
         require_split(run.path / VOLUMES, volumes)

@@ -25,7 +25,8 @@ from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.ingest import ingest_dataset
 from misfm.data.intensity_text import rules_for
 from misfm.data.patches import LabelledPatches, UnlabelledPatches, padding_notice
-from misfm.data.record import IngestSettings, Record, fingerprint_of
+from misfm.data.record import IngestSettings, Record
+from misfm.data.records import fingerprint_of
 from misfm.data.splits import Split
 from misfm.data.store import Store
 from misfm.errors import DataError

@@ -15,6 +15,7 @@ from misfm.commands.review import check_dataset
 from misfm.data.dataset import Dataset
 from misfm.data.label_scheme import LabelScheme
 from misfm.data.readers import is_volume_name
+from misfm.data.records import fingerprint_of
 from misfm.data.store import Store
 from misfm.errors import DataError
 from misfm.training.run import RunFolder, steps_taken
@@ -92,14 +93,15 @@ def describe_weights(source: str | os.PathLike[str]) -> dict[str, Any]:
 def describe_store(store: Store) -> dict[str, Any]:
     """Count what a store holds."""
     records = store.records()
+    looks, places = records.looks
     return {
         "kind": "store",
         "settings": store.settings.model_dump(mode="json"),
         "volumes": len(records),
-        "modalities": dict(Counter("+".join(record.channel_kinds) for record in records)),
+        "modalities": dict(Counter("+".join(looks[place].kinds) for place in places.tolist())),
         "quarantined": [{"source": source, "reason": reason} for source, reason in store.quarantined()],
         "released": [release.model_dump(mode="json") for release in store.released()],
-        "fingerprint": store.fingerprint(),
+        "fingerprint": fingerprint_of(records),
     }
 
 

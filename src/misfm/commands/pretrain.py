@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -24,9 +24,11 @@ from misfm.data.generated import (
     parts_of,
 )
 from misfm.data.intensity_text import rules_for
-from misfm.data.label_maps import is_of_people, read_table
+from misfm.data.label_maps import of_people, read_table
 from misfm.data.patches import JoinedPatches, MixedPatches, UnlabelledPatches, padding_notice
-from misfm.data.record import Record, fingerprint_of
+from misfm.data.record import Record
+from misfm.data.records import Records, fingerprint_of
+from misfm.data.sampling import choice_of
 from misfm.data.splits import Split
 from misfm.data.store import Store
 from misfm.errors import ConfigError
@@ -34,7 +36,7 @@ from misfm.files import write_checked_json
 from misfm.models import Backbone, SegmentationModel, create
 from misfm.planning.fill_defaults import fill_network
 from misfm.planning.room import check_room
-from misfm.planning.volumes import VOLUMES, ids_of, kept_split, scans_of, split_records
+from misfm.planning.volumes import VOLUMES, ids_of, kept_split, open_scans, scans_of, split_records
 from misfm.pretext.base import PretextTask
 from misfm.seeding import Draws, derive_seed
 from misfm.terminal import logger
@@ -91,7 +93,7 @@ def pretrain_here(
     weights = open_weights(settings.weights)
     settings = with_network_of(weights, settings)
     run.check(settings, resume=resume)
-    scans = None if is_generated(settings.store) else Store.open(settings.store)
+    scans = None if is_generated(settings.store) else open_scans(settings, out)
     check_fit(task, settings, scans)
     split = None if scans is None else kept_split(scans, settings, out, volumes)
     if task.draws_people:
@@ -107,6 +109,7 @@ def pretrain_here(
     training, held_out = split or kept_split(store, settings, out, volumes)
     source = PatchSource(task, settings, store, generated_store(task, settings, store, out))
     objective = PretextObjective(task, settings.patch_size)
+    batches = source.batches(training, settings.seed)
     source.tell_padding()
     info = weights_info(settings, store, training, model, weights)
     seed = derive_seed(settings.seed, "validation")
@@ -118,7 +121,6 @@ def pretrain_here(
     run.begin(settings, resume=resume)
     tell_transfer(out, transferred)
     write_checked_json(out / VOLUMES, ids_of(training, held_out))
-    batches = source.batches(training, settings.seed)
     fit(model, objective, batches, settings.training, run, seed=settings.seed, validation=validation)
     run.check_present()
     info = take_best(model, run, info) if probe else info.model_copy(update={"steps": steps_taken(run)})
@@ -166,6 +168,10 @@ def check_fit(task: PretextTask, settings: PretrainSettings, scans: Store | None
             with, or a batch too small to hold both.
     """
     if scans is None:
+        if settings.more_stores:
+            raise ConfigError("Generated volumes go with no other store: give one --store.")
+        if settings.sampling is not None:
+            raise ConfigError("sampling chooses among scans: leave it out where volumes are generated.")
         num_volumes(settings.store)
         phantoms, people = parts_of(settings.store)
         if people is not None and not task.draws_people:
@@ -245,20 +251,24 @@ class PatchSource:
     ) -> UnlabelledPatches | MixedPatches | JoinedPatches:
         """Return batches of these scans, and of generated volumes that are held out or not."""
         count = self.settings.batch_size
-        people = [record for record in records if self.task.draws_people and is_of_people(record)]
-        if 0 < len(people) < len(records):  # people are few: half of each batch all the same
-            rest = [record for record in records if not is_of_people(record)]
+        are_people = of_people(records)
+        if self.task.draws_people and 0 < are_people.sum() < len(records):
+            # People are few: half of each batch all the same.
+            rest, people = (Records.of(records).take(part) for part in (~are_people, are_people))
             return JoinedPatches(
                 self.patches(self.store, rest, count - count // 2, seed, labelled=True),
                 self.patches(self.store, people, count // 2, derive_seed(seed, "people"), labelled=True),
             )
+        sampling = None if held_out else self.settings.sampling
+        choose = choice_of(sampling, records, self.store.names)
         if self.generated is None:
-            return self.patches(self.store, records, count, seed, labelled=self.task.needs_labels)
+            scans = self.patches(self.store, records, count, seed, labelled=self.task.needs_labels)
+            return replace(scans, choose=choose)
         parts = split_records(self.generated.records(), self.settings)
         # From one store, both halves of a batch would be the same patches.
         other = derive_seed(seed, "generated") if self.generated is self.store else seed
         return MixedPatches(
-            self.patches(self.store, records, count - count // 2, seed),
+            replace(self.patches(self.store, records, count - count // 2, seed), choose=choose),
             self.patches(self.generated, parts[held_out], count // 2, other, labelled=True),
         )
 
@@ -297,7 +307,8 @@ def weights_info(
 ) -> WeightsInfo:
     """Describe the pretrained weights: what they saw and how scans have to be prepared for them."""
     spacing, licence = store.settings.spacing, settings.licence
-    rules = {rules_for(store.settings.intensity, record.channel_kinds) for record in training}
+    looks, _ = Records.of(training).looks
+    rules = {rules_for(store.settings.intensity, look.kinds) for look in looks}
     return WeightsInfo(
         network=NetworkInfo(
             name=settings.network.name, options=cast(Backbone, model.get_submodule("backbone")).options

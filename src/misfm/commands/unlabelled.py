@@ -11,6 +11,7 @@ from misfm.data.dataset import Dataset
 from misfm.data.intensity_text import rules_for
 from misfm.data.patches import LabelledPatches, UnlabelledPatches
 from misfm.data.record import Record
+from misfm.data.records import Records
 from misfm.data.store import Store
 from misfm.errors import ConfigError
 from misfm.models import SegmentationModel
@@ -63,11 +64,12 @@ def fits(store: Store, records: Sequence[Record], settings: CompleteSettings, da
     else:
         alike = all(math.isclose(a, b, rel_tol=SPACING_TOLERANCE) for a, b in zip(theirs, ours, strict=True))
     wanted = rules_for(settings.intensity, dataset.kinds)
+    looks, _ = Records.of(records).looks
     return alike and all(
-        record.channels == len(wanted)
-        and rules_for(store.settings.intensity, record.channel_kinds) == wanted
-        and same_names(record.channel_names, dataset.channel_names)
-        for record in records
+        len(look.kinds) == len(wanted)
+        and rules_for(store.settings.intensity, look.kinds) == wanted
+        and same_names(look.names, dataset.channel_names)
+        for look in looks
     )
 
 

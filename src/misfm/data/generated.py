@@ -107,8 +107,8 @@ def check_beside(scans: Store) -> None:
     Raises:
         ConfigError: the scans have several channels, or are CT and MR, and generated anatomy is neither.
     """
-    records = scans.records()
-    if len({record.kind for record in records}) > 1 or any(record.channels > 1 for record in records):
+    looks, _ = scans.records().looks
+    if len({look.kinds[0] for look in looks}) > 1 or any(len(look.kinds) > 1 for look in looks):
         raise ConfigError(
             "Generated anatomy goes with scans of one channel and one kind, CT or MR: ingest them into "
             "stores of their own, or take another pretext task."

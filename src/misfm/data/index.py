@@ -2,14 +2,18 @@
 
 Every row of a volume has a checksum, and all together a number and the XOR of those, kept in the same
 transaction: neither a row that changed nor one that vanished is passed over, which SQLite would do.
+
+Every change leaves a new random number in the index (``user_version``). By it a file of columns beside the
+index is known to be of this very state; thousands of volumes are then listed from it, in milliseconds.
 """
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
-import zlib
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import reduce
 from operator import xor
 from pathlib import Path
@@ -19,8 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from misfm.data.checksums import MAKE_AGAIN, checksum_of
+from misfm.data.columns import Columns, Rows, State, read_columns, row_check
 from misfm.data.quarantine import Evidence, Release
-from misfm.data.record import Entry, Record
+from misfm.data.record import Record
+from misfm.data.records import Records
 from misfm.errors import DataError
 from misfm.settings import SettingsT
 
@@ -38,6 +44,11 @@ _SCHEMA = (
 _OUTSIDE = ("BUSY", "LOCKED", "READONLY", "IOERR", "FULL", "CANTOPEN", "PERM", "AUTH", "NOMEM", "NOLFS")
 """What SQLite says where the fault is not in the file."""
 
+COLUMNS = ".index.columns"
+"""Beside the index, where there are many volumes."""
+MANY = 1000
+"""Volumes from which on columns are kept: fewer are listed in a few milliseconds anyway."""
+
 Blob = Literal["anchors", "label_anchors"]
 
 
@@ -47,11 +58,17 @@ class Index:
     Args:
         path: the file.
         checked: whether its rows have checksums, as those of stores of format 1 have not.
+        numbered: whether each change leaves a new number, as in stores since format 3.
     """
 
-    def __init__(self, path: Path, *, checked: bool = True) -> None:
+    def __init__(self, path: Path, *, checked: bool = True, numbered: bool = True) -> None:
         self.path = path
         self.checked = checked
+        self._numbered = numbered
+        self._last: tuple[State, Columns] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}
 
     def create(self) -> None:
         """Make the tables that are missing.
@@ -62,23 +79,33 @@ class Index:
         with self._transaction(write=True) as database:
             for statement in _SCHEMA:
                 database.execute(statement)
-            self._all_rows(database)
+            deque(self._all_rows(database), maxlen=0)
 
-    def records(self) -> list[Record]:
+    def records(self) -> Records:
         """All volumes, ordered by case name, then id.
 
         Raises:
             DataError: the index cannot be read, or a row was damaged or lost.
         """
+        path = self.path.with_name(COLUMNS)
         with self._transaction() as database:
-            rows = self._all_rows(database)
-        return [self._record(row) for row in rows]
+            state = self._state(database)
+            columns = self._known(path, state)
+            is_new = columns is None
+            if columns is None:
+                columns = self._columns(database, path)
+        if state is not None:
+            self._last = state, columns
+            if is_new and len(columns) >= MANY:
+                with suppress(DataError):  # a store that may not be written is listed slowly, no more
+                    columns.write(path, state)
+        return Records(columns)
 
     def find(self, fingerprint: str) -> Record | None:
         """The volume made from voxels with this fingerprint, if any."""
         with self._transaction() as database:
-            rows = self._rows(database, "WHERE fingerprint = ? ORDER BY id LIMIT 1", fingerprint)
-        record = self._record(rows[0]) if rows else None
+            row = self._rows(database, "WHERE fingerprint = ? ORDER BY id LIMIT 1", fingerprint).fetchone()
+        record = self._record(row) if row else None
         if record and record.fingerprint != fingerprint:
             raise self._damaged(f"looking for {fingerprint} leads to {record.case}")
         return record
@@ -87,11 +114,13 @@ class Index:
         """The volume that holds what a source was in this very state, if any."""
         query = "WHERE id IN (SELECT id FROM sources WHERE source = ? AND stamp = ?)"
         with self._transaction() as database:
-            rows = self._rows(database, query, source, stamp)
-        return self._record(rows[0]) if rows else None
+            row = self._rows(database, query, source, stamp).fetchone()
+        return self._record(row) if row else None
 
-    def blob(self, record: Record, column: Blob) -> NDArray[np.int16]:
-        """Read what belongs to a volume beside its record.
+    def blob(self, record: Record, column: Blob) -> NDArray[np.int16] | None:
+        """Read where patches of a volume may be centred, which the index holds of what formats 1 and 2 added.
+
+        None where it does not.
 
         Raises:
             DataError: the index cannot be read, it was damaged, or it has no such volume.
@@ -101,23 +130,16 @@ class Index:
         if row is None:
             raise DataError(f"The index {self.path} has no volume {record.id}; open the store again.")
         content, checks = row[0], record.checks
+        if content is None:
+            return None
         if not isinstance(content, bytes) or (checks and checksum_of(content) != getattr(checks, column)):
             raise self._damaged(f"the {column} of {record.case} fail their checksum")
         return np.frombuffer(content, dtype=np.int16)
 
-    def faults_of(self, record: Record) -> Iterator[str]:
-        """What is damaged of that which belongs to a volume beside its record."""
-        columns: tuple[Blob, ...] = ("anchors", "label_anchors")
-        for column in columns:
-            try:
-                self.blob(record, column)
-            except DataError:
-                yield f"{self.path} is damaged: the {column} of {record.case} fail their checksum"
-
-    def add(self, record: Record, entry: Entry, stamp: str) -> list[str]:
+    def add(self, record: Record, stamp: str) -> list[str]:
         """Add a volume; one from the same source is replaced. Returns the ids of what went."""
         columns = (record.id, record.case, record.source, record.fingerprint, record.model_dump_json())
-        row = (*columns, entry.anchors.tobytes(), entry.label_anchors.tobytes(), _check_of(columns))
+        row = (*columns, None, None, row_check(columns))
         with self._replacing(record.source, keep=record.id) as (database, outdated):
             self._remove(database, record.id)
             database.execute("INSERT INTO volumes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
@@ -176,37 +198,58 @@ class Index:
             checks = []
             for record in records:
                 text = record.model_dump_json()
-                checks.append(_check_of((record.id, record.case, record.source, record.fingerprint, text)))
+                checks.append(row_check((record.id, record.case, record.source, record.fingerprint, text)))
                 change = "UPDATE volumes SET record = ?, row_check = ? WHERE id = ?"
                 database.execute(change, (text, checks[-1], record.id))
             database.execute(
                 "UPDATE tally SET volumes = ?, checks = ?", (len(checks), reduce(xor, checks, 0))
             )
+            _renumber(database)
 
     def examine(self) -> tuple[list[str], list[Record]]:
         """Everything that is wrong with the index, a sentence each, and the records that are right."""
         try:
             with self._transaction() as database:
                 found = [text for (text,) in database.execute("PRAGMA integrity_check") if text != "ok"]
-                rows = self._rows(database, "ORDER BY case_name, id")
-                found += filter(None, [self._fault_of_tally(database, rows)])
+                rows = self._rows(database, "ORDER BY case_name, id").fetchall()
+                checks = [row[-1] for row in rows if isinstance(row[-1], int)]
+                found += filter(None, [self._fault_of_tally(database, len(rows), reduce(xor, checks, 0))])
         except DataError as error:
             return [str(error)], []
         faults, whole = [str(self._damaged(fault)) for fault in found], []
         for row in rows:
             try:
-                record = self._record(row)
-                whole.append(record)
-                self.blob(record, "anchors")
-                self.blob(record, "label_anchors")
+                whole.append(self._record(row))
             except DataError as error:
                 faults.append(str(error))
         return faults, whole
 
-    def _rows(self, database: sqlite3.Connection, condition: str, *values: str) -> list[tuple[Any, ...]]:
+    def _rows(self, database: sqlite3.Connection, condition: str, *values: str) -> sqlite3.Cursor:
         check = "row_check" if self.checked else "NULL"
         query = f"SELECT id, case_name, source, fingerprint, record, {check} FROM volumes {condition}"
-        return database.execute(query, values).fetchall()
+        return database.execute(query, values)
+
+    def _state(self, database: sqlite3.Connection) -> State | None:
+        """What changes with every change; None where nothing does, or the number of volumes was lost."""
+        if not (self.checked and self._numbered):
+            return None
+        tally = database.execute("SELECT volumes, checks FROM tally").fetchone()
+        return (database.execute("PRAGMA user_version").fetchone()[0], *tally) if tally else None
+
+    def _known(self, path: Path, state: State | None) -> Columns | None:
+        """Columns of this state, where this process has them, or a file."""
+        if state is None:
+            return None
+        if self._last is not None and self._last[0] == state:
+            return self._last[1]
+        return read_columns(path, state)
+
+    def _columns(self, database: sqlite3.Connection, path: Path) -> Columns:
+        """Columns of all volumes, in their order; a DataError where one was damaged or lost."""
+        rows = Rows(checked=self.checked, where=str(path))
+        for row in self._all_rows(database):
+            rows.add(self._parsed(Record, row[1], row[4]), row[4], row[5])
+        return rows.columns()
 
     def _record(self, row: tuple[Any, ...]) -> Record:
         if fault := self._fault_of(row):
@@ -226,27 +269,29 @@ class Index:
         except ValueError as error:
             raise self._damaged(f"the row of {name!s:.100} cannot be read") from error
 
-    def _all_rows(self, database: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    def _all_rows(self, database: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
         """Rows of all volumes, ordered by case name, then id; a DataError where one was damaged or lost."""
-        rows = self._rows(database, "ORDER BY case_name, id")
-        for fault in (*map(self._fault_of, rows), self._fault_of_tally(database, rows)):
-            if fault:
+        number = together = 0
+        for row in self._rows(database, "ORDER BY case_name, id"):
+            if fault := self._fault_of(row):
                 raise self._damaged(fault)
-        return rows
+            number, together = number + 1, together ^ (row[-1] or 0)
+            yield row
+        if fault := self._fault_of_tally(database, number, together):
+            raise self._damaged(fault)
 
     def _fault_of(self, row: tuple[Any, ...]) -> str:
         *columns, check = row
-        whole = not self.checked or check == _check_of(columns)
+        whole = not self.checked or check == row_check(columns)
         return "" if whole else f"the row of {row[1]!s:.100} fails its checksum"
 
-    def _fault_of_tally(self, database: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> str:
+    def _fault_of_tally(self, database: sqlite3.Connection, found: int, checks: int) -> str:
         if not self.checked:
             return ""
-        checks = [row[-1] for row in rows if isinstance(row[-1], int)]
         number, together = database.execute("SELECT volumes, checks FROM tally").fetchone() or (0, 0)
-        if len(rows) != number:
-            return f"it has {len(rows)} volumes instead of {number}"
-        return "" if reduce(xor, checks, 0) == together else "the checksum of all rows differs"
+        if found != number:
+            return f"it has {found} volumes instead of {number}"
+        return "" if checks == together else "the checksum of all rows differs"
 
     @contextmanager
     def _replacing(self, source: str, *, keep: str = "") -> Iterator[tuple[sqlite3.Connection, list[str]]]:
@@ -269,6 +314,7 @@ class Index:
     def _count(self, database: sqlite3.Connection, more: int, check: int) -> None:
         number, together = database.execute("SELECT volumes, checks FROM tally").fetchone()
         database.execute("UPDATE tally SET volumes = ?, checks = ?", (number + more, together ^ check))
+        _renumber(database)
 
     def _remember(self, database: sqlite3.Connection, source: str, stamp: str, identity: str) -> None:
         database.execute("INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", (source, stamp, identity))
@@ -316,6 +362,6 @@ class Index:
         return DataError(f"The index {self.path} is damaged ({fault}); delete it, then {MAKE_AGAIN}.")
 
 
-def _check_of(columns: Any) -> int:
-    """Checksum of a row's text columns, whatever a damaged row holds in their place."""
-    return zlib.crc32(ascii(tuple(columns)).encode())
+def _renumber(database: sqlite3.Connection) -> None:
+    """Give the index a number that no earlier state of it has had."""
+    database.execute(f"PRAGMA user_version = {secrets.randbits(31)}")

@@ -18,6 +18,7 @@ from misfm.data.checks import usable
 from misfm.data.dataset import Case, Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
 from misfm.data.fingerprint import fingerprint
+from misfm.data.forecast import Forecast
 from misfm.data.intensity import IntensityRule, Kind, fit
 from misfm.data.intensity_text import parse_intensity, rules_for
 from misfm.data.preprocess import canonical, content_box, resample
@@ -27,7 +28,9 @@ from misfm.data.readers import read_volume
 from misfm.data.record import Entry, IngestSettings, Origin, anonymise, make_entry
 from misfm.data.scan import ScanSource, find_scans
 from misfm.data.store import Store
+from misfm.data.volume_files import VolumeFiles
 from misfm.errors import ConfigError, DataError, MisfmError
+from misfm.memory import most_bytes_so_far
 from misfm.parallel import check_workers, pool
 from misfm.text import one_line, path_text
 from misfm.volume import Box, Volume, bounding_box
@@ -89,7 +92,8 @@ def ingest(
         settings: spacing and intensity; must be those of an existing store.
         workers: processes on this machine; up to 1 works in this process.
         progress: called after every source.
-        scheduler: address of a dask scheduler to use instead, whose workers see the same files.
+        scheduler: address of a dask scheduler to use instead, whose workers see the same files and write
+            into the folder of the store: no volume travels between processes.
         pseudonyms: key file, see ``give_pseudonyms``; what is told of scans and kept of them then names none.
 
     Raises:
@@ -129,11 +133,13 @@ def ingest(
         if progress:
             progress(IngestEvent(scan.source, outcome, reason, counts.total(), len(scans)))
 
-    prepared = partial(_prepare_scan, settings=settings)
     with (
         Store.writing(store_path, settings, pseudonymous=pseudonyms is not None) as store,
         pool(workers, scheduler) as workplace,
     ):
+        # On a cluster no voxels pass the scheduler: workers leave files in the store's folder.
+        staged_in = VolumeFiles(Path(store_path).absolute() / "volumes") if workplace.is_cluster else None
+        prepared = partial(prepare_scan, settings=settings, staged_in=staged_in)
         released = {(one.source, one.stamp) for one in store.released()}
         scans = [replace(scan, is_released=(scan.source, scan.stamp) in released) for scan in scans]
         known = []
@@ -143,7 +149,9 @@ def ingest(
                 finish(scan, "skipped")
         there = {scan.source for scan in known}
         pending = [scan for scan in scans if scan.source not in there]
+        forecast = Forecast(pending, Path(store_path), at_once=workplace.at_once)
         for scan, result in workplace.map(prepared, pending, _lost):
+            forecast.note(scan, result)
             finish(scan, *_put(store, scan, result), result)
         # Copies of a volume that went, for its own file holds something else now: they were the known ones.
         orphans = [scan for scan in known if pending and not store.is_known(scan.source, scan.stamp)]
@@ -177,6 +185,7 @@ def _put(store: Store, scan: ScanSource, result: Entry | Refusal) -> tuple[Outco
             store.add_duplicate(twin.source, "", record)
         notes = "; ".join(result.notes)
         return "added", without_names(notes, scan) if scan.pseudonym else notes
+    store.discard(result)
     store.add_duplicate(source, scan.stamp, twin)
     return ("skipped", "") if twin.source == source else ("duplicate", twin.source)
 
@@ -280,8 +289,22 @@ def prepare(
     return entry if anonymised is None else anonymise(entry, anonymised)
 
 
-def _prepare_scan(scan: ScanSource, settings: IngestSettings) -> Entry | Refusal:
-    """The entry of a scan, or why it cannot be used; runs in the workers."""
+def prepare_scan(
+    scan: ScanSource, settings: IngestSettings, staged_in: VolumeFiles | None = None
+) -> Entry | Refusal:
+    """The entry of a scan, or why it cannot be used; runs in the workers.
+
+    Raises:
+        DataError: its files cannot be staged, which is no fault of the scan.
+    """
+    result = _read_scan(scan, settings)
+    if isinstance(result, Refusal):
+        return result
+    result = replace(result, memory=most_bytes_so_far())
+    return staged_in.stage(result) if staged_in else result
+
+
+def _read_scan(scan: ScanSource, settings: IngestSettings) -> Entry | Refusal:
     volume: Volume | None = None
     try:
         with usable(scan.path):

@@ -17,6 +17,7 @@ from misfm.data.intensity_text import rules_for
 from misfm.data.preprocess import canonical, content_box, resample
 from misfm.data.readers import read_volume
 from misfm.data.record import Entry, IngestSettings, Origin, Record, make_entry
+from misfm.data.records import Records
 from misfm.data.scan import ScanSource
 from misfm.data.store import Store
 from misfm.documents import Malformed, read_json
@@ -91,7 +92,7 @@ def read_table(store: Store) -> LabelTable:
     """
     path, folder = store.path / TABLE, store.path
     if not path.exists():
-        if any(map(is_of_people, store.records())):
+        if of_people(store.records()).any():
             raise DataError(
                 f"{path} is gone, which has the names of the store's labels; give the label maps again as "
                 "--store labels:DIR, or delete the store."
@@ -161,7 +162,8 @@ def check_same(folder: Path, paths: Sequence[Path], names: Mapping[int, str] | N
     Raises:
         ConfigError: a label map is gone or another one, or names have changed.
     """
-    sources = [record.source for record in store.records() if is_of_people(record)]
+    records = store.records()
+    sources = records.take(of_people(records)).sources
     stamps = {path_text(path.absolute()): stamp_of(path) for path in paths}
     files = [source.partition(AT)[0] for source in sources]
     same = all(
@@ -292,8 +294,7 @@ def balanced(entry: Entry, targets: range) -> NDArray[np.int16]:
     return np.concatenate([entry.anchors, *(np.resize(places, (each, 3)) for places in present)])
 
 
-def is_of_people(record: Record) -> bool:
-    """Whether a volume of a store is a person's label map."""
-    return (
-        bool(record.labels) and min(record.labels or ()) >= FIRST
-    )  # even their background has its own value
+def of_people(records: Sequence[Record]) -> NDArray[np.bool_]:
+    """Whether each volume is a person's label map, whose background, too, has a value of its own."""
+    found: NDArray[np.bool_] = Records.of(records).least_labels >= FIRST
+    return found

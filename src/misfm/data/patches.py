@@ -23,6 +23,7 @@ from misfm.batches import WHOLE, RawPatches, Share
 from misfm.data.intensity import normalise
 from misfm.data.label_scheme import IGNORED_CLASS, LabelScheme
 from misfm.data.record import Record
+from misfm.data.records import Records
 from misfm.data.store import Store
 from misfm.seeding import Draws, draw_different
 from misfm.volume import Box, Shape, triple
@@ -65,7 +66,7 @@ class UnlabelledPatches(Dataset[RawPatches]):
     @cached_property
     def anonymised(self) -> bool:
         """Whether any of the volumes was."""
-        return any(record.anonymised for record in self.records)
+        return bool(Records.of(self.records).anonymised.any())
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -274,16 +275,12 @@ def padding_notice(records: Sequence[Record], patch_size: Shape) -> str | None:
         records: the volumes.
         patch_size: voxels along (D, H, W) that are read.
     """
-    small = [
-        record
-        for record in records
-        if any(side < wanted for side, wanted in zip(record.shape, patch_size, strict=True))
-    ]
-    if not small:
+    small = (Records.of(records).shapes < patch_size).any(axis=1)
+    if not small.any():
         return None
-    first = small[0]
+    first = records[int(np.argmax(small))]
     return (
-        f"{len(small)} of {len(records)} volumes are smaller than the {patch_size} voxels read for a patch, "
+        f"{small.sum()} of {len(records)} volumes are smaller than the {patch_size} voxels read for a patch, "
         f"such as {first.case} with {first.shape}: what is read of them is padded."
     )
 

@@ -72,7 +72,7 @@ def _check_is_of(key_path: Path, pseudonyms: set[str], store_path: Path) -> None
     if not (store_path / "store.json").exists():
         return
     store = Store.open(store_path)
-    there = {record.source for record in store.records()} | {source for source, _ in store.quarantined()}
+    there = {*store.records().sources} | {source for source, _ in store.quarantined()}
     if store.pseudonymous and there and not there & pseudonyms:
         raise ConfigError(
             f"--pseudonyms {key_path} has none of the {len(there)} scans of {store_path}; give the file that "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -111,17 +111,19 @@ class Record(Extended):
 
 @dataclass(frozen=True)
 class Entry:
-    """A volume on its way into a store, small enough to travel between processes.
+    """A volume on its way into a store.
 
     Attributes:
-        record: what it is.
-        image: compressed (C, D, H, W) voxels.
+        record: what it is; with ``checks`` once its files are staged.
+        image: compressed (C, D, H, W) voxels; empty, as all others, once they are staged.
         label: compressed (1, D, H, W) label map, if any.
         anchors: (N, 3) int16 coordinates of content voxels.
         label_anchors: (N, 4) int16, a label value and coordinates in each row.
         anonymised: compressed (1, D, H, W) mask of what was removed to make the patient unknown, if any.
         notes: what reading its scan had to repair; told, not kept.
         doubt: why it may have been taken for another kind of scan than it is, likewise.
+        staged: where in the store's folder its files are, which a worker wrote; empty where they are here.
+        memory: bytes that the process which prepared it had at most.
     """
 
     record: Record
@@ -132,6 +134,8 @@ class Entry:
     anonymised: bytes | None = None
     notes: tuple[str, ...] = ()
     doubt: str = ""
+    staged: str = ""
+    memory: int = 0
 
     def checks(self) -> Checks:
         """Checksums of all its parts."""
@@ -161,12 +165,6 @@ class Origin:
     fingerprint: str
     channel_names: tuple[str, ...] = ()
     scans: tuple[str, ...] = ()
-
-
-def fingerprint_of(records: Iterable[Record]) -> str:
-    """Hash of what volumes hold, whatever their order."""
-    identities = sorted(record.id for record in records)
-    return hashlib.sha256("\n".join(identities).encode()).hexdigest()
 
 
 def make_entry(

@@ -2,11 +2,13 @@
 
 ``store.json`` holds the format and the settings, ``index.sqlite`` the records, ``volumes/ID.b2nd`` an image,
 ``volumes/ID.label.b2nd`` its label map and ``volumes/ID.anon.b2nd`` the mask of what was removed to make
-the patient unknown, where there are any. A volume belongs to the store once its row is committed, which
-happens after its files are complete on disk: a killed ingest leaves at most a file that the next overwrites.
+the patient unknown, where there are any, and ``volumes/ID.places`` where patches may be centred. A volume
+belongs to the store once its row is committed, which happens after its files are complete on disk: a killed
+ingest leaves at most files that the next overwrites.
 
 Everything has a checksum, which is verified when it is read; of a file, the first time a process reads it.
 Stores of format 1 had none: they are read unchecked, and whatever next adds to them adds the checksums.
+Those of format 2 had the places in the index, where they stay until a volume is made again.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from misfm import locks
 from misfm.data.checksums import MAKE_AGAIN, checksum_of, checksum_of_json
 from misfm.data.index import Index
 from misfm.data.quarantine import Evidence, Release, now
-from misfm.data.record import Checks, Entry, IngestSettings, Record, fingerprint_of
-from misfm.data.volume_files import ANONYMISED, IMAGE, LABEL, VolumeFiles, damaged
+from misfm.data.record import Checks, Entry, IngestSettings, Record
+from misfm.data.records import Records, fingerprint_of
+from misfm.data.remote import RemoteFolder
+from misfm.data.volume_files import ANONYMISED, IMAGE, LABEL, Places, VolumeFiles, damaged
 from misfm.documents import read_json
 from misfm.errors import ConfigError, DataError
 from misfm.files import make_folder, remove_leftovers, write_json
@@ -32,8 +36,9 @@ from misfm.settings import as_option
 from misfm.terminal import logger
 from misfm.volume import Box, Volume
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 UNCHECKED_VERSION = 1
+_READ = (UNCHECKED_VERSION, 2, FORMAT_VERSION)
 
 
 class Store:
@@ -54,12 +59,19 @@ class Store:
         *,
         version: int = FORMAT_VERSION,
         pseudonymous: bool = False,
+        source: RemoteFolder | None = None,
     ) -> None:
         self.path = path
         self.settings = settings
         self.pseudonymous = pseudonymous
-        self._files = VolumeFiles(path / "volumes")
-        self._index = Index(path / "index.sqlite", checked=version != UNCHECKED_VERSION)
+        self._version = version
+        self._source = source
+        self._files = VolumeFiles(path / "volumes", source)
+        self._index = Index(
+            path / "index.sqlite",
+            checked=version != UNCHECKED_VERSION,
+            numbered=version == FORMAT_VERSION,
+        )
 
     @classmethod
     @contextmanager
@@ -87,7 +99,10 @@ class Store:
         with locks.hold(path / ".lock", f"Another process adds to the store {path}.", waiting=waiting):
             store = cls.create(path, settings, pseudonymous=pseudonymous)
             remove_leftovers(path / "volumes")
+            store._files.clear_staging()
             yield store
+            store._files.clear_staging()
+            store.records()  # leaves columns to those who read, where there are many
 
     @classmethod
     def create(cls, path: str | Path, settings: IngestSettings, *, pseudonymous: bool = False) -> Store:
@@ -102,8 +117,8 @@ class Store:
         store = cls.open(path) if exists else cls(path, settings, pseudonymous=pseudonymous)
         if store.settings != settings:
             raise ConfigError(
-                f"The store {path} was made with {_describe(store.settings)}, not {_describe(settings)}; "
-                "use the same settings or another folder."
+                f"The store {path} was made with {describe_settings(store.settings)}, not "
+                f"{describe_settings(settings)}; use the same settings or another folder."
             )
         if store.pseudonymous != pseudonymous:
             raise ConfigError(
@@ -113,9 +128,9 @@ class Store:
             )
         make_folder(path / "volumes")
         store._index.create()
-        if exists and store.is_checked:
+        if store._version == FORMAT_VERSION and exists:
             return store
-        if exists:
+        if not store.is_checked:
             store._add_checksums()
         content = {"format_version": FORMAT_VERSION, "settings": settings.model_dump(mode="json")}
         content["pseudonymous"] = pseudonymous
@@ -123,8 +138,12 @@ class Store:
         return cls(path, settings, pseudonymous=pseudonymous)
 
     @classmethod
-    def open(cls, path: str | Path) -> Store:
+    def open(cls, path: str | Path, *, source: RemoteFolder | None = None) -> Store:
         """Open a store.
+
+        Args:
+            path: the folder.
+            source: where files come from that are not in it, for it has copies only.
 
         Raises:
             DataError: no store there, one of a newer format, or settings that were damaged.
@@ -133,7 +152,7 @@ class Store:
         try:
             content = read_json(path / "store.json")
             version, checksum = content["format_version"], content.pop("checksum", None)
-            is_damaged = version == FORMAT_VERSION and checksum != checksum_of_json(content)
+            is_damaged = version != UNCHECKED_VERSION and checksum != checksum_of_json(content)
             settings = None if is_damaged else IngestSettings(**content["settings"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             if (path / "index.sqlite").exists() and (path / "store.json").exists():
@@ -141,13 +160,19 @@ class Store:
             raise DataError(
                 f"{path} is not a store; make one with 'misfm ingest SOURCE --store {path}'."
             ) from error
-        if version not in (UNCHECKED_VERSION, FORMAT_VERSION):
+        if version not in _READ:
             raise DataError(
                 f"The store {path} has format {version}, not {FORMAT_VERSION}; ingest its scans again."
             )
         if settings is None:
             raise _damaged_settings(path)
-        return cls(path, settings, version=version, pseudonymous=bool(content.get("pseudonymous")))
+        pseudonymous = bool(content.get("pseudonymous"))
+        return cls(path, settings, version=version, pseudonymous=pseudonymous, source=source)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of the folder; of several that are read as one, of each."""
+        return (self._source.url.rpartition("/")[2] if self._source else self.path.resolve().name,)
 
     @property
     def is_checked(self) -> bool:
@@ -164,12 +189,15 @@ class Store:
         Raises:
             DataError: the disk is full or the folder cannot be written.
         """
-        record = entry.record.model_copy(update={"checks": entry.checks()})
-        self._files.write(entry)
-        self._files.remove(self._index.add(record, entry, stamp))
+        record = self._files.write(entry)
+        self._files.remove(self._index.add(record, stamp))
         return record
 
-    def records(self) -> list[Record]:
+    def discard(self, entry: Entry) -> None:
+        """Remove what a worker staged of an entry that will not be added."""
+        self._files.discard(entry)
+
+    def records(self) -> Records:
         """All volumes, ordered by case name, then id."""
         return self._index.records()
 
@@ -229,11 +257,11 @@ class Store:
 
     def anchors(self, record: Record) -> NDArray[np.int16]:
         """Coordinates (N, 3) of up to 4096 random content voxels (body, not air) of an image."""
-        return self._index.blob(record, "anchors").reshape(-1, 3)
+        return self._places(record, "anchors").reshape(-1, 3)
 
     def label_anchors(self, record: Record) -> dict[int, NDArray[np.int16]]:
         """Coordinates (N, 3) of up to 1024 random voxels of each label, the background left out."""
-        rows = self._index.blob(record, "label_anchors").reshape(-1, 4)
+        rows = self._places(record, "label_anchors").reshape(-1, 4)
         return {int(value): rows[rows[:, 0] == value, 1:] for value in np.unique(rows[:, 0])}
 
     def fingerprint(self) -> str:
@@ -246,7 +274,7 @@ class Store:
 
     def faults_of(self, record: Record) -> list[str]:
         """What of a volume is missing or not as it was written."""
-        return [*self._files.faults_of(record), *self._index.faults_of(record)]
+        return [*self._files.faults_of(record), *self._faults_of_places(record)]
 
     def is_whole(self, record: Record) -> bool:
         """Whether what is stored of a volume is there and as it was written; tells what is not."""
@@ -312,7 +340,26 @@ class Store:
         faults, records = self._index.examine()
         for record in records:
             faults += [str(damaged(record, fault)) for fault in self._files.faults_of(record, again=True)]
+            faults += [str(damaged(record, fault)) for fault in self._faults_of_places(record)]
         return faults
+
+    def _places(self, record: Record, kind: Places) -> NDArray[np.int16]:
+        """Where patches of a volume may be centred, as rows of coordinates or as the index has them."""
+        places = self._files.places(record, kind)
+        if places is None:
+            places = self._index.blob(record, kind)
+        if places is None:
+            raise damaged(record, f"{self._files.places_path(record.id)} is missing")
+        return places
+
+    def _faults_of_places(self, record: Record) -> Iterator[str]:
+        kinds: tuple[Places, ...] = ("anchors", "label_anchors")
+        for kind in kinds:
+            try:
+                self._places(record, kind)
+            except DataError as error:
+                yield str(error).partition(";")[0]
+                return
 
     def _add_checksums(self) -> None:
         """Give a store of format 1 checksums of what it holds now."""
@@ -325,8 +372,8 @@ class Store:
                 image=image,
                 label=label,
                 anonymised=anonymised,
-                anchors=checksum_of(self._index.blob(record, "anchors").tobytes()),
-                label_anchors=checksum_of(self._index.blob(record, "label_anchors").tobytes()),
+                anchors=checksum_of(self._places(record, "anchors").tobytes()),
+                label_anchors=checksum_of(self._places(record, "label_anchors").tobytes()),
             )
             sealed.append(record.model_copy(update={"checks": checks}))
         self._index.seal(sealed)
@@ -336,6 +383,7 @@ def _damaged_settings(path: Path) -> DataError:
     return DataError(f"{path / 'store.json'} is damaged; delete the store and {MAKE_AGAIN}.")
 
 
-def _describe(settings: IngestSettings) -> str:
+def describe_settings(settings: IngestSettings) -> str:
+    """Say in words how the volumes of a store were made."""
     channels = " and channels together" if settings.channels == "together" else ""
     return f"spacing {as_option(settings.spacing)} and intensity {settings.intensity}{channels}"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from misfm.config import PretrainSettings
 from misfm.data.channels import same_names
 from misfm.data.fingerprint import short_fingerprint
+from misfm.data.generated import is_generated
 from misfm.data.intensity_text import kinds_text
-from misfm.data.label_maps import is_of_people
+from misfm.data.label_maps import of_people
 from misfm.data.record import Record
+from misfm.data.records import Records
 from misfm.data.splits import Split, read_split
 from misfm.data.store import Store
+from misfm.data.stores import open_stores
 from misfm.errors import ConfigError, DataError
 from misfm.seeding import generator_for
 from misfm.terminal import logger
@@ -23,10 +28,26 @@ VOLUMES = "volumes.json"
 """In the run folder: ids of the volumes it was started with, in the form of a split."""
 
 
-def scans_of(training: Iterable[Record]) -> tuple[str, ...]:
+def open_scans(settings: PretrainSettings, out: Path) -> Store:
+    """Open the store of a pretraining, or all of them as one; none of generated volumes.
+
+    Args:
+        settings: name them.
+        out: run folder, beside which copies of stores at addresses lie.
+
+    Raises:
+        DataError: no store there, or an address that does not answer.
+        ConfigError: stores that do not go together.
+    """
+    if any(map(is_generated, settings.more_stores)):
+        raise ConfigError("Generated volumes go with no other store: give one --store.")
+    copies = Path(settings.store_copies) if settings.store_copies else out.with_name(f"{out.name}-stores")
+    return open_stores([settings.store, *settings.more_stores], copies)
+
+
+def scans_of(training: Sequence[Record]) -> tuple[str, ...]:
     """Short fingerprints of the scans that volumes were made from, sorted."""
-    found = {scan for record in training for scan in record.scans or (record.fingerprint,)}
-    return tuple(sorted(map(short_fingerprint, found)))
+    return tuple(sorted(map(short_fingerprint, Records.of(training).scans)))
 
 
 def volumes_of(store: Store, settings: PretrainSettings) -> Split:
@@ -36,12 +57,12 @@ def volumes_of(store: Store, settings: PretrainSettings) -> Split:
 
 def ids_of(training: Sequence[Record], held_out: Sequence[Record]) -> Split:
     """Ids of volumes in the form of a split."""
-    return {"train": [record.id for record in training], "val": [record.id for record in held_out]}
+    return {"train": Records.of(training).ids, "val": Records.of(held_out).ids}
 
 
 def kept_split(
     store: Store, settings: PretrainSettings, out: Path, volumes: Split | None
-) -> tuple[list[Record], list[Record]]:
+) -> tuple[Records, Records]:
     """Return the volumes that the run in ``out`` was started with, or else those chosen before, or here.
 
     Split again after more were ingested, volumes that it has learnt from would be held out, and its weights
@@ -55,16 +76,18 @@ def kept_split(
     begun = read_split(out / VOLUMES)[0] if (out / VOLUMES).exists() else volumes
     if begun is None:
         training, held_out = split_records(records, settings)
-        check_channels([*training, *held_out], settings.store)
+        check_channels(training + held_out, settings.store)
         return training, held_out
-    by_id = {record.id: record for record in records}
-    gone = {identity for part in begun.values() for identity in part} - by_id.keys()
+    places = {identity: place for place, identity in enumerate(records.ids)}
+    gone = {identity for part in begun.values() for identity in part} - places.keys()
     if gone:
         raise ConfigError(
             f"{len(gone)} of the volumes that the run in {out} was started with are no longer in the store "
             f"{store.path}: ingest them again, or choose another --out."
         )
-    training, held_out = ([by_id[identity] for identity in begun[part]] for part in ("train", "val"))
+    training, held_out = (
+        records.take([places[identity] for identity in begun[part]]) for part in ("train", "val")
+    )
     if more := len(records) - len(training) - len(held_out):
         logger.warning(
             "%s has %d volumes that it had not when the run began; it goes on without them.", store.path, more
@@ -72,17 +95,20 @@ def kept_split(
     return training, held_out
 
 
-def split_records(records: Sequence[Record], settings: PretrainSettings) -> tuple[list[Record], list[Record]]:
+def split_records(records: Sequence[Record], settings: PretrainSettings) -> tuple[Records, Records]:
     """Split the volumes of a store into training and held-out ones, the same way for the same seed."""
+    records = Records.of(records)
     if len(records) < 2:
         raise DataError(
             f"The store {settings.store} holds {len(records)} volume(s); pretraining needs at least two, one "
             "of them to measure progress on. Add scans with `misfm ingest`."
         )
-    people = [record for record in records if is_of_people(record)]
-    others = [record for record in records if not is_of_people(record)]
-    parts = [split_scans(part, settings) for part in (others, people) if part]
-    return [r for training, _ in parts for r in training], [r for _, held_out in parts for r in held_out]
+    people = of_people(records)
+    parts = [split_scans(records.take(part), settings) for part in (~people, people) if part.any()]
+    (training, held_out), *more = parts
+    for others, others_held_out in more:
+        training, held_out = training + others, held_out + others_held_out
+    return training, held_out
 
 
 def check_channels(records: Sequence[Record], store: str) -> None:
@@ -91,18 +117,19 @@ def check_channels(records: Sequence[Record], store: str) -> None:
     Raises:
         ConfigError: names two that have not.
     """
-    first = records[0]
-    for record in records:
-        several = record.channels > 1
+    looks, places = Records.of(records).looks
+    first = looks[0]
+    for number, look in enumerate(looks):
+        several = len(look.kinds) > 1
         if (
-            record.channels != first.channels
-            or not same_names(record.channel_names, first.channel_names)
-            or (several and record.channel_kinds != first.channel_kinds)
+            len(look.kinds) != len(first.kinds)
+            or not same_names(look.names, first.names)
+            or (several and look.kinds != first.kinds)
         ):
             one, other = (
-                f"{each.case}: {', '.join(each.channel_names or ['?'] * each.channels)} "
-                f"({kinds_text(each.channel_kinds)})"
-                for each in (first, record)
+                f"{records[int(np.argmax(places == place))].case}: "
+                f"{', '.join(each.names or ['?'] * len(each.kinds))} ({kinds_text(each.kinds)})"
+                for place, each in ((0, first), (number, look))
             )
             raise ConfigError(
                 f"The volumes of {store} have different channels ({one}; {other}): ingest them into stores "
@@ -110,18 +137,19 @@ def check_channels(records: Sequence[Record], store: str) -> None:
             )
 
 
-def split_scans(records: Sequence[Record], settings: PretrainSettings) -> tuple[list[Record], list[Record]]:
+def split_scans(records: Records, settings: PretrainSettings) -> tuple[Records, Records]:
     """Split volumes of one kind; those that were made of one scan stay on one side."""
-    scans = list(dict.fromkeys(record.fingerprint for record in records))
-    if len(scans) < 2:
+    by_scan: dict[str, list[int]] = {}
+    for place, scan in enumerate(records.fingerprints):
+        by_scan.setdefault(scan, []).append(place)
+    if len(by_scan) < 2:
         raise DataError(
             f"The {len(records)} volumes of {settings.store} were made of one scan; pretraining needs "
             "another to measure progress on."
         )
-    order = torch.randperm(len(scans), generator=generator_for(settings.seed, "split")).tolist()
-    count = min(max(1, round(settings.validation_share * len(scans))), len(scans) - 1)
-    by_scan: dict[str, list[Record]] = {}
-    for record in records:
-        by_scan.setdefault(record.fingerprint, []).append(record)
-    ordered = [by_scan[scans[i]] for i in order]
-    return [r for scan in ordered[count:] for r in scan], [r for scan in ordered[:count] for r in scan]
+    order = torch.randperm(len(by_scan), generator=generator_for(settings.seed, "split")).tolist()
+    count = min(max(1, round(settings.validation_share * len(by_scan))), len(by_scan) - 1)
+    scans = list(by_scan.values())
+    ordered = [scans[i] for i in order]
+    training, held_out = ordered[count:], ordered[:count]
+    return records.take(list(chain(*training))), records.take(list(chain(*held_out)))
