@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = [
     *("text", "errors", "registry", "volume", "settings", "seeding", "locks", "documents", "files"),
-    *("terminal", "signals", "parallel", "memory", "batches", "ranks", "world"),
+    *("terminal", "signals", "parallel", "memory", "batches", "ranks", "world", "lifeline"),
 ]
 METHODS = ["models", "losses", "pretext"]
 LAYERS = [
@@ -57,6 +57,7 @@ LONGER_WITH_REASON = {
     "models/primus.py:build_primus": "each option of the network is a documented parameter",
     "models/resenc.py:build_resenc": "each option of the network is a documented parameter",
     "training/loop.py:fit": "what a run is made of, each part documented; the settings are one of them",
+    "training/loop.py:_fit": "likewise, in each rank",
 }
 
 

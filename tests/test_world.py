@@ -1,5 +1,8 @@
+from functools import partial
+
 import pytest
 import torch
+import torch.distributed as dist
 from worlds import in_world
 
 from misfm import world
@@ -30,7 +33,8 @@ def test_gradients_of_shares_average_to_that_of_the_whole(count):
 
 
 def square(number):
-    return number * number, world.rank()
+    assert world.size() == 1  # what is shared out is no common work
+    return number * number, dist.get_rank() if dist.is_initialized() else 0
 
 
 def led():
@@ -45,6 +49,20 @@ def test_the_leader_calls_and_the_others_follow():
     leader, follower = in_world(led, 2)
     assert leader[0] == [(1, 0), (4, 1), (9, 0)]
     assert follower == "done"
+
+
+def held_length(thing, item):
+    return len(thing) + item
+
+
+def holding():
+    mine = [world.rank()] * (world.rank() + 1)
+    with world.holding(mine):
+        return world.led(lambda: world.shared_out(partial(held_length, mine), [0, 0]))
+
+
+def test_what_each_rank_holds_is_not_sent():
+    assert in_world(holding, 2) == [[1, 2], [1, 2]]
 
 
 def test_one_process_is_a_world_of_its_own():

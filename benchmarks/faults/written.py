@@ -52,8 +52,8 @@ from misfm.planning.fill_defaults import recall
 from misfm.planning.volumes import kept_split
 from misfm.resolve import resolve
 from misfm.training.checkpoint import load_checkpoint
-from misfm.training.loop import begin_session
 from misfm.training.run import RunFolder
+from misfm.training.session import begin_session
 from misfm.weights import open_source
 
 

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -60,6 +60,10 @@ class _State:
     """That handles signals, None where none does; one that was forked from it leaves them to it."""
     stopped: set[str] = field(default_factory=set)
     """Work of others that is to stop, by name."""
+    pass_on: Callable[[int], None] | None = None
+    """What else learns of a signal."""
+    is_left: bool = False
+    """Whether the answer is left to what else learns of it, and ends this process."""
 
 
 _state = _State()
@@ -134,6 +138,12 @@ def _watch(ours: socket.socket, ended: threading.Event, farewell: str | None) ->
     while not (asked := {*(received := ours.recv(64))} & {*ASKING}):
         if not received:
             return
+    if _state.pass_on is not None:
+        _state.pass_on(min(asked))
+    if _state.is_left:
+        if not ended.wait(2 * LIMIT):
+            os._exit(1)
+        return
     if ended.wait(PATIENCE):
         return
     _state.is_overdue = True
@@ -206,6 +216,25 @@ def uninterrupted() -> Iterator[None]:
     """Within :func:`deferred`: what saves, and is to end."""
     with _waiting(_Mode.NEVER):
         yield
+
+
+@contextmanager
+def passed_on(to: Callable[[int], None], *, leave: bool) -> Iterator[None]:
+    """Tell others of a signal, of its number, from another thread while the context lasts.
+
+    Args:
+        to: tells them.
+        leave: whether the answer is left to them: nothing is interrupted here.
+    """
+    _state.pass_on, _state.is_left = to, leave
+    try:
+        if leave:
+            with handled(), uninterrupted():
+                yield
+        else:
+            yield
+    finally:
+        _state.pass_on, _state.is_left = None, False
 
 
 def stop_if_requested() -> None:

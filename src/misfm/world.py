@@ -62,6 +62,7 @@ class Followed(Exception):
 
 
 _world: World | None = None
+_held: list[Any] = []
 
 
 def size() -> int:
@@ -72,6 +73,11 @@ def size() -> int:
 def rank() -> int:
     """Return the number of this process, 0 for the leader; 0 without a world."""
     return 0 if _world is None else _world.rank
+
+
+def is_entered() -> bool:
+    """Whether this process is one of several."""
+    return _world is not None
 
 
 def is_leader() -> bool:
@@ -100,6 +106,17 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _world = kept
+
+
+@contextmanager
+def holding(*things: Any) -> Iterator[None]:
+    """Hold what each rank has, such as the network: where the leader sends it, they take their own."""
+    before = len(_held)
+    _held.extend(things)
+    try:
+        yield
+    finally:
+        del _held[before:]
 
 
 def share(count: int) -> slice:
@@ -186,17 +203,35 @@ def dismiss(result: Any = None) -> None:
         _broadcast((_end, (result,), {}), _world)
 
 
+def led(work: Callable[[], Result]) -> Result:
+    """Let the leader do work, in which the others do what it calls; to be called by all ranks.
+
+    Returns:
+        In each, what the leader's work returned. Where that fails the others are left following.
+    """
+    if not is_leader():
+        found: Result = follow()
+        return found
+    result = work()
+    dismiss(result)
+    return result
+
+
 def _end(result: Any) -> None:
     raise Followed(result)
 
 
 def _part(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """Do every ``size``-th item; in the leader, return the results of all."""
-    mine = [function(item) for item in items[rank() :: size()]]
+    mine_here = items[rank() :: size()]
+    with alone():
+        mine = [function(item) for item in mine_here]
     if _world is None:
         return mine
     theirs: list[Any] = [None] * size()
     dist.all_gather_object(theirs, mine, group=_world.control)
+    if not is_leader():
+        return []
     return [theirs[place % size()][place // size()] for place in range(len(items))]
 
 
@@ -205,7 +240,7 @@ def _broadcast(value: Any, world: World) -> Any:
     length = torch.zeros(1, dtype=torch.int64)
     if world.rank == 0:
         buffer = io.BytesIO()
-        pickle.dump(value, buffer)
+        _Pickler(buffer).dump(value)
         content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8).clone()
         length += len(content)
         dist.broadcast(length, 0, group=world.control)
@@ -215,7 +250,23 @@ def _broadcast(value: Any, world: World) -> Any:
     content = torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(content, 0, group=world.control)
     # From a process of the same command, started by the same user: as trusted as its own memory.
-    return pickle.loads(content.numpy().tobytes())
+    return _Unpickler(io.BytesIO(content.numpy().tobytes())).load()
+
+
+class _Pickler(pickle.Pickler):
+    """Sends what each rank holds by its place."""
+
+    def persistent_id(self, value: Any) -> int | None:
+        """Return the place of what is held; None for all else."""
+        return next((place for place, one in enumerate(_held) if one is value), None)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Finds what this rank holds in that place."""
+
+    def persistent_load(self, place: Any) -> Any:
+        """Return it."""
+        return _held[place]
 
 
 class _Total(torch.autograd.Function):

@@ -16,10 +16,11 @@ from misfm.seeding import generator_for
 from misfm.signals import ENDING, Interrupted
 from misfm.training import loop
 from misfm.training.checkpoint import load_checkpoint
-from misfm.training.loop import Validation, fit
+from misfm.training.loop import fit
 from misfm.training.optim import OptimizerSettings
 from misfm.training.run import RunFolder
 from misfm.training.schedules import ScheduleSettings
+from misfm.training.session import Validation
 from misfm.training.settings import TrainingSettings
 
 OPTIMIZER = {"name": "adamw", "lr": 0.05, "weight_decay": 0.01, "clip_norm": 1.0}

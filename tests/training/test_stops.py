@@ -14,10 +14,11 @@ from misfm.files import checksum
 from misfm.signals import Interrupted
 from misfm.training.checkpoint import is_sound, load_checkpoint, save_checkpoint
 from misfm.training.exclusive import as_begun
-from misfm.training.loop import Validation, fit
+from misfm.training.loop import fit
 from misfm.training.optim import OptimizerSettings
 from misfm.training.run import RunFolder
 from misfm.training.schedules import ScheduleSettings
+from misfm.training.session import Validation
 from misfm.training.settings import TrainingSettings
 
 

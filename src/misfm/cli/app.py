@@ -14,6 +14,7 @@ import typer
 from misfm.cli.output import say
 from misfm.errors import ConfigError, MisfmError
 from misfm.memory import is_out_of_memory
+from misfm.ranks import started_world
 from misfm.signals import Interrupted, handled, requested
 from misfm.terminal import farewell, how_to_go_on, show_log
 
@@ -25,6 +26,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # drawing boxes with rich costs more than everything else in --help
 )
 
+ON_MANY = ("pretrain", "finetune")
+"""Commands that several processes do together."""
 INTERRUPTED = 130
 """Status with which typer answers a KeyboardInterrupt."""
 
@@ -43,6 +46,7 @@ def run() -> int | str | None:
     """Run the command line and say what came of it; returns the exit status."""
     try:
         with show_log(logging.getLogger("misfm")):
+            check_alone(sys.argv[1:2])
             app()
     except MisfmError as error:
         say(f"Error: {error}")
@@ -67,3 +71,20 @@ def run() -> int | str | None:
         say(farewell(sys.argv))  # an import that was interrupted can make a library raise anything
         return 1
     return 0
+
+
+def check_alone(command: list[str]) -> None:
+    """Refuse to do in each of several processes what one does.
+
+    Raises:
+        ConfigError: says so, in the first of them; the others end.
+    """
+    started = started_world()
+    if started is None or not command or command[0] in ON_MANY or command[0].startswith("-"):
+        return
+    if started.rank:
+        raise SystemExit(2)
+    raise ConfigError(
+        f"`misfm {command[0]}` is done by one process, and {started.by} has started {started.size}: start it "
+        "without, or as one task."
+    )

@@ -40,6 +40,13 @@ Start = Annotated[
         help="Start: file, run, published name, hf://OWNER/REPO or none; default builtin where it fits.",
     ),
 ]
+DeviceCount = Annotated[
+    str | None, typer.Option("--devices", metavar="N|auto", help="Devices of a machine to train on.")
+]
+Nodes = Annotated[int | None, typer.Option("--nodes", help="Machines, started by srun or torchrun.", min=1)]
+Strategy = Annotated[
+    str, typer.Option("--strategy", metavar="auto|ddp|fsdp", help="fsdp shares the network out, too.")
+]
 Out = Annotated[Path, typer.Option(help="Run folder.")]
 
 

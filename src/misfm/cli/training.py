@@ -12,8 +12,10 @@ from misfm.cli.options import (
     DEFAULT_RECIPE,
     BatchSize,
     Config,
+    DeviceCount,
     Json,
     Network,
+    Nodes,
     Out,
     Recipe,
     Resume,
@@ -21,6 +23,7 @@ from misfm.cli.options import (
     Set,
     Start,
     Steps,
+    Strategy,
     Triple,
     Weights,
     case_choice,
@@ -72,29 +75,36 @@ def pretrain(
     config: Config = None,
     assignments: Set = None,
     resume: Resume = False,
+    devices: DeviceCount = None,
+    nodes: Nodes = None,
+    strategy: Strategy = "auto",
     as_json: Json = False,
 ) -> None:
     """Pretrain a network on the scans of a store, without labels."""
     from misfm.commands.pretrain import pretrain as run
     from misfm.config import PretrainSettings
     from misfm.resolve import resolve
+    from misfm.training.devices import lead, parse_devices
 
-    settings: PretrainSettings = resolve(
-        PretrainSettings,
-        recipe=recipe or DEFAULT_RECIPE,
-        config=config,
-        options={
-            "store": store[0],
-            "more_stores": store[1:] or None,
-            "weights": weights,
-            "probe.dataset": probe,
-            **shared_options(network, steps, patch_size, batch_size, seed),
-        },
-        assignments=assignments or [],
-    )
-    scores = run(settings, out, resume=resume)
-    say(f"Weights: {out / 'weights.safetensors'}")
-    finish({"run": str(out), "weights": str(out / "weights.safetensors"), "validation": scores}, as_json)
+    def work() -> None:
+        settings: PretrainSettings = resolve(
+            PretrainSettings,
+            recipe=recipe or DEFAULT_RECIPE,
+            config=config,
+            options={
+                "store": store[0],
+                "more_stores": store[1:] or None,
+                "weights": weights,
+                "probe.dataset": probe,
+                **shared_options(network, steps, patch_size, batch_size, seed),
+            },
+            assignments=assignments or [],
+        )
+        scores = run(settings, out, resume=resume)
+        say(f"Weights: {out / 'weights.safetensors'}")
+        finish({"run": str(out), "weights": str(out / "weights.safetensors"), "validation": scores}, as_json)
+
+    lead(parse_devices(devices, nodes, strategy), work)
 
 
 @app.command()
@@ -122,6 +132,9 @@ def finetune(
     config: Config = None,
     assignments: Set = None,
     resume: Resume = False,
+    devices: DeviceCount = None,
+    nodes: Nodes = None,
+    strategy: Strategy = "auto",
     as_json: Json = False,
 ) -> None:
     """Train on a few labelled cases, from pretrained weights or from scratch (--weights none)."""
@@ -130,40 +143,44 @@ def finetune(
     from misfm.commands.twins import finetune_twins
     from misfm.config import FinetuneSettings
     from misfm.resolve import resolve
+    from misfm.training.devices import lead, parse_devices
 
-    settings: FinetuneSettings = resolve(
-        FinetuneSettings,
-        recipe=recipe or DEFAULT_RECIPE,
-        config=config,
-        options={
-            "dataset": str(dataset),
-            "weights": weights,
-            "cases": case_choice(cases),
-            "split": None if split is None else str(split),
-            "fold": None if fold == ALL_FOLDS else fold,
-            "unlabelled.store": unlabelled,
-            "training.schedule.name": schedule,
-            "transfer": transfer,
-            **shared_options(network, steps, patch_size, batch_size, seed),
-        },
-        assignments=assignments or [],
-    )
-    where = out / "weights.safetensors"
-    if twin and fold == ALL_FOLDS:
-        raise ConfigError("--twin compares on one fold: leave it out, or give --fold a number.")
-    if fold == ALL_FOLDS:
-        result = cross_validate(settings, out, resume=resume)
-        say_dice(result)
-        where = out  # `misfm predict --run` takes the folder of folds
-    elif twin:
-        result = finetune_twins(settings, out, resume=resume)
-        say(result["verdict"])
-        if "comparison" in result:
-            say(f"Report: {out / 'report.html'}")
-    else:
-        result = run(settings, out, resume=resume)
-    say(f"Weights: {where}")
-    finish({"run": str(out), "weights": str(where), **result}, as_json)
+    def work() -> None:
+        settings: FinetuneSettings = resolve(
+            FinetuneSettings,
+            recipe=recipe or DEFAULT_RECIPE,
+            config=config,
+            options={
+                "dataset": str(dataset),
+                "weights": weights,
+                "cases": case_choice(cases),
+                "split": None if split is None else str(split),
+                "fold": None if fold == ALL_FOLDS else fold,
+                "unlabelled.store": unlabelled,
+                "training.schedule.name": schedule,
+                "transfer": transfer,
+                **shared_options(network, steps, patch_size, batch_size, seed),
+            },
+            assignments=assignments or [],
+        )
+        where = out / "weights.safetensors"
+        if twin and fold == ALL_FOLDS:
+            raise ConfigError("--twin compares on one fold: leave it out, or give --fold a number.")
+        if fold == ALL_FOLDS:
+            result = cross_validate(settings, out, resume=resume)
+            say_dice(result)
+            where = out  # `misfm predict --run` takes the folder of folds
+        elif twin:
+            result = finetune_twins(settings, out, resume=resume)
+            say(result["verdict"])
+            if "comparison" in result:
+                say(f"Report: {out / 'report.html'}")
+        else:
+            result = run(settings, out, resume=resume)
+        say(f"Weights: {where}")
+        finish({"run": str(out), "weights": str(where), **result}, as_json)
+
+    lead(parse_devices(devices, nodes, strategy), work)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,10 +43,12 @@ from misfm.planning.room import check_room
 from misfm.planning.splits import SPLIT, choose_cases, find_cases, split_of, split_of_run
 from misfm.seeding import derive_seed
 from misfm.terminal import logger
+from misfm.training.devices import Devices, check_shares, lead
 from misfm.training.exclusive import in_run
-from misfm.training.loop import Validation, fit
+from misfm.training.loop import fit
 from misfm.training.objectives import SegmentationObjective
 from misfm.training.run import PLAN, RunFolder
+from misfm.training.session import Validation
 from misfm.weights import (
     DataInfo,
     NetworkInfo,
@@ -83,6 +85,7 @@ def finetune(
     resume: bool = False,
     reasons: Sequence[str] = (),
     shared: Shared | None = None,
+    devices: Devices | int | Literal["auto"] | None = None,
 ) -> dict[str, Any]:
     """Train a segmentation network and write weights and validation scores into the run folder.
 
@@ -92,6 +95,7 @@ def finetune(
         resume: go on with the run in ``out``, on the cases it was started with.
         reasons: for what was planned before, to be kept in the run folder with those of what is planned here.
         shared: what was read or chosen before, for several runs.
+        devices: how many to train on, see :func:`misfm.training.devices.lead`.
 
     Returns:
         What ``validation.json`` holds: scores of the validation cases on their own grids, of the weights that
@@ -104,8 +108,12 @@ def finetune(
         WeightsError: weights that cannot be read or are of another network.
         Interrupted: stopped by the user; the state is saved.
     """
-    with in_run(RunFolder(out)):
-        return finetune_here(settings, out, resume=resume, reasons=reasons, shared=shared or Shared())
+
+    def work() -> dict[str, Any]:
+        with in_run(RunFolder(out)):
+            return finetune_here(settings, out, resume=resume, reasons=reasons, shared=shared or Shared())
+
+    return lead(devices, work)
 
 
 def finetune_here(
@@ -189,6 +197,9 @@ def prepare(settings: FinetuneSettings, out: Path, resume: bool, shared: Shared)
     images = shared.images or DatasetFingerprint.open(dataset, out)
     images.keep([*training, *held_out])
     complete, reasons = fill_defaults(start.settings, images, len(training), weights)
+    check_shares(complete.batch_size, "batch_size")
+    if complete.unlabelled is not None:
+        check_shares(complete.unlabelled.batch_size, "unlabelled.batch_size")
     model = build_model(complete, dataset)
     transferred = (
         None
@@ -244,15 +255,11 @@ def train(
     labelled = labelled_patches(settings, dataset, store, records)
     validation = DiceValidation(store, judged, dataset, settings.patch_size)
     trained, goal, batches = with_unlabelled(ready.model, objective, labelled, settings, ready.unlabelled)
-    fit(
-        trained,
-        goal,
-        batches,
-        settings.training,
-        run,
-        seed=settings.seed,
-        validation=Validation(validation, SCORE, patience=settings.training.patience) if judged else None,
-    )
+    judge = None
+    if judged:
+        patience = settings.training.patience
+        judge = Validation(validation, SCORE, patience=patience, held=(validation,))
+    fit(trained, goal, batches, settings.training, run, seed=settings.seed, validation=judge)
     return trained
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import nn
 
+from misfm import world
 from misfm.batches import with_images_on
 from misfm.commands.probe import plan_probe
 from misfm.commands.start import inherited_licence, open_weights, scans_seen, start_from, tell_transfer
@@ -41,10 +43,13 @@ from misfm.pretext.base import PretextTask
 from misfm.seeding import Draws, derive_seed
 from misfm.terminal import logger
 from misfm.training.checkpoint import load_checkpoint
+from misfm.training.devices import Devices, check_shares, lead
 from misfm.training.exclusive import in_run
-from misfm.training.loop import Validation, fit
+from misfm.training.loop import fit
 from misfm.training.objectives import PretextObjective
+from misfm.training.precision import judging
 from misfm.training.run import RunFolder, steps_taken
+from misfm.training.session import Validation
 from misfm.weights import DataInfo, NetworkInfo, WeightsInfo, save
 from misfm.weights.file import rules_to_keep
 from misfm.weights.source import Opened
@@ -61,7 +66,12 @@ LEARNT = 0.05
 
 
 def pretrain(
-    settings: PretrainSettings, out: Path, *, resume: bool = False, volumes: Split | None = None
+    settings: PretrainSettings,
+    out: Path,
+    *,
+    resume: bool = False,
+    volumes: Split | None = None,
+    devices: Devices | int | Literal["auto"] | None = None,
 ) -> dict[str, float]:
     """Pretrain a network on a store and write its weights into the run folder.
 
@@ -70,6 +80,7 @@ def pretrain(
         out: the run folder.
         resume: go on with the run in ``out``, on the volumes it was started with.
         volumes: ids of those to use, where they were chosen before; by default they are chosen here.
+        devices: how many to train on, see :func:`misfm.training.devices.lead`.
 
     Returns:
         The numbers of the last validation, such as ``pretext_dice``.
@@ -80,8 +91,12 @@ def pretrain(
         ConfigError: the folder holds another run, or one started with volumes that the store has no more.
         Interrupted: stopped by the user; the state is saved.
     """
-    with in_run(RunFolder(out)):
-        return pretrain_here(settings, out, resume=resume, volumes=volumes)
+
+    def work() -> dict[str, float]:
+        with in_run(RunFolder(out)):
+            return pretrain_here(settings, out, resume=resume, volumes=volumes)
+
+    return lead(devices, work)
 
 
 def pretrain_here(
@@ -93,6 +108,7 @@ def pretrain_here(
     weights = open_weights(settings.weights)
     settings = with_network_of(weights, settings)
     run.check(settings, resume=resume)
+    check_shares(settings.batch_size, "batch_size")
     scans = None if is_generated(settings.store) else open_scans(settings, out)
     check_fit(task, settings, scans)
     split = None if scans is None else kept_split(scans, settings, out, volumes)
@@ -115,7 +131,9 @@ def pretrain_here(
     seed = derive_seed(settings.seed, "validation")
     pretext = PretextValidation(objective, source.batches(held_out, seed, held_out=True), settings)
     patience = settings.training.patience
-    validation = Validation(pretext, "validation_loss", lower_is_better=True, patience=patience)
+    validation = Validation(
+        pretext, "validation_loss", lower_is_better=True, patience=patience, held=(pretext,)
+    )
     if probe is not None:
         validation = probe.around(validation, info)
     run.begin(settings, resume=resume)
@@ -341,10 +359,17 @@ class PretextValidation:
 
     def __call__(self, model: nn.Module, step: int) -> Mapping[str, float]:
         """Return the means over the fixed batches."""
-        device = next(model.parameters()).device
-        totals: dict[str, float] = {}
         count = self.settings.validation_batches
-        for index in range(count):
+        rows = world.shared_out(partial(self.judge, model), range(count))
+        totals: dict[str, float] = {}
+        for name, value in (item for row in rows for item in row.items()):
+            totals[name] = totals.get(name, 0.0) + value / count
+        return totals
+
+    def judge(self, model: nn.Module, index: int) -> Mapping[str, float]:
+        """Return the numbers of one batch."""
+        device = next(model.parameters()).device
+        with judging(device):
             raw = self.patches[index]
             batch = self.objective.prepare(
                 with_images_on(raw, device),
@@ -352,9 +377,5 @@ class PretextValidation:
             )
             outputs = model(batch.inputs, *batch.context)
             loss = sum(float(term) for term in self.objective.loss(outputs, batch).values())
-            numbers = {"validation_loss": loss}
-            for name, value in self.objective.score(outputs, batch).items():
-                numbers[f"validation_{name}"] = value
-            for name, value in numbers.items():
-                totals[name] = totals.get(name, 0.0) + value / count
-        return totals
+            scores = self.objective.score(outputs, batch).items()
+        return {"validation_loss": loss, **{f"validation_{name}": value for name, value in scores}}

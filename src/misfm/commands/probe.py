@@ -25,8 +25,9 @@ from misfm.planning.leakage import check_pretraining
 from misfm.planning.splits import SPLIT, choose_cases, shared_split, split_of
 from misfm.resolve import recipe_names, resolve
 from misfm.terminal import logger
-from misfm.training.loop import Validation
+from misfm.training.devices import check_shares
 from misfm.training.run import RunFolder
+from misfm.training.session import Validation
 from misfm.weights import WeightsInfo, save
 
 KEY = "probe_dice"
@@ -60,7 +61,8 @@ class Probe:
         def run(model: nn.Module, step: int) -> Mapping[str, float]:
             return {**pretext.run(model, step), KEY: self.dice(model, step, info)}
 
-        return Validation(run, key=KEY, patience=self.patience, cooldown=0.0)  # the best weights are kept
+        # Without a cooldown, for the best weights are kept.
+        return Validation(run, key=KEY, patience=self.patience, cooldown=0.0, held=pretext.held)
 
     def dice(self, model: nn.Module, step: int, info: WeightsInfo) -> float:
         """Return the mean Dice of the validation cases after fine-tuning; NaN where nothing was scored."""
@@ -115,6 +117,7 @@ def plan_probe(settings: PretrainSettings, run: RunFolder, scans: Iterable[str])
     fine = resolve(FinetuneSettings, recipe=recipe, options=options)
     if fine.batch_size is None:  # planned for each probe anew, it might differ from one to the next
         fine = fine.model_copy(update={"batch_size": settings.batch_size})
+    check_shares(fine.batch_size or settings.batch_size, "batch_size of the probe")
     folder = run.path / "probe"
     images = DatasetFingerprint.open(Dataset.open(fine.dataset), folder)
     check_pretraining(scans, fine, images)

@@ -17,9 +17,9 @@ from misfm.errors import ConfigError
 from misfm.models import SegmentationModel
 from misfm.seeding import derive_seed
 from misfm.settings import as_option
-from misfm.training.loop import Objective
 from misfm.training.mean_teacher import MeanTeacher, MeanTeacherObjective, PairedPatches
 from misfm.training.objectives import SegmentationObjective
+from misfm.training.session import Objective
 
 SPACING_TOLERANCE = 1e-3
 """Relative difference below which spacings are the same; options are written with a few digits."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
+from misfm import world
 from misfm.data.dataset import Dataset
 from misfm.data.intensity import normalise
 from misfm.data.record import Record
 from misfm.data.store import Store
 from misfm.evaluation.metrics import compact, confusion_matrix, dice
 from misfm.inference.sliding_window import predict_logits
+from misfm.training.precision import judging
 from misfm.volume import Shape
 
 SCORE = "validation_dice"
@@ -41,7 +44,8 @@ class DiceValidation:
 
     def __call__(self, model: nn.Module, step: int) -> Mapping[str, float]:
         """Return ``validation_dice`` (mean over cases of the mean over labels) and one number a label."""
-        scores = np.array([self._case(model, record) for record in self.records], dtype=np.float64)
+        rows = world.shared_out(partial(self._case, model), self.records)
+        scores = np.array(rows, dtype=np.float64)
         # A label absent in prediction and reference, or not contoured in a case, counts nowhere.
         known = np.ma.masked_invalid(scores)
         numbers = {SCORE: float(known.mean(axis=1).mean())}
@@ -52,9 +56,10 @@ class DiceValidation:
     def _case(self, model: nn.Module, record: Record) -> list[float]:
         scheme, values = self.dataset.scheme, self.dataset.scheme.known[1:]
         image = torch.from_numpy(normalise(record.normalisation, self.store.read(record).data))
-        slabs = predict_logits(model, image, self.patch_size, overlap=TRAINING_OVERLAP)
-        decided = (scheme.decide(scheme.activate(slab, 0)) for _, slab in slabs)
-        predicted = np.concatenate([scheme.mask(one) for one in decided])
+        with judging(next(model.parameters()).device):
+            slabs = predict_logits(model, image, self.patch_size, overlap=TRAINING_OVERLAP)
+            decided = (scheme.decide(scheme.activate(slab, 0)) for _, slab in slabs)
+            predicted = np.concatenate([scheme.mask(one) for one in decided])
         reference = self.store.read_label(record).data[0]
         if scheme.ignore is not None:
             known = reference != scheme.ignore

@@ -92,7 +92,8 @@ def plan(settings: FinetuneSettings, facts: Facts) -> Plan:
         network, reason = plan_network(facts.machine)
         reasons.append(reason)
     if patch is None:
-        patch, reason = plan_patch(network, facts, (batch or BATCH_SIZE) + extra)
+        samples = batch or shared_evenly(BATCH_SIZE, facts.machine)
+        patch, reason = plan_patch(network, facts, math.ceil((samples + extra) / facts.machine.count))
         reasons.append(reason)
     if batch is None:
         batch, reason = plan_batch(network, facts, patch, extra)
@@ -187,15 +188,24 @@ def plan_batch(network: NetworkSettings, facts: Facts, patch: Shape, extra: int)
     if machine.device == "cpu":
         room = max(BATCH_SIZE, BATCH_SIZE * CPU_VOXELS // voxels)
     else:
-        room = int(MEMORY_SHARE * machine.free_bytes / (voxels * saved_bytes(network, facts))) - extra
+        room = int(MEMORY_SHARE * machine.free_bytes / (voxels * saved_bytes(network, facts)))
+        room = machine.count * room - extra
     whole = all(side >= scan for side, scan in zip(patch, facts.shape, strict=True))
     batch = max(1, min(room, LARGEST_BATCH if whole else BATCH_SIZE))
+    if batch % machine.count:
+        batch = shared_evenly(batch, machine)
+        return batch, f"batch {batch}: as many for each of {machine.count} devices"
     if batch > BATCH_SIZE:
         return batch, f"batch {batch}: a patch holds the median scan, and on a {machine.name} there is room"
     if room <= batch:
         short = "time" if machine.device == "cpu" else "room"
         return batch, f"batch {batch}: on a {machine.name} there is no {short} for more"
     return batch, f"batch {batch}: a patch is smaller than the median scan"
+
+
+def shared_evenly(batch: int, machine: Machine) -> int:
+    """Return the next larger batch that all devices have an equal share of."""
+    return machine.count * math.ceil(batch / machine.count)
 
 
 def plan_steps(facts: Facts, patch: Shape) -> tuple[int, str]:

@@ -46,7 +46,8 @@ def check_room(
     free = available_bytes()
     parts = [(batch * (1 + workers) + (kept if machine.device == "cpu" else 0), free, "memory")]
     if machine.device != "cpu":
-        parts.append((batch / COPIES + kept, machine.free_bytes, "memory of the GPU"))
+        needed = (batch / COPIES + kept) / machine.count
+        parts.append((needed, machine.free_bytes, "memory of the GPU"))
     for needed, there, where in parts:
         if needed > there:
             fewer = ", or fewer num_workers" if workers else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from misfm import world
 from misfm.locks import hold, is_held_here
 from misfm.terminal import logger
 from misfm.training.run import LOCK, RunFolder, present_device
@@ -52,7 +53,13 @@ def as_begun(run: RunFolder) -> Iterator[None]:
     """
     before, begun = torch.get_num_threads(), run.conditions()
     threads, device = begun.get("threads"), begun.get("device")
-    if isinstance(threads, int) and 0 < threads != before:
+    if begun and (ranks := begun.get("ranks", 1)) != world.size():
+        logger.info(
+            "the run was begun by %s process(es) and is gone on with by %d: its numbers will differ in their "
+            "last digits.",
+            *(ranks, world.size()),
+        )
+    elif isinstance(threads, int) and 0 < threads != before:
         logger.info("going on with %d threads, as the run began, instead of %d", threads, before)
         torch.set_num_threads(threads)
     if device is not None and device != present_device():

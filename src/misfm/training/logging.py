@@ -20,7 +20,28 @@ SPEED = "samples_per_s"
 """What is logged and differs between equal runs."""
 
 
-class MetricsLog:
+class NoLog:
+    """That of a process which keeps none."""
+
+    steps = 0
+    checksum: int | None = None
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is open."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log nothing."""
+
+    def sync(self) -> None:
+        """Nothing is to be kept."""
+
+
+class MetricsLog(NoLog):
     """Writes one JSON object a logged step and the same numbers to TensorBoard.
 
     Args:
@@ -42,7 +63,7 @@ class MetricsLog:
 
         rows = [row for row in run.read_metrics() if row["step"] <= start]
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        self.checksum = 0
+        self.checksum: int = 0
         for row in rows:
             self._count(row)
         if known not in (None, self.checksum) and run.metrics.exists():

@@ -11,135 +11,28 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
-from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
-from misfm.batches import Batch, with_images_on
-from misfm.errors import MisfmError, WeightsError
+from misfm import world
+from misfm.batches import BatchShares, Share, with_images_on
 from misfm.seeding import Draws, derive_seed
 from misfm.signals import Interrupted, deferred, interruptible, requested, uninterrupted
 from misfm.terminal import logger
 from misfm.training.batch_stream import batch_stream
-from misfm.training.checkpoint import Checkpoint, load_latest, restore, save_checkpoint
-from misfm.training.ema import WeightAverage
-from misfm.training.fast import computed, is_fused, made_ready, may_overflow, restore_scale
-from misfm.training.logging import SPEED, MetricsLog
-from misfm.training.memory import keep_freed_memory
-from misfm.training.optim import build_optimizer, set_learning_rate
-from misfm.training.precision import exact_convolutions, fabric_precision
+from misfm.training.checkpoint import save_checkpoint
+from misfm.training.engine import fabric_for
+from misfm.training.fast import computed
+from misfm.training.logging import SPEED, MetricsLog, NoLog
+from misfm.training.optim import set_learning_rate
+from misfm.training.precision import exact_convolutions, judging
 from misfm.training.run import RunFolder
-from misfm.training.schedules import LearningRateScale, cooled, learning_rate_scale
+from misfm.training.session import Objective, Session, Validation, begin_session, checkpoint_of
 from misfm.training.settings import TrainingSettings
-
-COOLDOWN = 0.1
-"""Share of the steps within which the rate falls to zero once patience has run out."""
-
-
-class Objective(Protocol):
-    """What is trained for: turns raw patches into inputs and targets, and scores outputs.
-
-    All ranks of a world call each of these together, with equal shares of a batch that follow each other.
-    """
-
-    def prepare(self, batch: Any, draws: Draws) -> Batch:
-        """Return inputs and targets of this rank's samples, on the device the batch is on."""
-        ...
-
-    def loss(self, outputs: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Named terms of the whole batch, from this rank's outputs; their sum is minimised."""
-        ...
-
-    def score(self, outputs: Any, batch: Batch) -> Mapping[str, float]:
-        """Numbers a person can read, of the whole batch."""
-        ...
-
-    def after_step(self, model: nn.Module) -> None:
-        """Do what follows an optimiser step."""
-        ...
-
-
-@dataclass(frozen=True)
-class Validation:
-    """How to judge the model during training.
-
-    Attributes:
-        run: called with the model in eval mode and the steps taken; returns numbers to log.
-        key: the one of them that tells the best checkpoint.
-        lower_is_better: of that number.
-        patience: validations without a better one after which training ends; None trains all steps.
-        cooldown: share of all steps within which the rate falls to zero before that; 0 ends at once.
-    """
-
-    run: Callable[[nn.Module, int], Mapping[str, float]]
-    key: str
-    lower_is_better: bool = False
-    patience: int | None = None
-    cooldown: float = COOLDOWN
-
-
-@dataclass
-class Session:
-    """One process's share of a run: what :func:`fit` hands to its steps.
-
-    Attributes:
-        fabric: device and precision.
-        model: as set up by Fabric.
-        optimizer: likewise.
-        objective: what is trained for.
-        settings: of the training.
-        seed: of the run.
-        state: the checkpoint as of now, without tensors that are looked up when it is saved.
-        average: of the weights, or None where the last ones are kept.
-        cooldown: steps that are still taken once patience has run out.
-        saved: step of the last checkpoint; None where there is none, or it is damaged.
-        loss: of the last step; reading it waits for the device.
-        norm: reads the norm of its gradient.
-    """
-
-    fabric: Fabric
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    objective: Objective
-    settings: TrainingSettings
-    seed: int
-    state: Checkpoint
-    average: WeightAverage | None = None
-    cooldown: int = 0
-    saved: int | None = None
-    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
-    norm: Callable[[], float] = lambda: 0.0
-
-    @property
-    def end(self) -> int:
-        """Steps after which training ends, as far as is known by now."""
-        began = self.state.cooldown_from
-        return self.settings.steps if began is None else began + self.cooldown
-
-    def scale(self, step: int) -> LearningRateScale:
-        """Factors on the learning rate at a step."""
-        began, schedule = self.state.cooldown_from, self.settings.schedule
-        if began is None:
-            return learning_rate_scale(step, self.settings.steps, schedule)
-        reached = learning_rate_scale(began, self.settings.steps, schedule)
-        return cooled(reached, step - began, self.cooldown)
-
-    def check_finite(self, step: int) -> None:
-        """Look at loss and gradient of the last step, ``step``.
-
-        Raises:
-            MisfmError: they are not finite.
-        """
-        loss, norm = self.loss.item(), self.norm()
-        if not (math.isfinite(loss) and (math.isfinite(norm) or may_overflow(self.fabric))):
-            raise MisfmError(
-                f"Loss {loss:g} with gradient {norm:g} at step {step}: start again with a lower "
-                "training.optimizer.lr, or with training.precision float32."
-            )
 
 
 def fit(
@@ -171,13 +64,27 @@ def fit(
         WeightsError: the last checkpoint is damaged, as is the one before it, or is of another run.
         MisfmError: the loss is not finite.
     """
+    return world.together(_fit, model, objective, batches, settings, run, seed=seed, validation=validation)
+
+
+def _fit(
+    model: nn.Module,
+    objective: Objective,
+    batches: Dataset[Any],
+    settings: TrainingSettings,
+    run: RunFolder,
+    *,
+    seed: int,
+    validation: Validation | None,
+) -> nn.Module:
+    """Do a rank's part of :func:`fit`; ranks but the leader have copies of what it was given."""
     session = begin_session(model, objective, settings, run, seed)
     state = session.state
     session.cooldown = round(settings.steps * (validation.cooldown if validation else 0))
     with (
-        MetricsLog(run, settings.steps, state.logged, state.metrics) as log,
+        open_log(session, run) as log,
         deferred(),
-        batch_stream(batches, state.step * settings.accumulate, settings) as stream,
+        batch_stream(own_share(batches), state.step * settings.accumulate, settings) as stream,
         computed(model, settings),
     ):
         try:
@@ -197,11 +104,28 @@ def fit(
     return model.cpu().eval()
 
 
+def own_share(batches: Any) -> Dataset[Any]:
+    """Return this rank's share of each batch.
+
+    Raises:
+        ConfigError: batches that cannot be shared out evenly.
+    """
+    return BatchShares(batches, Share(world.rank(), world.size())) if world.is_entered() else batches
+
+
+def open_log(session: Session, run: RunFolder) -> NoLog:
+    """Open the log of the run, which the leader alone writes."""
+    state = session.state
+    if not world.is_leader():
+        return NoLog()
+    return MetricsLog(run, session.settings.steps, state.logged, state.metrics)
+
+
 def train(
     session: Session,
     stream: Iterator[Any],
     run: RunFolder,
-    log: MetricsLog,
+    log: NoLog,
     validation: Validation | None,
 ) -> None:
     """Take all steps that are left; arguments as in :func:`fit`.
@@ -223,7 +147,7 @@ def train(
         report = train_step(session, stream, read=logged or due)
         state.step += 1
         if logged:
-            samples = report.pop("batch_size") * settings.accumulate * (state.step - first)
+            samples = report.pop("samples") * (state.step - first)
             report[SPEED] = samples / (time.perf_counter() - began)
             if validation is not None and validated:
                 judge(session, report, validation, run, log)
@@ -231,7 +155,7 @@ def train(
                 log.write(state.step, report)
             check_patience(session, validation)
             began, first = time.perf_counter(), state.step
-        if (stopping := requested()) or due:
+        if (stopping := world.anywhere(requested())) or due:
             session.check_finite(state.step)
             save(session, run, log)
         if stopping:
@@ -243,18 +167,20 @@ def stopped_after(session: Session, run: RunFolder) -> Interrupted:
     return Interrupted(f"Stopped after step {session.state.step}; the state is saved in {run.path}")
 
 
-def save(session: Session, run: RunFolder, log: MetricsLog) -> None:
+def save(session: Session, run: RunFolder, log: NoLog) -> None:
     """Save the state to resume from."""
     with uninterrupted():
         log.sync()
         session.state.metrics = log.checksum
         step, is_new = session.state.step, session.saved not in (None, session.state.step)
-        save_checkpoint(run.last, checkpoint_of(session), run.previous if is_new else None)
+        checkpoint = checkpoint_of(session)
+        if world.is_leader():
+            save_checkpoint(run.last, checkpoint, run.previous if is_new else None)
         session.saved = step
 
 
 def judge(
-    session: Session, report: dict[str, float], validation: Validation, run: RunFolder, log: MetricsLog
+    session: Session, report: dict[str, float], validation: Validation, run: RunFolder, log: NoLog
 ) -> None:
     """Validate, and log the numbers with those of the step.
 
@@ -272,34 +198,6 @@ def judge(
         log.write(session.state.step, {**report, **numbers})
 
 
-def begin_session(
-    model: nn.Module, objective: Objective, settings: TrainingSettings, run: RunFolder, seed: int
-) -> Session:
-    """Choose device and precision, and restore the last checkpoint if there is one."""
-    keep_freed_memory()
-    fabric = Fabric(accelerator="auto", devices=1, precision=fabric_precision(settings.precision))
-    optimizer = build_optimizer(made_ready(model, settings), settings.optimizer, fused=is_fused(fabric))
-    state = Checkpoint(
-        step=0, model={}, optimizer={}, best_score=None, best_step=None, run=run.settings_checksum()
-    )
-    wrapped, optimizer = fabric.setup(model.train(), optimizer)
-    average = WeightAverage(model, settings.ema) if settings.ema else None
-    if (found := load_latest(run.last, run.previous)) is not None:
-        state, path = found
-        own = run.settings_checksum()
-        if None not in (own, state.run) and own != state.run:
-            raise WeightsError(
-                f"{path} was saved by a run with other settings than {run.config} tells: put back its own, "
-                f"or delete {path.parent} to start the run again."
-            )
-        restore(state, path, model, optimizer, average)
-        restore_scale(fabric, state.scaler)
-        logger.info("resuming after step %d", state.step)
-    session = Session(fabric, wrapped, optimizer, objective, settings, seed, state, average)
-    session.saved = state.step if found is not None and found[1] == run.last else None
-    return session
-
-
 def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[str, float]:
     """Take one optimiser step, and the weights after it into their average.
 
@@ -312,21 +210,29 @@ def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[s
     settings, seed, step = session.settings, session.seed, session.state.step
     scale = session.scale(step)
     set_learning_rate(session.optimizer, settings.optimizer.lr, scale)
-    torch.manual_seed(derive_seed(seed, "network", step))  # dropout and drop path
+    draws = (world.rank(),) if world.rank() else ()
+    torch.manual_seed(derive_seed(seed, "network", step, *draws))  # dropout and drop path
     report: dict[str, float] = {}
     loss = torch.zeros(())
     for part in range(settings.accumulate):
+        is_last = part == settings.accumulate - 1
         raw = with_images_on(next(stream), session.fabric.device)
         batch = session.objective.prepare(raw, Draws((seed, "prepare", step, part)))
-        with exact_convolutions(session.fabric.device):
-            outputs = session.model(batch.inputs, *batch.context)
-        terms = session.objective.loss(outputs, batch)
-        share = torch.stack(list(terms.values())).sum() / settings.accumulate
-        session.fabric.backward(share)
+        is_alone = world.is_entered() and (session.is_first or not is_last)
+        with session.backward_alone() if is_alone else nullcontext():
+            with exact_convolutions(session.fabric.device):
+                outputs = session.model(batch.inputs, *batch.context)
+            terms = session.objective.loss(outputs, batch)
+            share = torch.stack(list(terms.values())).sum() / settings.accumulate
+            session.fabric.backward(share)
         loss = loss.to(share.device) + share.detach()
-        if read and part == settings.accumulate - 1:
+        if read and is_last:
             report = {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
-            report.update(session.objective.score(outputs, batch), batch_size=len(batch.inputs))
+            report.update(session.objective.score(outputs, batch))
+            report["samples"] = len(batch.inputs) * world.size() * settings.accumulate
+    if session.is_first:
+        session.end_first_step()
+        session.is_first = False
     session.loss, session.norm = loss, clip_gradients(session)
     if read:
         session.check_finite(step + 1)
@@ -351,14 +257,21 @@ def clip_gradients(session: Session) -> Callable[[], float]:
 def validate(session: Session, validation: Validation, run: RunFolder) -> Mapping[str, float]:
     """Judge the model, with averaged weights if there are any, and keep it if it is the best so far."""
     session.model.eval()
-    with session.average.applied() if session.average is not None else nullcontext():
-        with torch.inference_mode(), exact_convolutions(session.fabric.device), interruptible():
-            numbers = validation.run(session.model, session.state.step)
+
+    def judged() -> Mapping[str, float]:
+        with judging(session.fabric.device), interruptible():
+            return validation.run(session.model, session.state.step)
+
+    averaged = session.average.applied() if session.average is not None else nullcontext()
+    with averaged, world.holding(session.model, *validation.held):
+        numbers = world.led(judged)
         score, best = numbers[validation.key], session.state.best_score
         is_better = best is None or (score < best if validation.lower_is_better else score > best)
         if is_better and not math.isnan(score):
             session.state.best_score, session.state.best_step = score, session.state.step
-            save_checkpoint(run.best, replace(checkpoint_of(session), average={}, metrics=None))
+            kept = replace(checkpoint_of(session), average={}, metrics=None)
+            if world.is_leader():
+                save_checkpoint(run.best, kept)
     session.model.train()
     return numbers
 
@@ -379,22 +292,11 @@ def check_patience(session: Session, validation: Validation | None) -> None:
         )
 
 
-def checkpoint_of(session: Session) -> Checkpoint:
-    """Return the present state of the run."""
-    return replace(
-        session.state,
-        model=session.model.state_dict(),
-        optimizer=session.optimizer.state_dict(),
-        scaler=session.fabric.strategy.precision.state_dict(),
-        average=session.average.values if session.average is not None else {},
-    )
-
-
 def is_due(step: int, every: int, steps: int) -> bool:
     """Whether something done every ``every`` steps and at the end is done after ``step`` steps."""
     return step % every == 0 or step == steps
 
 
 def best_device() -> torch.device:
-    """Return the device that training would choose."""
-    return Fabric(accelerator="auto", devices=1).device
+    """Return the device that training would choose for this process."""
+    return fabric_for("32-true").device

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -59,6 +59,13 @@ def has_bfloat16_cpu() -> bool:
 def exact_convolutions(device: torch.device) -> AbstractContextManager[Any]:
     """Context for a forward pass on ``device``: on a CPU, :class:`SmallConvolutions`."""
     return SmallConvolutions() if device.type == "cpu" else nullcontext()
+
+
+@contextmanager
+def judging(device: torch.device) -> Iterator[None]:
+    """Context for passes through a network on ``device`` that is judged and not trained."""
+    with torch.inference_mode(), exact_convolutions(device):
+        yield
 
 
 class SmallConvolutions(TorchFunctionMode):

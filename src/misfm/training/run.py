@@ -29,7 +29,7 @@ PLACES = ("store", "dataset", "split", "weights")
 """Settings that may be paths."""
 FREE = ("num_workers",)
 """Settings that change no number, so that they may change while a run goes on."""
-CONDITIONS = ("threads", "device")
+CONDITIONS = ("threads", "device", "ranks")
 """What is kept of how a run began: sums depend on it in their last digits."""
 LOCK = "run.lock"
 """In a folder while a process works in it."""
