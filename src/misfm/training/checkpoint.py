@@ -186,6 +186,10 @@ def restore(
         WeightsError: it is of another network or optimiser.
     """
     try:
+        if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+            from misfm.training.sharding import shares_of
+
+            checkpoint = shares_of(checkpoint, model, optimizer, average)
         model.load_state_dict(checkpoint.model)
         if checkpoint.step:
             check_optimizer(optimizer, checkpoint.optimizer)

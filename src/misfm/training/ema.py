@@ -70,6 +70,12 @@ def decay_at(step: int, decay: float) -> float:
 def move_average(values: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
     """Take weights into an average, in place; whole numbers, such as counters, are copied."""
     averaged = [name for name, tensor in weights.items() if tensor.is_floating_point()]
-    torch._foreach_lerp_([values[name] for name in averaged], [weights[name] for name in averaged], 1 - decay)
+    ours, theirs = ([own_part(of[name]) for name in averaged] for of in (values, weights))
+    torch._foreach_lerp_(ours, theirs, 1 - decay)
     for name in weights.keys() - set(averaged):
         values[name].copy_(weights[name])
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what this process has of a tensor that devices share, and all of any other; the same memory."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

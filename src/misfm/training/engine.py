@@ -44,8 +44,13 @@ def fabric_for(precision: Any) -> Fabric:
 
 def strategy_for(name: str, started: Started, device: torch.device) -> Strategy:
     """Return how a network is spread over the devices."""
+    devices = [device] * started.local_size
+    if name == "fsdp":
+        from misfm.training.sharding import ShardedStrategy  # of the parts of torch that load slowly
+
+        return ShardedStrategy(devices, Meeting(started))
     return Replicated(
-        parallel_devices=[device] * started.local_size,
+        parallel_devices=devices,
         cluster_environment=Meeting(started),
     )
 
@@ -143,6 +148,11 @@ def average_first_gradients(fabric: Fabric, model: nn.Module) -> bool:
     strategy = cast(Replicated, fabric.strategy)
     strategy.reaches_all = len(reached) == len(trained)
     return strategy.reaches_all
+
+
+def is_sharded() -> bool:
+    """Whether each of several devices has a share of the network."""
+    return world.is_entered() and own_place()[1] == "fsdp"
 
 
 def is_replicated(fabric: Fabric) -> bool:

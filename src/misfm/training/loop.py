@@ -85,7 +85,7 @@ def _fit(
         open_log(session, run) as log,
         deferred(),
         batch_stream(own_share(batches), state.step * settings.accumulate, settings) as stream,
-        computed(model, settings),
+        computed(session.model.module, settings),
     ):
         try:
             train(session, stream, run, log, validation)
@@ -101,6 +101,7 @@ def _fit(
         logger.info("best %s %.4g after step %d", validation.key, state.best_score, state.best_step)
     if session.average is not None:
         session.average.swap()
+    session.put_together()
     return model.cpu().eval()
 
 
@@ -248,9 +249,11 @@ def train_step(session: Session, stream: Iterator[Any], *, read: bool) -> dict[s
 def clip_gradients(session: Session) -> Callable[[], float]:
     """Clip the norm of all gradients; return a way to read the norm as it was before."""
     limit = session.settings.optimizer.clip_norm or math.inf
-    norm = session.fabric.clip_gradients(
+    norm: Any = session.fabric.clip_gradients(
         session.model, session.optimizer, max_norm=limit, error_if_nonfinite=False
     )
+    if norm is not None and session.whole is not None:
+        norm = norm.full_tensor()
     return lambda: float(norm) if norm is not None else math.nan
 
 
@@ -260,10 +263,10 @@ def validate(session: Session, validation: Validation, run: RunFolder) -> Mappin
 
     def judged() -> Mapping[str, float]:
         with judging(session.fabric.device), interruptible():
-            return validation.run(session.model, session.state.step)
+            return validation.run(model, session.state.step)
 
     averaged = session.average.applied() if session.average is not None else nullcontext()
-    with averaged, world.holding(session.model, *validation.held):
+    with averaged, world.holding(model := session.put_together(), *validation.held):
         numbers = world.led(judged)
         score, best = numbers[validation.key], session.state.best_score
         is_better = best is None or (score < best if validation.lower_is_better else score > best)

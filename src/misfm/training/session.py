@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,9 +18,10 @@ from misfm.batches import Batch
 from misfm.errors import MisfmError, WeightsError
 from misfm.seeding import Draws
 from misfm.terminal import logger
+from misfm.training.batch_norm import share_batch_norms
 from misfm.training.checkpoint import Checkpoint, load_latest, restore
 from misfm.training.ema import WeightAverage
-from misfm.training.engine import average_first_gradients, fabric_for, is_replicated, set_up
+from misfm.training.engine import average_first_gradients, fabric_for, is_replicated, is_sharded, set_up
 from misfm.training.fast import is_fused, made_ready, may_overflow, restore_scale
 from misfm.training.memory import keep_freed_memory
 from misfm.training.optim import build_optimizer
@@ -95,6 +97,7 @@ class Session:
         average: of the weights, or None where the last ones are kept.
         cooldown: steps that are still taken once patience has run out.
         saved: step of the last checkpoint; None where there is none, or it is damaged.
+        whole: the network that was given, where devices have shares of a copy of it; else None.
         is_first: whether the next step is the first of several ranks with a whole network each.
         loss: of the last step; reading it waits for the device.
         norm: reads the norm of its gradient.
@@ -110,6 +113,7 @@ class Session:
     average: WeightAverage | None = None
     cooldown: int = 0
     saved: int | None = None
+    whole: nn.Module | None = None
     is_first: bool = False
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
     norm: Callable[[], float] = lambda: 0.0
@@ -137,6 +141,15 @@ class Session:
         if not average_first_gradients(self.fabric, self.model.module):
             self.model = set_up(self.fabric, self.model.module)
 
+    def put_together(self) -> Any:
+        """Return the network as it is now, to call in any rank by itself; all ranks have to ask."""
+        if self.whole is None:
+            return self.model
+        from misfm.training.sharding import as_set_up, put_together
+
+        put_together(self.model.module, self.whole)
+        return as_set_up(self.fabric, self.whole)
+
     def check_finite(self, step: int) -> None:
         """Look at loss and gradient of the last step, ``step``.
 
@@ -158,12 +171,14 @@ def begin_session(
     keep_freed_memory()
     torch.set_num_threads(world.from_leader(torch.get_num_threads()))
     fabric = fabric_for(fabric_precision(settings.precision))
-    optimizer = build_optimizer(made_ready(model, settings), settings.optimizer, fused=is_fused(fabric))
     found, own = world.led(lambda: (load_latest(run.last, run.previous), run.settings_checksum()))
     state = Checkpoint(step=0, model={}, optimizer={}, best_score=None, best_step=None, run=own)
-    wrapped = set_up(fabric, model.train())
-    optimizer = fabric.setup_optimizers(optimizer)  # type: ignore[assignment]
-    average = WeightAverage(model, settings.ema) if settings.ema else None
+    share_batch_norms(model)
+    trained = deepcopy(model) if is_sharded() else model
+    wrapped = set_up(fabric, made_ready(trained, settings).train())
+    built = build_optimizer(trained, settings.optimizer, fused=is_fused(fabric))
+    optimizer: Any = fabric.setup_optimizers(built)
+    average = WeightAverage(trained, settings.ema) if settings.ema else None
     if found is not None:
         state, path = found
         if None not in (own, state.run) and own != state.run:
@@ -171,10 +186,11 @@ def begin_session(
                 f"{path} was saved by a run with other settings than {run.config} tells: put back its own, "
                 f"or delete {path.parent} to start the run again."
             )
-        restore(state, path, model, optimizer, average)
+        restore(state, path, trained, optimizer, average)
         restore_scale(fabric, state.scaler)
         logger.info("resuming after step %d", state.step)
     session = Session(fabric, wrapped, optimizer, objective, settings, seed, state, average)
+    session.whole = model if trained is not model else None
     session.is_first = is_replicated(fabric)
     session.saved = state.step if found is not None and found[1] == run.last else None
     return session
@@ -182,10 +198,15 @@ def begin_session(
 
 def checkpoint_of(session: Session) -> Checkpoint:
     """Return the present state of the run."""
-    return replace(
+    checkpoint = replace(
         session.state,
         model=session.model.state_dict(),
         optimizer=session.optimizer.state_dict(),
         scaler=session.fabric.strategy.precision.state_dict(),
         average=session.average.values if session.average is not None else {},
     )
+    if session.whole is None:
+        return checkpoint
+    from misfm.training.sharding import gathered
+
+    return gathered(checkpoint)
