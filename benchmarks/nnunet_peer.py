@@ -33,11 +33,12 @@ from nnunet_runs import copy_cases, environment
 
 from misfm.commands.evaluate import evaluate
 from misfm.commands.finetune import finetune
-from misfm.commands.predict import PredictionOptions, predict_files
+from misfm.commands.predict import predict_files
 from misfm.config import FinetuneSettings
 from misfm.data.dataset import Dataset
 from misfm.evaluation.arms import dice_by_case
 from misfm.files import write_json
+from misfm.inference.case_work import PredictionOptions
 from misfm.resolve import resolve
 from misfm.training.precision import fabric_precision
 from misfm.training.run import RunFolder

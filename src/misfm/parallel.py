@@ -1,4 +1,5 @@
-"""One function over many things: in this process, in local processes, or on a Dask cluster."""
+"""One function over many things: in this process, in local processes, or on a Dask cluster; and things that
+are read, computed and written, one while the next is read and the last is written."""
 
 from __future__ import annotations
 
@@ -8,17 +9,22 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from misfm.errors import ConfigError
+from misfm.errors import ConfigError, DataError
 from misfm.signals import PATIENCE, Interrupted, request, stop_if_requested, withheld, working_for
 
 MOST_PER_PROCESSOR = 8
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Thing = TypeVar("Thing", contravariant=True)
+Read = TypeVar("Read")
+Made = TypeVar("Made")
+Written = TypeVar("Written")
 
 
 class Pool:
@@ -151,3 +157,100 @@ def pool(workers: int = 0, scheduler: str | None = None) -> Iterator[Pool]:
             for worker in {*multiprocessing.active_children()} - others:
                 worker.kill()  # it has saved, and takes four seconds to end by itself
             raise
+
+
+class Stages(Protocol[Thing, Read, Made, Written]):
+    """What is done with each of many things, in this order. A DataError is of that thing alone."""
+
+    def read(self, item: Thing) -> Read:
+        """Read it; in a thread of its own."""
+
+    def compute(self, item: Thing, read: Read) -> Made:
+        """Compute; in the thread that called."""
+
+    def write(self, item: Thing, made: Made) -> Written:
+        """Write it; in another thread of its own."""
+
+    def drop(self, made: Made) -> None:
+        """Give up what was computed and is not going to be written."""
+
+    def done(self, item: Thing, result: Written | DataError) -> None:
+        """Take note of what became of it; in the thread that called."""
+
+
+class Overlapped(Generic[Item, Read, Made, Result]):
+    """Computes one thing while the next is read and the one before is written; never more than these three.
+
+    Args:
+        stages: what is done.
+        has_room: whether there is memory to read ahead, given what is computed meanwhile; else the next is
+            read when that is done.
+    """
+
+    def __init__(
+        self, stages: Stages[Item, Read, Made, Result], has_room: Callable[[Read], bool] = lambda read: True
+    ) -> None:
+        self._stages = stages
+        self._has_room = has_room
+        self._writing: tuple[Item, Made, Future[Result]] | None = None
+
+    def run(self, items: Iterable[Item]) -> None:
+        """Do all; what was written when an error ends it is noted."""
+        with ThreadPoolExecutor(1, "reader") as ahead, ThreadPoolExecutor(1, "writer") as behind:
+            try:
+                self._run(iter(items), ahead, behind)
+                self.note(wait=True)
+            finally:
+                ahead.shutdown(wait=False, cancel_futures=True)
+                if self._writing is not None and self._writing[2].cancel():
+                    self._stages.drop(self._writing[1])
+                elif self._writing is not None:
+                    self.note(wait=True)
+
+    def note(self, *, wait: bool = False) -> None:
+        """Take note of what is written by now; long computations call it now and then."""
+        if self._writing is None or not (wait or self._writing[2].done()):
+            return
+        item, _, future = self._writing
+        try:
+            result: Result | DataError = future.result()
+        except DataError as error:
+            result = error
+        self._writing = None
+        self._stages.done(item, result)
+
+    def _run(self, items: Iterator[Item], ahead: ThreadPoolExecutor, behind: ThreadPoolExecutor) -> None:
+        def submit(item: Item) -> Future[Read]:
+            return ahead.submit(self._stages.read, item)
+
+        for item, reading, following in _with_next(items, submit):
+            try:
+                read = reading.result()
+                if self._has_room(read):
+                    following()
+                made = self._stages.compute(item, read)
+                del read
+            except DataError as error:
+                self._stages.done(item, error)
+                continue
+            self.note(wait=True)
+            self._writing = item, made, behind.submit(self._stages.write, item, made)
+            del made
+
+
+def _with_next(
+    items: Iterator[Item], submit: Callable[[Item], Future[Read]]
+) -> Iterator[tuple[Item, Future[Read], Callable[[], None]]]:
+    """Yield each item with its future, and what to call to submit the next one already."""
+    submitted: deque[tuple[Item, Future[Read]]] = deque()
+
+    def go_on() -> None:
+        for item in items:
+            submitted.append((item, submit(item)))
+            return
+
+    go_on()
+    while submitted:
+        yield *submitted.popleft(), go_on
+        if not submitted:
+            go_on()

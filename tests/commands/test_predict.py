@@ -10,15 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from misfm.commands.predict import (
-    PredictionOptions,
-    label_map_paths,
-    predict,
-    predict_files,
-    uncertainty_paths,
-)
+from misfm.commands.predict import label_map_paths, predict, predict_files, uncertainty_paths
 from misfm.data.readers import read_volume
 from misfm.errors import ConfigError, WeightsError
+from misfm.inference.case_work import PredictionOptions
 from misfm.inference.cases import Case
 from misfm.inference.load import load_predictor
 from misfm.synthesis.generate import PhantomSettings, generate_phantom
@@ -186,9 +181,9 @@ def test_predict_goes_on_where_it_was_and_never_takes_masks_of_other_weights(
 ):
     from misfm.inference.predictor import Predictor
 
-    label, labelled = Predictor.predict, []
+    label, labelled = Predictor.label, []
     monkeypatch.setattr(
-        Predictor, "predict", lambda self, v, **more: labelled.append(v.shape) or label(self, v, **more)
+        Predictor, "label", lambda self, p, **more: labelled.append(p.scan.shape) or label(self, p, **more)
     )
     for name in "ab":
         save_nifti(tmp_path / "in" / f"{name}.nii.gz", scan)

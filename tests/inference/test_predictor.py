@@ -105,7 +105,7 @@ def test_streamed_interpolation_equals_interpolating_everything(monkeypatch):
     """Slab by slab, and with any number of slices at a time, the same labels come out."""
     volume = ball((30, 30, 30), (1.7, 1.1, 1.1))
     small = predictor(spacing=(2.3, 1.6, 1.6), patch_size=(4, 16, 16)).predict(volume)
-    monkeypatch.setattr("misfm.inference.predictor._MAX_VALUES", 1)
+    monkeypatch.setattr("misfm.inference.grid._MAX_VALUES", 1)
     assert np.array_equal(
         small.data, predictor(spacing=(2.3, 1.6, 1.6), patch_size=(4, 16, 16)).predict(volume).data
     )

@@ -47,6 +47,8 @@ Nodes = Annotated[int | None, typer.Option("--nodes", help="Machines, started by
 Strategy = Annotated[
     str, typer.Option("--strategy", metavar="auto|ddp|fsdp", help="fsdp shares the network out, too.")
 ]
+Workers = Annotated[int, typer.Option(help="Processes; 0 works in this one.", min=0)]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a Dask scheduler to use instead.")]
 Out = Annotated[Path, typer.Option(help="Run folder.")]
 
 

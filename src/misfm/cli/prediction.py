@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from misfm.cli.app import app
-from misfm.cli.options import Json, Triple, numbers
+from misfm.cli.options import Json, Scheduler, Triple, Workers, numbers
 from misfm.cli.output import finish, say, say_dice
 from misfm.terminal import Progress
 
@@ -36,11 +36,24 @@ def predict(
     uncertainty: Annotated[
         bool, typer.Option("--uncertainty", help="Also write CASE_uncertainty.nii.gz: how unsure, by voxel.")
     ] = False,
+    precision: Annotated[
+        str, typer.Option(help="auto (16 bits where the device is fast at them), float32, bfloat16, float16.")
+    ] = "auto",
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    devices: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="GPUs to use, a process for each.")
+    ] = None,
     more_inputs: Annotated[list[Path] | None, typer.Argument(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
     """Write a label map for each scan, on the scan's own grid; --input takes several paths."""
-    from misfm.commands.predict import PredictionOptions, predict_files
+    from misfm.commands.predict import Where, predict_files
+    from misfm.inference.case_work import PredictionOptions
+    from misfm.inference.precision import check_precision
+    from misfm.ranks import refuse_worlds
+
+    refuse_worlds("predict")
 
     with Progress("Predicting") as progress:
         paths = [*inputs, *(more_inputs or [])]
@@ -51,8 +64,10 @@ def predict(
             probabilities=probabilities,
             force=force,
             uncertainty=uncertainty,
+            precision=check_precision(precision),
         )
-        prediction = predict_files(run, paths, output, options, progress=progress.update)
+        where = Where(workers=workers, scheduler=scheduler, devices=devices)
+        prediction = predict_files(run, paths, output, options, where=where, progress=progress.update)
     failed = f", {len(prediction.failed)} scan(s) failed" if prediction.failed else ""
     say(f"{output}: {len(prediction.written)} label map(s){failed}")
     written = {case: str(path) for case, path in prediction.written.items()}
@@ -70,13 +85,26 @@ def evaluate(
     tolerance: Annotated[
         float | None, typer.Option(help="Mm, of the surface Dice; default one voxel diagonal.", min=0)
     ] = None,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
     as_json: Json = False,
 ) -> None:
     """Score label maps: Dice, HD95, ASSD, surface Dice, with intervals."""
     from misfm.commands.evaluate import evaluate as run
+    from misfm.ranks import refuse_worlds
+
+    refuse_worlds("evaluate")
 
     with Progress("Evaluating") as progress:
-        result = run(predictions, references, out, tolerance_mm=tolerance, progress=progress.update)
+        result = run(
+            predictions,
+            references,
+            out,
+            tolerance_mm=tolerance,
+            workers=workers,
+            scheduler=scheduler,
+            progress=progress.update,
+        )
     for folder, absent in result["missing"].items():
         if absent:
             say(f"Not scored, {folder} missing: {', '.join(absent)}")

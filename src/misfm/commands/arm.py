@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from misfm.commands.finetune import Shared, finetune
-from misfm.commands.predict import PredictionOptions, predict_files
+from misfm.commands.predict import predict_files
 from misfm.config import FinetuneSettings
 from misfm.evaluation.arms import Arm, dice_by_case, learning_curve, read_scores
 from misfm.evaluation.evaluate import evaluate_folders
 from misfm.files import write_checked_json
+from misfm.inference.case_work import PredictionOptions
 
 SCORES = "test.json"
 """In the folder of an arm: its scores."""

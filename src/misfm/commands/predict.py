@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-from misfm.data.checks import usable
-from misfm.data.preprocess import canonical
+import torch
+
 from misfm.data.scan import find_scans
-from misfm.data.writers import WRITERS, LabelledScan, MaskWriter
-from misfm.data.writers.nifti import NiftiWriter, write_shares
-from misfm.errors import ConfigError, DataError
-from misfm.files import checksum, make_folder
+from misfm.data.writers import WRITERS
+from misfm.data.writers.nifti import NiftiWriter
+from misfm.errors import ConfigError
+from misfm.files import make_folder
+from misfm.inference.account import Account
+from misfm.inference.case_work import CaseWork, Elsewhere, Job, PredictionOptions, absolute
 from misfm.inference.cases import Case, group_channels
-from misfm.inference.fitness import misfits
-from misfm.inference.load import LoadedWeights, load_predictor, load_weights
-from misfm.inference.predictions import UNCERTAINTY, CaseResult, Predictions
-from misfm.inference.predictor import PredictionSpec, Watcher
-from misfm.inference.probability_file import SUFFIX, probability_file
-from misfm.inference.quality import Tally, UncertaintyMap, quality_of
+from misfm.inference.load import load_predictor, load_weights
+from misfm.inference.members import members_of
+from misfm.inference.precision import check_precision
+from misfm.inference.predictions import UNCERTAINTY, Predictions
+from misfm.parallel import pool
 from misfm.terminal import logger
 from misfm.text import file_name
 from misfm.volume import Volume
@@ -33,24 +32,18 @@ from misfm.weights.source import Source
 
 
 @dataclass(frozen=True)
-class PredictionOptions:
-    """How label maps are made and written.
+class Where:
+    """Where many scans are labelled; by default one after the other in this process.
 
     Attributes:
-        overlap: share of a window that its neighbour repeats, [0, 1).
-        tta: average predictions of mirrored windows, see :func:`misfm.inference.load.load_weights`.
-        format: one of :data:`misfm.data.writers.WRITERS`.
-        probabilities: write those of classes or regions, too (:mod:`misfm.inference.probability_file`).
-        force: label scans, too, that are not of the kind that the weights are for (:mod:`.fitness`).
-        uncertainty: write beside each label map how unsure each of its voxels is.
+        workers: processes on this machine.
+        scheduler: address of a Dask scheduler whose workers see the same files.
+        devices: GPUs, a process for each, or "auto" for all; without a GPU as many processes.
     """
 
-    overlap: float = 0.5
-    tta: bool = False
-    format: str = "nifti"
-    probabilities: bool = False
-    force: bool = False
-    uncertainty: bool = False
+    workers: int = 0
+    scheduler: str | None = None
+    devices: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,31 +61,43 @@ class Prediction:
     warnings: Mapping[str, Sequence[str]]
 
 
-def predict(weights_or_run: Source | Sequence[Source], volume: Volume) -> Volume:
+def predict(
+    weights_or_run: Source | Sequence[Source],
+    volume: Volume,
+    *,
+    overlap: float = 0.5,
+    tta: bool = False,
+    precision: str = "auto",
+) -> Volume:
     """Label one scan.
 
     Args:
         weights_or_run: a run folder or weights file, fine-tuned on label maps. Several label together, by the
             mean of their class probabilities, and the folder of a cross-validation stands for its folds.
         volume: (C, D, H, W), voxels as in the file.
+        overlap: share of a window that its neighbour repeats, [0, 1).
+        tta: average over mirrors, along the axes that the weights were trained with mirrors of.
+        precision: what networks are computed in; auto: 16 bits where the device is fast at them.
 
     Returns:
         Label map (1, D, H, W) uint8 on the scan's own grid, with exactly its affine.
 
     Raises:
         WeightsError: weights that cannot be read, or that were pretrained only.
-        ConfigError: weights that differ in how scans are prepared, or in what they label.
+        ConfigError: weights that differ in how scans are prepared, or in what they label; no such precision.
         DataError: another number of channels than the network takes.
     """
-    return load_predictor(weights_or_run).predict(volume)
+    known = check_precision(precision)
+    return load_predictor(weights_or_run, overlap=overlap, tta=tta, precision=known).predict(volume)
 
 
 def predict_files(
     weights_or_run: Source | Sequence[Source],
     inputs: Sequence[Path],
     output_dir: Path,
-    options: PredictionOptions = PredictionOptions(),
+    options: PredictionOptions | None = None,
     *,
+    where: Where | None = None,
     progress: Callable[[float, int], None] | None = None,
 ) -> Prediction:
     """Label scans and write each as ``CASE.nii.gz``; one that cannot be used does not stop the others.
@@ -106,7 +111,8 @@ def predict_files(
         inputs: files, DICOM folders or trees of scans. ``CASE_0000``, ``CASE_0001``, … are the channels of
             ``CASE``, as in nnU-Net datasets.
         output_dir: made where missing.
-        options: how.
+        options: how; by default as PredictionOptions() says.
+        where: in this process, which reads the next scan and writes the last label map meanwhile, or others.
         progress: called with the number of cases done, the last of them in part, and their total.
 
     Raises:
@@ -114,135 +120,67 @@ def predict_files(
         ConfigError: a label map would overwrite a scan, no such format, or as for :func:`predict`.
         WeightsError: as for :func:`predict`.
     """
+    options, where = options or PredictionOptions(), where or Where()
+    check_precision(options.precision)
     writer = WRITERS.get(options.format)()
-    weights = load_weights(weights_or_run, overlap=options.overlap, tta=options.tta)
+    workers = num_workers(where)
+    is_here = workers <= 1 and where.scheduler is None
+    sources = members_of(weights_or_run)
+    weights = load_weights(
+        sources,
+        overlap=options.overlap,
+        tta=options.tta,
+        precision=options.precision,
+        device=None if is_here else torch.device("cpu"),
+    )
     made_with = {"misfm": installed_versions()["misfm"], **asdict(options)}
     del made_with["force"]  # which changes no label map
     predictions = Predictions(output_dir, weights.sha256, made_with)
     own = predictions.masks()  # no scans, where the folder of the scans is that of the label maps
     scans = [scan for scan in find_scans(inputs) if scan.path.resolve() not in own]
     cases = group_channels(scans, weights.info.in_channels, weights.info.channel_names)
-    paths = label_map_paths([case.name for case in cases], output_dir, writer.suffix)
+    paths = label_map_paths([case.name for case in cases], output_dir.absolute(), writer.suffix)
     maps = uncertainty_paths(paths, writer.suffix) if options.uncertainty else {}
     refuse_overwriting(cases, paths)
     make_folder(output_dir)
     predictions.begin()
-    work = _Work(weights, writer, predictions, options, maps)
+    jobs = [Job(case, paths[case.name], maps.get(case.name)) for case in cases]
+    account = Account(CaseWork(weights, options), predictions, output_dir, progress, len(cases))
     writer.write_shared(output_dir, weights.info.labels)
-    tell = progress or (lambda done, total: None)
-    for number, case in enumerate(cases):
-        work.label(case, paths[case.name], partial(_within, tell, number, len(cases)))
-        tell(number + 1, len(cases))
-    if work.num_found:
+    if is_here:
+        account.label_here(jobs)
+    else:
+        threads = 0 if where.scheduler else max(1, (os.cpu_count() or 1) // workers)
+        how = Elsewhere(absolute(sources), weights.sha256, options, threads, spread=where.scheduler is None)
+        with pool(workers, where.scheduler) as workplace:
+            account.label_elsewhere(jobs, workplace, how)
+    if account.num_found:
         logger.info(
-            "%d label map(s) were there already, of the same scans by the same weights.", work.num_found
+            "%d label map(s) were there already, of the same scans by the same weights.", account.num_found
         )
-    return Prediction(work.written, work.failed, work.warnings)
+    return Prediction(account.written, account.failed, account.warnings)
 
 
-def _within(tell: Callable[[float, int], None], done: int, total: int, share: float) -> None:
-    """Tell what share of the case after those that are done is done, too."""
-    if share < 1:
-        tell(done + share, total)
+def num_workers(where: Where) -> int:
+    """Return how many processes of this machine label; up to 1 is this one.
 
-
-class _Work:
-    """Labels case after case and keeps account.
-
-    Args:
-        weights: that label.
-        writer: of the label maps.
-        predictions: gets what there is to know about each case.
-        options: how.
-        maps: where to write how unsure voxels are, by case.
+    Raises:
+        ConfigError: workers and devices are both given, or more GPUs than there are.
     """
-
-    def __init__(
-        self,
-        weights: LoadedWeights,
-        writer: MaskWriter,
-        predictions: Predictions,
-        options: PredictionOptions,
-        maps: Mapping[str, Path],
-    ) -> None:
-        self.weights = weights
-        self.writer = writer
-        self.predictions = predictions
-        self.options = options
-        self.maps = maps
-        self.written: dict[str, Path] = {}
-        self.failed: dict[str, str] = {}
-        self.warnings: dict[str, list[str]] = {}
-        self.num_found = 0
-
-    def label(self, case: Case, path: Path, progress: Callable[[float], None]) -> None:
-        """Label a case, or find it done; a failure is noted."""
-        found = self.predictions.finished(case.name, case.source)
-        beside = [self._probabilities(path)] if self.options.probabilities else []
-        beside += [self.maps[case.name]] if case.name in self.maps else []
-        if found and all(file.is_file() for file in beside):
-            self.num_found += 1
-            self._note(case, path, found.get("warnings", []))
-            return
-        try:
-            with usable(case.path):
-                result = self._result(case, path, progress)
-        except DataError as error:
-            self.failed[case.name] = str(error)
-            self.predictions.fail(case.name, str(error))
-            logger.warning("%s", error)
-            if path.exists():
-                logger.warning("%s stays as it was: it is of an earlier command.", path)
-            return
-        self.predictions.add(case.name, result)
-        logger.info("%s -> %s: %s", result.of.path, path.name, result.more["quality"]["says"])
-        self._note(case, path, result.warnings)
-        for warning in result.warnings:
-            logger.warning("%s: %s", case.name, warning)
-
-    def _note(self, case: Case, path: Path, warnings: list[str]) -> None:
-        self.written[case.name] = path
-        if warnings:
-            self.warnings[case.name] = warnings
-
-    def _result(self, case: Case, path: Path, progress: Callable[[float], None]) -> CaseResult:
-        """Label a case and write its label map; whatever finds something to note adds a warning."""
-        source, info = case.source, self.weights.info
-        self.writer.check(case.channels[0])
-        warnings = self.predictions.check_mask(case.name, path.name, source)
-        volume = case.read(info.in_channels)
-        warnings += case.notes
-        warnings += misfits(volume, case.modalities, info, force=self.options.force)
-        if is_smaller_than_window(volume, self.weights.predictor.spec):
-            warnings.append(f"the scan is smaller than the patch {info.patch_size}: it is padded.")
-        tally, unsure, map_path = Tally(), UncertaintyMap(), self.maps.get(case.name)
-        watchers: list[Watcher] = [tally] if map_path is None else [tally, unsure]
-        more: dict[str, Any] = {}
-        with ExitStack() as files:
-            if self.options.probabilities:
-                file = self._probabilities(path)
-                more["probabilities"] = file.name
-                watchers.append(files.enter_context(probability_file(file, volume)))
-            label_map = self.weights.predictor.predict(
-                volume, watchers=watchers, progress=progress, notes=warnings
-            )
-        if map_path is not None:
-            write_shares(map_path, unsure.of(volume))
-            more[UNCERTAINTY] = map_path.name
-        quality = quality_of(tally, list(info.labels), info.quality)
-        more["quality"] = quality.as_json()
-        if quality.is_low:
-            warnings.append(f"{quality.sentence}.")
-        labelled = LabelledScan(label_map, info.labels, case.channels[0], self.weights.sha256)
-        self.predictions.writing(path.name)
-        self.writer.write(path, labelled)
-        crc32 = checksum(path.read_bytes())
-        labels = self.writer.values(info.labels)
-        return CaseResult(source, path.name, labels, labelled.volume_ml, crc32, warnings, more)
-
-    def _probabilities(self, path: Path) -> Path:
-        """The file of probabilities beside a label map."""
-        return path.with_name(path.name.removesuffix(self.writer.suffix) + SUFFIX)
+    if where.devices is None:
+        return where.workers
+    if where.workers or where.scheduler:
+        raise ConfigError(
+            "--devices starts a process for each GPU by itself: leave out --workers and --scheduler."
+        )
+    num_gpus = torch.cuda.device_count()
+    if where.devices == "auto":
+        return max(1, num_gpus)
+    if not str(where.devices).isdecimal() or int(where.devices) < 1:
+        raise ConfigError(f"--devices is a number from 1, or auto; got '{where.devices}'.")
+    if num_gpus and int(where.devices) > num_gpus:
+        raise ConfigError(f"--devices asks for {where.devices} GPUs, and this machine has {num_gpus}.")
+    return int(where.devices)
 
 
 def label_map_paths(
@@ -298,13 +236,3 @@ def refuse_overwriting(cases: Sequence[Case], paths: Mapping[str, Path]) -> None
             raise ConfigError(
                 f"The label map of {case} would overwrite the scan {path}: choose another folder."
             )
-
-
-def is_smaller_than_window(volume: Volume, spec: PredictionSpec) -> bool:
-    """Whether a scan, resampled for the network, is shorter than a window along an axis."""
-    upright = canonical(volume)
-    sides = zip(upright.shape, upright.spacing, spec.spacing or upright.spacing, strict=True)
-    return any(
-        round(side * spacing / target) < wanted
-        for (side, spacing, target), wanted in zip(sides, spec.patch_size, strict=True)
-    )

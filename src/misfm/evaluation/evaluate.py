@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from misfm.evaluation.labels import (
 from misfm.evaluation.metrics import voxel_diagonal
 from misfm.evaluation.summary import as_result
 from misfm.inference.predictions import UNCERTAINTY, outdated
+from misfm.parallel import Pool
 from misfm.terminal import logger
 
 Progress = Callable[[int, int], None]
@@ -36,6 +38,7 @@ def evaluate_folders(
     tolerance_mm: float | None = None,
     labels: Mapping[str, int | Sequence[int]] | None = None,
     progress: Progress | None = None,
+    workplace: Pool | None = None,
 ) -> dict[str, Any]:
     """Score every prediction whose case name also stands in the references folder.
 
@@ -46,6 +49,7 @@ def evaluate_folders(
         labels: name to value of the labels to score, several for a region; others count as background, except
             those that ``dataset.json`` says to ignore. Its lists of annotated labels hold, too.
         progress: told about every finished case.
+        workplace: where cases are scored; by default in this process.
 
     Returns:
         ``cases[case][label]`` with ``dice``, ``hd95_mm``, ``assd_mm`` and ``surface_dice`` (``None`` where
@@ -71,11 +75,12 @@ def evaluate_folders(
     declared = find_label_names(Path(references_dir))
     known = replace(declared or LabelNames({}), values=as_regions(labels)) if labels else declared
 
+    complete = not labels and declared is not None
+    score = partial(_score, names=known, tolerance_mm=tolerance_mm, complete=complete)
     scored: dict[str, ScoredCase] = {}
-    for name in names:
-        scored[name] = _score(
-            predictions[name], references[name], known, tolerance_mm, not labels and declared is not None
-        )
+    pairs = (Pair(name, predictions[name], references[name]) for name in names)
+    for pair, case in (workplace or Pool()).map(score, pairs, _lost):
+        scored[pair.case] = case
         if progress is not None:
             progress(len(scored), len(names))
 
@@ -128,14 +133,24 @@ def list_cases(folder: Path) -> dict[str, Path]:
     return cases
 
 
-def _score(
-    prediction_path: Path,
-    reference_path: Path,
-    names: LabelNames | None,
-    tolerance_mm: float | None,
-    complete: bool,
-) -> ScoredCase:
+class Pair(NamedTuple):
+    """A case, and the files of its two label maps."""
+
+    case: str
+    prediction: Path
+    reference: Path
+
+
+def _lost(pair: Pair) -> ScoredCase:
+    raise DataError(
+        f"{pair.prediction} ended the process that scored it, mostly for want of memory: give fewer "
+        "--workers."
+    )
+
+
+def _score(pair: Pair, names: LabelNames | None, tolerance_mm: float | None, complete: bool) -> ScoredCase:
     """Score one case; with ``complete`` a label without a name is an error."""
+    _, prediction_path, reference_path = pair
     if (
         names
         and prediction_path.name.endswith(".seg.nrrd")

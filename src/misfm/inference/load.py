@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from misfm.augment.mirrors import AxisName
@@ -12,6 +13,7 @@ from misfm.data.appearance import joined
 from misfm.errors import WeightsError
 from misfm.inference.ensemble import Ensemble
 from misfm.inference.members import check_compatible, members_of
+from misfm.inference.precision import Precision
 from misfm.inference.predictor import PredictionSpec, Predictor
 from misfm.inference.quality import scale_of_members
 from misfm.terminal import logger
@@ -39,7 +41,12 @@ class LoadedWeights:
 
 
 def predictor_for(
-    model: nn.Module, info: WeightsInfo, *, overlap: float = 0.5, mirror_axes: Sequence[AxisName] = ()
+    model: nn.Module,
+    info: WeightsInfo,
+    *,
+    overlap: float = 0.5,
+    mirror_axes: Sequence[AxisName] = (),
+    precision: Precision = "auto",
 ) -> Predictor:
     """Return a predictor that prepares scans as the weights want them.
 
@@ -48,6 +55,7 @@ def predictor_for(
         info: description of its weights.
         overlap: of its windows.
         mirror_axes: axes to average mirrored predictions over.
+        precision: what the network is computed in.
     """
     assert info.patch_size is not None
     spec = PredictionSpec(
@@ -64,18 +72,28 @@ def predictor_for(
         overlap=overlap,
         mirror_axes=[AXES.index(axis) for axis in mirror_axes],
         largest_part=info.largest_part,
+        precision=precision,
     )
 
 
 def load_predictor(
-    weights_or_run: Source | Sequence[Source], *, overlap: float = 0.5, tta: bool = False
+    weights_or_run: Source | Sequence[Source],
+    *,
+    overlap: float = 0.5,
+    tta: bool = False,
+    precision: Precision = "auto",
 ) -> Predictor:
     """Return the predictor of :func:`load_weights`."""
-    return load_weights(weights_or_run, overlap=overlap, tta=tta).predictor
+    return load_weights(weights_or_run, overlap=overlap, tta=tta, precision=precision).predictor
 
 
 def load_weights(
-    weights_or_run: Source | Sequence[Source], *, overlap: float = 0.5, tta: bool = False
+    weights_or_run: Source | Sequence[Source],
+    *,
+    overlap: float = 0.5,
+    tta: bool = False,
+    precision: Precision = "auto",
+    device: torch.device | None = None,
 ) -> LoadedWeights:
     """Build the networks that weights describe, on the best device there is, with what prepares their input.
 
@@ -86,6 +104,8 @@ def load_weights(
         overlap: share of a window that its neighbour repeats, [0, 1).
         tta: average over mirrors along the axes that all of the weights were trained with mirrors of; others
             are never mirrored, since there the network has not seen, or must tell, one side from the other.
+        precision: what the networks are computed in.
+        device: to run on; None takes the best one there is.
     """
     sources = members_of(weights_or_run)
     keep_freed_memory()
@@ -110,7 +130,8 @@ def load_weights(
     info = _in_common(infos)
     if info.largest_part:
         logger.info("largest part only, as the weights say: %s", ", ".join(info.largest_part_names))
-    predictor = predictor_for(network.to(best_device()), info, overlap=overlap, mirror_axes=axes)
+    network = network.to(best_device() if device is None else device)
+    predictor = predictor_for(network, info, overlap=overlap, mirror_axes=axes, precision=precision)
     return LoadedWeights(predictor, info, sha256)
 
 

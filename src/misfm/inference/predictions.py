@@ -82,6 +82,7 @@ class Predictions:
         self.path = folder / FILE_NAME
         self._known: dict[str, Any] = {}
         self._changed: set[str] = set()
+        self._forgotten: dict[str, Any] = {}
         self._head = {
             "format_version": FORMAT_VERSION,
             "weights": [{"source": source, "sha256": digest} for source, digest in weights.items()],
@@ -141,11 +142,25 @@ class Predictions:
         """Forget a label map that is about to be written: a stop right after must not look like a change."""
         with self._locked():
             content = self._mine()
-            if content[WRITTEN].pop(mask, None) is not None:
+            crc32 = content[WRITTEN].pop(mask, None)
+            if crc32 is not None:
+                self._forgotten[mask] = crc32
                 self._write(content)
+
+    def remember(self) -> None:
+        """Know again the label maps that were not written after all: they are as they were."""
+        folder = self.path.parent
+        there = {name: crc32 for name, crc32 in self._forgotten.items() if (folder / name).is_file()}
+        self._forgotten.clear()
+        same = {name: crc32 for name, crc32 in there.items() if _is_file_of(folder / name, crc32)}
+        if same:
+            with self._locked():
+                content = self._mine()
+                self._write({**content, WRITTEN: {**same, **content[WRITTEN]}})
 
     def add(self, case: str, result: CaseResult) -> None:
         """Note what became of a case, at once on disk."""
+        self._forgotten.pop(result.mask, None)
         self._update(case, result.as_json(), None)
 
     def fail(self, case: str, reason: str) -> None:
@@ -267,7 +282,11 @@ def _written(content: Mapping[str, Any] | None) -> dict[str, Any]:
 def _changed_files(folder: Path, written: Mapping[str, Any]) -> set[str]:
     """Names of the label maps that are not as they were written."""
     there = {name: folder / name for name in written if Path(name).name == name and (folder / name).is_file()}
-    return {name for name, path in there.items() if checksum(path.read_bytes()) != written[name]}
+    return {name for name, path in there.items() if not _is_file_of(path, written[name])}
+
+
+def _is_file_of(path: Path, crc32: Any) -> bool:
+    return bool(checksum(path.read_bytes()) == crc32)
 
 
 def _hashes(content: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from misfm.inference.predictor import Probabilities, reorient
+from misfm.inference.grid import reorient
+from misfm.inference.predictor import Probabilities
 from misfm.volume import Volume
 from misfm.weights.quality import MOST_POWER, QualityScale
 

@@ -8,14 +8,14 @@ division, and a slice is final once the last window that holds it is done.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from itertools import chain, combinations, product
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from misfm.errors import ConfigError
-from misfm.models.heads import finest
+from misfm.inference.passes import Batching, Passes
 from misfm.volume import Shape
 
 
@@ -57,14 +57,6 @@ def blending_profiles(length: int, window: int, overlap: float) -> list[tuple[in
     return [(start, bell / total[start : start + window]) for start in starts]
 
 
-def num_passes(
-    shape: Shape, window: Shape, *, overlap: float = 0.5, batch_size: int = 1, mirror_axes: Sequence[int] = ()
-) -> int:
-    """How often :func:`predict_logits` calls the network for a volume (D, H, W)."""
-    d, h, w = (len(window_starts(side, size, overlap)) for side, size in zip(shape, window, strict=True))
-    return d * math.ceil(h * w / batch_size) * (1 << len(mirror_axes))
-
-
 def predict_logits(
     network: nn.Module,
     image: Tensor,
@@ -74,19 +66,40 @@ def predict_logits(
     batch_size: int = 1,
     mirror_axes: Sequence[int] = (),
 ) -> Iterator[tuple[int, Tensor]]:
+    """Run a network over a volume and yield blended logits; see :func:`blended_logits`.
+
+    Args:
+        network: in eval mode; (B, C, *window) to logits (B, K, *window) of any float type, or a list of which
+            the first is taken.
+        image: as there, normalised.
+        window: as there.
+        overlap: as there.
+        batch_size: windows in one pass.
+        mirror_axes: spatial axes (0, 1, 2) over whose mirrored combinations logits are averaged.
+    """
+    passes = Passes(network, batching=Batching(batch_size), mirror_axes=mirror_axes)
+    return blended_logits(passes, image, window, overlap=overlap)
+
+
+def blended_logits(
+    passes: Passes,
+    image: Tensor,
+    window: Shape,
+    *,
+    overlap: float = 0.5,
+    progress: Callable[[float], None] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
     """Run a network over a volume and yield blended logits from the first slice to the last.
 
     Holds (K, window D, H, W) float32 at a time, on the network's device; a volume that is smaller than the
     window is padded around with each channel's lowest value.
 
     Args:
-        network: in eval mode; (B, C, *window) to logits (B, K, *window) of any float type, or a list of which
-            the first is taken.
-        image: (C, D, H, W), any type and device; windows are moved and cast to float32 one batch at a time.
+        passes: of the network.
+        image: (C, D, H, W), any type and device; windows are moved and prepared one batch at a time.
         window: voxels along (D, H, W).
         overlap: least share of a window that its neighbour repeats, [0, 1).
-        batch_size: windows in one pass.
-        mirror_axes: spatial axes (0, 1, 2) over whose mirrored combinations logits are averaged.
+        progress: called after each window with the share of them that are done.
 
     Yields:
         First slice and logits (K, d, H, W) of consecutive slabs that together make up the volume. They are
@@ -94,28 +107,42 @@ def predict_logits(
     """
     shape = image.shape[1:]
     image, (first_d, first_h, first_w) = pad_to_window(image, window)
+    device = passes.device(image)
     along_d, along_h, along_w = (
-        blending_profiles(side, size, overlap) for side, size in zip(image.shape[1:], window, strict=True)
+        [(start, weights.to(device)) for start, weights in blending_profiles(side, size, overlap)]
+        for side, size in zip(image.shape[1:], window, strict=True)
     )
     columns = list(product(along_h, along_w))
-    device = next((parameter.device for parameter in network.parameters()), image.device)
+    moved = on_device(image, device)
     inside = (slice(first_h, first_h + shape[1]), slice(first_w, first_w + shape[2]))
     row: Tensor | None = None
     for i, (d, weight_d) in enumerate(along_d):
-        for chunk in (columns[j : j + batch_size] for j in range(0, len(columns), batch_size)):
-            where = [_window_slices((h, w), window[1:]) for (h, _), (w, _) in chunk]
-            patches = torch.stack([image[:, d : d + window[0], *place] for place in where])
-            logits = _network_logits(network, patches.to(device, torch.float32), mirror_axes)
+        where = [_window_slices((h, w), window[1:]) for (h, _), (w, _) in columns]
+        found = passes.over(image, ((slice(d, d + window[0]), *place) for place in where), moved)
+        for j, (logits, place, ((_, weight_h), (_, weight_w))) in enumerate(
+            zip(found, where, columns, strict=True), start=1
+        ):
             if row is None:
-                row = logits.new_zeros(logits.shape[1], window[0], *image.shape[2:])
-            for one, place, ((_, weight_h), (_, weight_w)) in zip(logits, where, chunk, strict=True):
-                weight = weight_d[:, None, None] * (weight_h[:, None] * weight_w)
-                row[:, :, *place].addcmul_(one, weight.to(device))
+                row = logits.new_zeros(len(logits), window[0], *image.shape[2:])
+            row[:, :, *place].addcmul_(logits, weight_d[:, None, None] * (weight_h[:, None] * weight_w))
+            if progress is not None:
+                progress((i + j / len(columns)) / len(along_d))
         assert row is not None
         finished = along_d[i + 1][0] - d if i + 1 < len(along_d) else window[0]
         yield d, row[:, first_d : first_d + min(finished, shape[0]), *inside]
         # A new tensor rather than a shift in place: what was yielded stays valid.
         row = torch.cat([row[:, finished:], torch.zeros_like(row[:, :finished])], dim=1)
+
+
+def on_device(image: Tensor, device: torch.device) -> Tensor:
+    """Return an image where the network is, if it takes but a small part of the memory there.
+
+    Windows are then cut out where they are needed, instead of each voxel being moved several times.
+    """
+    if device.type != "cuda":
+        return image
+    free, _ = torch.cuda.mem_get_info(device)
+    return image.to(device) if image.nbytes < free / 8 else image
 
 
 def pad_to_window(image: Tensor, window: Shape) -> tuple[Tensor, Shape]:
@@ -134,17 +161,3 @@ def pad_to_window(image: Tensor, window: Shape) -> tuple[Tensor, Shape]:
 def _window_slices(starts: tuple[int, int], sizes: tuple[int, int]) -> tuple[slice, slice]:
     (h, w), (height, width) = starts, sizes
     return slice(h, h + height), slice(w, w + width)
-
-
-@torch.no_grad()
-def _network_logits(network: nn.Module, patches: Tensor, mirror_axes: Sequence[int]) -> Tensor:
-    """Return float32 logits (B, K, D, H, W), the mean over all mirrored versions."""
-    flips = list(chain.from_iterable(combinations(mirror_axes, n) for n in range(len(mirror_axes) + 1)))
-    total: Tensor | None = None
-    for axes in flips:
-        dims = [axis + 2 for axis in axes]
-        logits = finest(network(patches.flip(dims) if dims else patches)).float()
-        logits = logits.flip(dims) if dims else logits
-        total = logits if total is None else total + logits
-    assert total is not None
-    return total / len(flips) if len(flips) > 1 else total
