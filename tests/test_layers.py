@@ -52,6 +52,7 @@ LONGER_WITH_REASON = {
     "cli/training.py:pretrain": "each option of the command is a parameter",
     "cli/training.py:finetune": "each option of the command is a parameter",
     "cli/prediction.py:predict": "each option of the command is a parameter",
+    "cli/prediction.py:evaluate": "each option of the command is a parameter",
     "cli/training.py:compare": "each option of the command is a parameter",
     "models/pctnet.py:build_pctnet": "each option of the network is a documented parameter",
     "models/primus.py:build_primus": "each option of the network is a documented parameter",

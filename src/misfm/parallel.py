@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -25,6 +26,44 @@ Thing = TypeVar("Thing", contravariant=True)
 Read = TypeVar("Read")
 Made = TypeVar("Made")
 Written = TypeVar("Written")
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where many things are done; by default one after the other in this process.
+
+    Attributes:
+        workers: processes on this machine.
+        scheduler: address of a Dask scheduler whose workers see the same files.
+        devices: GPUs, a process for each, or "auto" for all; without a GPU as many processes.
+    """
+
+    workers: int = 0
+    scheduler: str | None = None
+    devices: int | str | None = None
+
+    def num_workers(self, num_gpus: int) -> int:
+        """Return how many processes of this machine work; up to 1 is this one.
+
+        Args:
+            num_gpus: that the machine has.
+
+        Raises:
+            ConfigError: workers and devices are both given, or more GPUs than there are.
+        """
+        if self.devices is None:
+            return self.workers
+        if self.workers or self.scheduler:
+            raise ConfigError(
+                "--devices starts a process for each GPU by itself: leave out --workers and --scheduler."
+            )
+        if self.devices == "auto":
+            return max(1, num_gpus)
+        if not str(self.devices).isdecimal() or int(self.devices) < 1:
+            raise ConfigError(f"--devices is a number from 1, or auto; got '{self.devices}'.")
+        if num_gpus and int(self.devices) > num_gpus:
+            raise ConfigError(f"--devices asks for {self.devices} GPUs, and this machine has {num_gpus}.")
+        return int(self.devices)
 
 
 class Pool:

@@ -10,6 +10,7 @@ from torch import nn
 from misfm.data.intensity import IntensityRule
 from misfm.data.preprocess import canonical
 from misfm.errors import DataError
+from misfm.inference.precision import Computing
 from misfm.inference.predictor import PredictionSpec, Predictor
 from misfm.volume import Volume
 
@@ -61,7 +62,7 @@ def tilted(volume):
 
 def predictor(**changes):
     spec = {"patch_size": (8, 8, 8), "rules": [CT], "num_classes": 2}
-    return Predictor(Threshold(), PredictionSpec(**{**spec, **changes}), batch_size=4)
+    return Predictor(Threshold(), PredictionSpec(**{**spec, **changes}), computing=Computing(batch_size=4))
 
 
 FLIPS = [tuple(axis for axis in range(3) if chosen[axis]) for chosen in product((0, 1), repeat=3)]
@@ -135,7 +136,7 @@ def test_progress_within_a_scan_rises_to_one(spacing):
     asked = Predictor(
         Threshold(),
         PredictionSpec(patch_size=(8, 8, 8), rules=(CT,), num_classes=2, spacing=spacing),
-        batch_size=4,
+        computing=Computing(batch_size=4),
         mirror_axes=(0, 2),
     )
     asked.predict(scan(), progress=shares.append)

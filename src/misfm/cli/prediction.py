@@ -48,9 +48,10 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Write a label map for each scan, on the scan's own grid; --input takes several paths."""
-    from misfm.commands.predict import Where, predict_files
+    from misfm.commands.predict import predict_files
     from misfm.inference.case_work import PredictionOptions
     from misfm.inference.precision import check_precision
+    from misfm.parallel import Where
     from misfm.ranks import refuse_worlds
 
     refuse_worlds("predict")
@@ -91,6 +92,7 @@ def evaluate(
 ) -> None:
     """Score label maps: Dice, HD95, ASSD, surface Dice, with intervals."""
     from misfm.commands.evaluate import evaluate as run
+    from misfm.parallel import Where
     from misfm.ranks import refuse_worlds
 
     refuse_worlds("evaluate")
@@ -101,8 +103,7 @@ def evaluate(
             references,
             out,
             tolerance_mm=tolerance,
-            workers=workers,
-            scheduler=scheduler,
+            where=Where(workers, scheduler),
             progress=progress.update,
         )
     for folder, absent in result["missing"].items():

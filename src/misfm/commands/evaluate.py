@@ -7,7 +7,7 @@ from typing import Any
 
 from misfm.evaluation.evaluate import Progress, evaluate_folders
 from misfm.files import write_json
-from misfm.parallel import pool
+from misfm.parallel import Where, pool
 
 
 def evaluate(
@@ -16,8 +16,7 @@ def evaluate(
     out_path: Path | str,
     *,
     tolerance_mm: float | None = None,
-    workers: int = 0,
-    scheduler: str | None = None,
+    where: Where | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score predictions and write the result.
@@ -27,8 +26,7 @@ def evaluate(
         references_dir: label maps of the same names.
         out_path: the JSON file to write; nothing is written if anything fails.
         tolerance_mm: of the surface Dice; by default the voxel diagonal of each reference.
-        workers: processes on this machine; up to 1 works in this one.
-        scheduler: address of a Dask scheduler to use instead, whose workers see the same files.
+        where: in which processes cases are scored; by default in this one.
         progress: called with the number of cases done and their total.
 
     Returns:
@@ -39,7 +37,8 @@ def evaluate(
         ConfigError: more workers than this machine has any use for.
     """
     folders = Path(predictions_dir).absolute(), Path(references_dir).absolute()
-    with pool(workers, scheduler) as workplace:
+    where = where or Where()
+    with pool(where.workers, where.scheduler) as workplace:
         result = evaluate_folders(*folders, tolerance_mm=tolerance_mm, progress=progress, workplace=workplace)
     write_json(Path(out_path), result)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,33 +16,18 @@ from misfm.data.writers.nifti import NiftiWriter
 from misfm.errors import ConfigError
 from misfm.files import make_folder
 from misfm.inference.account import Account
-from misfm.inference.case_work import CaseWork, Elsewhere, Job, PredictionOptions, absolute
+from misfm.inference.case_work import CaseWork, Elsewhere, Job, PredictionOptions
 from misfm.inference.cases import Case, group_channels
-from misfm.inference.load import load_predictor, load_weights
+from misfm.inference.load import LoadedWeights, load_predictor
 from misfm.inference.members import members_of
 from misfm.inference.precision import check_precision
 from misfm.inference.predictions import UNCERTAINTY, Predictions
-from misfm.parallel import pool
+from misfm.parallel import Where, pool
 from misfm.terminal import logger
 from misfm.text import file_name
 from misfm.volume import Volume
 from misfm.weights.file import installed_versions
 from misfm.weights.source import Source
-
-
-@dataclass(frozen=True)
-class Where:
-    """Where many scans are labelled; by default one after the other in this process.
-
-    Attributes:
-        workers: processes on this machine.
-        scheduler: address of a Dask scheduler whose workers see the same files.
-        devices: GPUs, a process for each, or "auto" for all; without a GPU as many processes.
-    """
-
-    workers: int = 0
-    scheduler: str | None = None
-    devices: int | str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,19 +107,11 @@ def predict_files(
     options, where = options or PredictionOptions(), where or Where()
     check_precision(options.precision)
     writer = WRITERS.get(options.format)()
-    workers = num_workers(where)
+    workers, sources = num_workers(where), members_of(weights_or_run)
     is_here = workers <= 1 and where.scheduler is None
-    sources = members_of(weights_or_run)
-    weights = load_weights(
-        sources,
-        overlap=options.overlap,
-        tta=options.tta,
-        precision=options.precision,
-        device=None if is_here else torch.device("cpu"),
-    )
-    made_with = {"misfm": installed_versions()["misfm"], **asdict(options)}
-    del made_with["force"]  # which changes no label map
-    predictions = Predictions(output_dir, weights.sha256, made_with)
+    device = None if is_here else torch.device("cpu")
+    weights = options.load(sources, device)
+    predictions = begin(output_dir, weights, options)
     own = predictions.masks()  # no scans, where the folder of the scans is that of the label maps
     scans = [scan for scan in find_scans(inputs) if scan.path.resolve() not in own]
     cases = group_channels(scans, weights.info.in_channels, weights.info.channel_names)
@@ -150,8 +126,7 @@ def predict_files(
     if is_here:
         account.label_here(jobs)
     else:
-        threads = 0 if where.scheduler else max(1, (os.cpu_count() or 1) // workers)
-        how = Elsewhere(absolute(sources), weights.sha256, options, threads, spread=where.scheduler is None)
+        how = Elsewhere.of(sources, weights, options, workers if where.scheduler is None else 0)
         with pool(workers, where.scheduler) as workplace:
             account.label_elsewhere(jobs, workplace, how)
     if account.num_found:
@@ -161,26 +136,20 @@ def predict_files(
     return Prediction(account.written, account.failed, account.warnings)
 
 
+def begin(output_dir: Path, weights: LoadedWeights, options: PredictionOptions) -> Predictions:
+    """Return the account of a folder of label maps, before it is begun."""
+    made_with = {"misfm": installed_versions()["misfm"], **asdict(options)}
+    del made_with["force"]  # which changes no label map
+    return Predictions(output_dir, weights.sha256, made_with)
+
+
 def num_workers(where: Where) -> int:
     """Return how many processes of this machine label; up to 1 is this one.
 
     Raises:
-        ConfigError: workers and devices are both given, or more GPUs than there are.
+        ConfigError: more GPUs than there are, or as :meth:`misfm.parallel.Where.num_workers`.
     """
-    if where.devices is None:
-        return where.workers
-    if where.workers or where.scheduler:
-        raise ConfigError(
-            "--devices starts a process for each GPU by itself: leave out --workers and --scheduler."
-        )
-    num_gpus = torch.cuda.device_count()
-    if where.devices == "auto":
-        return max(1, num_gpus)
-    if not str(where.devices).isdecimal() or int(where.devices) < 1:
-        raise ConfigError(f"--devices is a number from 1, or auto; got '{where.devices}'.")
-    if num_gpus and int(where.devices) > num_gpus:
-        raise ConfigError(f"--devices asks for {where.devices} GPUs, and this machine has {num_gpus}.")
-    return int(where.devices)
+    return where.num_workers(torch.cuda.device_count() if where.devices is not None else 0)
 
 
 def label_map_paths(

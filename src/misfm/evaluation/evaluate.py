@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -78,12 +78,10 @@ def evaluate_folders(
     complete = not labels and declared is not None
     score = partial(_score, names=known, tolerance_mm=tolerance_mm, complete=complete)
     scored: dict[str, ScoredCase] = {}
-    pairs = (Pair(name, predictions[name], references[name]) for name in names)
-    for pair, case in (workplace or Pool()).map(score, pairs, _lost):
-        scored[pair.case] = case
+    for name, case in _scores(score, predictions, references, workplace):
+        scored[name] = case
         if progress is not None:
             progress(len(scored), len(names))
-
     found = {label for case in scored.values() for label in case.scores}
     order = list(known.values) if known else sorted(found, key=int)
     absent: dict[str, LabelScores | None] = {} if known else dict.fromkeys(order)
@@ -139,6 +137,19 @@ class Pair(NamedTuple):
     case: str
     prediction: Path
     reference: Path
+
+
+def _scores(
+    score: Callable[[Pair], ScoredCase],
+    predictions: Mapping[str, Path],
+    references: Mapping[str, Path],
+    workplace: Pool | None,
+) -> Iterator[tuple[str, ScoredCase]]:
+    """Yield the scores of each case that is in both folders."""
+    names = sorted(predictions.keys() & references.keys())
+    pairs = [Pair(name, predictions[name], references[name]) for name in names]
+    for pair, case in (workplace or Pool()).map(score, pairs, _lost):
+        yield pair.case, case
 
 
 def _lost(pair: Pair) -> ScoredCase:

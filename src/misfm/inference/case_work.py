@@ -61,6 +61,12 @@ class PredictionOptions:
     uncertainty: bool = False
     precision: Precision = "auto"
 
+    def load(self, sources: Sequence[Source], device: torch.device | None = None) -> LoadedWeights:
+        """Return weights that label so; on the best device there is, if none is given."""
+        return load_weights(
+            sources, overlap=self.overlap, tta=self.tta, precision=self.precision, device=device
+        )
+
 
 @dataclass(frozen=True)
 class Job:
@@ -208,6 +214,14 @@ class Elsewhere:
     threads: int = 0
     spread: bool = False
 
+    @staticmethod
+    def of(
+        sources: Sequence[Source], weights: LoadedWeights, options: PredictionOptions, workers: int
+    ) -> Elsewhere:
+        """For so many processes of this machine; 0: for those of others, which know their threads."""
+        threads = max(1, (os.cpu_count() or 1) // workers) if workers else 0
+        return Elsewhere(absolute(sources), weights.sha256, options, threads, spread=workers > 0)
+
 
 def absolute(sources: Sequence[Source]) -> tuple[Source, ...]:
     """Return sources of weights with files by absolute paths; names stay names."""
@@ -246,21 +260,14 @@ def _work_of(how: Elsewhere) -> CaseWork:
         if not _loaded or _loaded[0][0] != key:
             if how.threads:
                 torch.set_num_threads(how.threads)
-            options = how.options
-            weights = load_weights(
-                how.sources,
-                overlap=options.overlap,
-                tta=options.tta,
-                precision=options.precision,
-                device=_own_device() if how.spread else None,
-            )
+            weights = how.options.load(how.sources, _own_device() if how.spread else None)
             if sorted(weights.sha256.values()) != sorted(how.sha256.values()):
                 raise ConfigError(
                     f"{', '.join(map(str, how.sources))} changed while it was predicted with; predict again "
                     "with the new weights."
                 )
             weights = replace(weights, sha256=how.sha256)  # under the names that they were given by
-            _loaded[:] = [(key, CaseWork(weights, options))]
+            _loaded[:] = [(key, CaseWork(weights, how.options))]
         return _loaded[0][1]
 
 

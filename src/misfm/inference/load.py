@@ -13,7 +13,7 @@ from misfm.data.appearance import joined
 from misfm.errors import WeightsError
 from misfm.inference.ensemble import Ensemble
 from misfm.inference.members import check_compatible, members_of
-from misfm.inference.precision import Precision
+from misfm.inference.precision import Computing, Precision
 from misfm.inference.predictor import PredictionSpec, Predictor
 from misfm.inference.quality import scale_of_members
 from misfm.terminal import logger
@@ -72,7 +72,7 @@ def predictor_for(
         overlap=overlap,
         mirror_axes=[AXES.index(axis) for axis in mirror_axes],
         largest_part=info.largest_part,
-        precision=precision,
+        computing=Computing(precision),
     )
 
 

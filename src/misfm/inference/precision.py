@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -19,6 +20,21 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BFLOAT16_SINCE, _FLOAT16_SINCE = 8, 7
 """Major compute capability from which GPUs have units for products of matrices in these types."""
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How a network is computed.
+
+    Attributes:
+        precision: in what.
+        batch_size: windows in one pass; None chooses what fits (:class:`misfm.inference.passes.Batching`).
+        reuse: compute windows of one value only once (:mod:`misfm.inference.passes`).
+    """
+
+    precision: Precision = "auto"
+    batch_size: int | None = None
+    reuse: bool = True
 
 
 def check_precision(name: str) -> Precision:

@@ -20,7 +20,7 @@ from misfm.errors import DataError
 from misfm.inference.grid import Line, activated, activated_between, lines_between, reorient
 from misfm.inference.largest_part import keep_largest_parts
 from misfm.inference.passes import Batching, Passes
-from misfm.inference.precision import Precision, dtype_of
+from misfm.inference.precision import Computing, dtype_of
 from misfm.inference.sliding_window import blended_logits
 from misfm.settings import PositiveShape, Settings, Spacing
 from misfm.volume import Box, Volume
@@ -119,10 +119,9 @@ class Predictor:
             eval mode; prediction runs on the device where its parameters are.
         spec: what it expects.
         overlap: share of a window that its neighbour repeats, [0, 1).
-        batch_size: windows in one pass; None chooses what fits (:class:`misfm.inference.passes.Batching`).
         mirror_axes: spatial axes (0, 1, 2) to average mirrored predictions over.
         largest_part: labels of which the largest connected part alone is kept.
-        precision: what the network is computed in (:mod:`misfm.inference.precision`).
+        computing: how the network is computed.
     """
 
     def __init__(
@@ -131,20 +130,21 @@ class Predictor:
         spec: PredictionSpec,
         *,
         overlap: float = 0.5,
-        batch_size: int | None = None,
         mirror_axes: Sequence[int] = (),
         largest_part: Sequence[int] = (),
-        precision: Precision = "auto",
+        computing: Computing | None = None,
     ) -> None:
+        computing = computing or Computing()
         self.network = network.eval()
         self.spec = spec
         self.scheme = spec.scheme or LabelScheme.numbered(spec.num_classes)
         self.overlap = overlap
-        self.batching = Batching(batch_size)
+        self.batching = Batching(computing.batch_size)
+        self.reuse = computing.reuse
         self.mirror_axes = tuple(mirror_axes)
         self.largest_part = tuple(largest_part)
         device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-        self.dtype = dtype_of(precision, device)
+        self.dtype = dtype_of(computing.precision, device)
 
     def predict(
         self,
@@ -249,6 +249,7 @@ class Predictor:
             batching=self.batching,
             mirror_axes=self.mirror_axes,
             dtype=self.dtype,
+            reuse=self.reuse,
         )
         size, overlap = self.spec.patch_size, self.overlap
         logits = blended_logits(passes, prepared.image, size, overlap=overlap, progress=progress)

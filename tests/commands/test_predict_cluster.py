@@ -1,0 +1,105 @@
+"""Label maps and scores made on a Dask cluster, or in local processes, equal those made in one process."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from misfm.errors import ConfigError
+from misfm.ranks import refuse_worlds
+
+
+@pytest.fixture(scope="module")
+def scheduler(tmp_path_factory):
+    """Address of a cluster of two workers, started by hand in a folder of its own."""
+    folder = tmp_path_factory.mktemp("cluster")
+    file = folder / "scheduler.json"
+    quiet = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    place = ("--scheduler-file", str(file))
+    dask = (sys.executable, "-m", "distributed.cli.dask_scheduler")
+    started = [subprocess.Popen([*dask, *place, "--port", "0", "--dashboard-address", ":0"], **quiet)]
+    try:
+        worker = (sys.executable, "-m", "distributed.cli.dask_worker")
+        started += [
+            subprocess.Popen([*worker, *place, "--nthreads", "1", "--no-dashboard"], **quiet)
+            for _ in range(2)
+        ]
+        deadline = time.monotonic() + 120
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        yield json.loads(file.read_text())["address"]
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait(30)
+
+
+def account(folder):
+    """What is in a folder of label maps, and what its predictions.json says of the cases."""
+    content = json.loads((folder / "predictions.json").read_text())
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix == ".gz"}
+    return files, content["cases"], content["failed"], content["weights"], content["made_with"]
+
+
+@pytest.fixture
+def inputs(tmp_path, dataset):
+    """Four scans, and one that is damaged."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for path in (dataset / "imagesTr").glob("*.nii.gz"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "bad_0000.nii.gz").write_bytes(b"no scan")
+    return folder
+
+
+def test_a_cluster_labels_and_scores_as_one_process_does(
+    run_command, tmp_path, dataset, finetuned, inputs, scheduler, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # which is not where the workers are
+    run = os.path.relpath(finetuned)
+    commands = {
+        "here": (),
+        "there": ("--scheduler", scheduler),
+        "workers": ("--workers", "2"),
+    }
+    for name, more in commands.items():
+        done = run_command("predict", "--run", run, "--input", "in", "--output", name, *more, "--json")
+        assert done.status == 1  # one is damaged
+        assert len(done.result["written"]) == 4
+        assert list(done.result["failed"]) == ["bad"]
+    here, there, workers = (account(tmp_path / name) for name in commands)
+    assert len(here[0]) == 4
+    assert here == there == workers
+    (tmp_path / "there" / next(iter(here[0]))).unlink()
+    done = run_command(
+        *("predict", "--run", run, "--input", "in", "--output", "there", "--scheduler", scheduler)
+    )
+    assert "3 label map(s) were there already" in done.err
+    assert account(tmp_path / "there") == here
+
+    scores = []
+    for name, more in commands.items():
+        out = tmp_path / f"{name}.json"
+        score = ("evaluate", "--predictions", name, "--references", dataset / "labelsTr", "--out", out)
+        assert run_command(*score, *more).status == 0
+        scores.append(json.loads(out.read_text()))
+    assert scores[0]["cases"].keys() == {name.partition(".")[0] for name in here[0]}
+    assert scores[0] == scores[1] == scores[2]
+
+
+@pytest.mark.parametrize(
+    ("environment", "by"),
+    [
+        ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "torchrun"),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, "srun"),
+    ],
+)
+def test_a_world_is_told_how_to_label_many_scans(monkeypatch, environment, by):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=rf"{by} started 2 processes of misfm predict.*start one with"):
+        refuse_worlds("predict")

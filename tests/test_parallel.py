@@ -1,0 +1,94 @@
+"""Things read, computed and written at once: never more than three, each failure its own, all of it noted."""
+
+import threading
+
+import pytest
+
+from misfm.errors import ConfigError, DataError
+from misfm.parallel import Overlapped, Where
+from misfm.signals import Interrupted
+
+
+class Recorded:
+    """Stages that write down what was done."""
+
+    def __init__(self, fail=(), stop_at=None):
+        self.results, self.dropped, self.threads = {}, [], {}
+        self.fail, self.stop_at = fail, stop_at
+        self.alive, self.most = 0, 0
+        self.lock = threading.Lock()
+
+    def _count(self, change):
+        with self.lock:
+            self.alive += change
+            self.most = max(self.most, self.alive)
+
+    def _enter(self, stage, item):
+        self.threads.setdefault(stage, set()).add(threading.current_thread().name)
+        if (stage, item) in self.fail:
+            raise DataError(f"{item} fails to {stage}")
+
+    def read(self, item):
+        self._enter("read", item)
+        self._count(1)
+        return item
+
+    def compute(self, item, read):
+        if item == self.stop_at:
+            raise Interrupted
+        self._enter("compute", item)
+        return read
+
+    def write(self, item, made):
+        self._enter("write", item)
+        self._count(-1)
+        return item * 10
+
+    def drop(self, made):
+        self.dropped.append(made)
+
+    def done(self, item, result):
+        assert threading.current_thread() is threading.main_thread()
+        self.results[item] = result
+
+
+def test_each_part_has_its_thread_and_no_more_than_three_things_are_there():
+    stages = Recorded()
+    Overlapped(stages).run(range(20))
+    assert stages.results == {item: 10 * item for item in range(20)}
+    assert stages.most <= 3
+    assert {name.rsplit("_", 1)[0] for name in stages.threads["read"]} == {"reader"}
+    assert {name.rsplit("_", 1)[0] for name in stages.threads["write"]} == {"writer"}
+    assert stages.threads["compute"] == {"MainThread"}
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_failure_is_of_its_thing_alone(room):
+    stages = Recorded(fail={("read", 1), ("compute", 3), ("write", 4), ("read", 5)})
+    Overlapped(stages, lambda read: room).run(range(6))
+    failed = {item: str(result) for item, result in stages.results.items() if isinstance(result, DataError)}
+    assert failed == {
+        1: "1 fails to read",
+        3: "3 fails to compute",
+        4: "4 fails to write",
+        5: "5 fails to read",
+    }
+    assert (stages.results[0], stages.results[2]) == (0, 20)
+
+
+def test_a_stop_ends_it_and_what_was_written_is_noted():
+    stages = Recorded(stop_at=2)
+    with pytest.raises(Interrupted):
+        Overlapped(stages).run(range(9))
+    assert set(stages.results) | {made for made in stages.dropped} == {0, 1}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("reader", "writer"))]
+
+
+def test_devices_are_workers_of_their_own():
+    assert Where(workers=3).num_workers(0) == 3
+    assert Where(devices="auto").num_workers(4) == 4
+    assert Where(devices="auto").num_workers(0) == 1
+    assert Where(devices="2").num_workers(0) == 2
+    for wrong in (Where(devices=3), Where(devices="none"), Where(workers=2, devices=2)):
+        with pytest.raises(ConfigError, match="--devices"):
+            wrong.num_workers(2)
