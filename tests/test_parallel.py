@@ -80,7 +80,7 @@ def test_a_stop_ends_it_and_what_was_written_is_noted():
     stages = Recorded(stop_at=2)
     with pytest.raises(Interrupted):
         Overlapped(stages).run(range(9))
-    assert set(stages.results) | {made for made in stages.dropped} == {0, 1}
+    assert set(stages.results) | set(stages.dropped) == {0, 1}
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("reader", "writer"))]
 
 

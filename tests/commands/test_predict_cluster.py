@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+import misfm
 from misfm.errors import ConfigError
 from misfm.ranks import refuse_worlds
 
@@ -17,7 +19,13 @@ def scheduler(tmp_path_factory):
     """Address of a cluster of two workers, started by hand in a folder of its own."""
     folder = tmp_path_factory.mktemp("cluster")
     file = folder / "scheduler.json"
-    quiet = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "PYTHONPATH": str(Path(misfm.__file__).parents[1])}
+    quiet = {
+        "cwd": folder,
+        "env": environment,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
     place = ("--scheduler-file", str(file))
     dask = (sys.executable, "-m", "distributed.cli.dask_scheduler")
     started = [subprocess.Popen([*dask, *place, "--port", "0", "--dashboard-address", ":0"], **quiet)]

@@ -41,9 +41,7 @@ def clipped(x):
 
 
 def logits(network, *, reuse, image, mirror_axes=(), batch=1):
-    passes = Passes(
-        network, prepare=clipped, batching=Batching(batch), mirror_axes=mirror_axes, reuse=reuse
-    )
+    passes = Passes(network, prepare=clipped, batching=Batching(batch), mirror_axes=mirror_axes, reuse=reuse)
     with torch.no_grad():
         whole = torch.cat([slab for _, slab in blended_logits(passes, image, WINDOW)], dim=1)
     return whole, passes
