@@ -143,6 +143,7 @@ class _Here:
     def __init__(self, account: Account, work: CaseWork) -> None:
         self._account = account
         self._work = work
+        self._is_counted: set[str] = set()
         self.read, self.write, self.drop = work.read, work.write, work.drop
         self.overlapped: Overlapped[Job, Read, Computed, CaseResult] = Overlapped(self, _has_room)
 
@@ -156,13 +157,19 @@ class _Here:
         try:
             made = self._work.compute(job, read, go_on)
         finally:
-            self._account.passed()
+            self._count(job)
         self._account.forget(job)
         return made
 
     def done(self, job: Job, result: CaseResult | DataError) -> None:
         """Take note of what became of a case."""
         self._account.note(job, result)
+        self._count(job)  # where it could not be read
+
+    def _count(self, job: Job) -> None:
+        if job.case.name not in self._is_counted:
+            self._is_counted.add(job.case.name)
+            self._account.passed()
 
 
 def _has_room(read: Read) -> bool:
