@@ -76,6 +76,7 @@ class Pool:
     def __init__(self, client: Any = None) -> None:
         self._client = client
         self._name = secrets.token_hex(8)
+        self._is_stopped = False
         self._flying: deque[tuple[Any, Any]] = deque()
 
     @property
@@ -125,7 +126,8 @@ class Pool:
         """Ask what is worked on to save and stop, begin nothing more, and wait for that, but not for long."""
         from distributed import wait
 
-        if self._client is not None:
+        if self._client is not None and not self._is_stopped:
+            self._is_stopped = True
             with suppress(OSError, TimeoutError):  # of workers that are gone
                 self._client.run(request, self._name, on_error="ignore")
                 wait([future for _, future in self._flying], timeout=PATIENCE)
