@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from misfm.errors import ConfigError
-from misfm.terminal import logger
-
 
 @dataclass(frozen=True)
 class Started:
@@ -59,25 +56,3 @@ def unused_tasks(environment: Mapping[str, str] = os.environ) -> int:
     tasks = environment.get("SLURM_NTASKS", "")
     alone = started_world(environment) is None
     return int(tasks) if alone and tasks.isdecimal() else 1
-
-
-def refuse_worlds(command: str) -> None:
-    """Refuse to run a command many times over that works on things one by one, and hint at unused tasks.
-
-    Raises:
-        ConfigError: this is one of several processes that were started together.
-    """
-    started = started_world()
-    if started is not None:
-        raise ConfigError(
-            f"{started.by} started {started.size} processes of misfm {command}, which would all do the same: "
-            f"start one with --workers {started.local_size}, or with --scheduler for several machines."
-        )
-    if (tasks := unused_tasks()) > 1:
-        logger.info(
-            "SLURM gave this job %d tasks and misfm %s is one process: --workers %d uses them on one "
-            "machine, --scheduler on several.",
-            tasks,
-            command,
-            tasks,
-        )

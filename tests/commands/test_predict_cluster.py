@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 
 import misfm
-from misfm.errors import ConfigError
-from misfm.ranks import refuse_worlds
 
 
 @pytest.fixture(scope="module")
@@ -124,17 +122,3 @@ def test_a_cluster_labels_and_scores_as_one_process_does(
         scores.append(json.loads(out.read_text()))
     assert scores[0]["cases"].keys() == {name.partition(".")[0] for name in here[0]}
     assert scores[0] == scores[1] == scores[2]
-
-
-@pytest.mark.parametrize(
-    ("environment", "by"),
-    [
-        ({"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "torchrun"),
-        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, "srun"),
-    ],
-)
-def test_a_world_is_told_how_to_label_many_scans(monkeypatch, environment, by):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=rf"{by} started 2 processes of misfm predict.*start one with"):
-        refuse_worlds("predict")

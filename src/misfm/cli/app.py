@@ -28,6 +28,8 @@ app = typer.Typer(
 
 ON_MANY = ("pretrain", "finetune")
 """Commands that several processes do together."""
+WITH_WORKERS = ("ingest", "predict", "evaluate", "compare")
+"""Commands that start processes of their own."""
 INTERRUPTED = 130
 """Status with which typer answers a KeyboardInterrupt."""
 
@@ -84,7 +86,8 @@ def check_alone(command: list[str]) -> None:
         return
     if started.rank:
         raise SystemExit(2)
+    more = "; --workers or --scheduler give it more" if command[0] in WITH_WORKERS else ""
     raise ConfigError(
         f"`misfm {command[0]}` is done by one process, and {started.by} has started {started.size}: start it "
-        "without, or as one task."
+        f"without, or as one task{more}."
     )

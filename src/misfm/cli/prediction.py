@@ -52,9 +52,6 @@ def predict(
     from misfm.inference.case_work import PredictionOptions
     from misfm.inference.precision import check_precision
     from misfm.parallel import Where
-    from misfm.ranks import refuse_worlds
-
-    refuse_worlds("predict")
 
     with Progress("Predicting") as progress:
         paths = [*inputs, *(more_inputs or [])]
@@ -93,9 +90,6 @@ def evaluate(
     """Score label maps: Dice, HD95, ASSD, surface Dice, with intervals."""
     from misfm.commands.evaluate import evaluate as run
     from misfm.parallel import Where
-    from misfm.ranks import refuse_worlds
-
-    refuse_worlds("evaluate")
 
     with Progress("Evaluating") as progress:
         result = run(
