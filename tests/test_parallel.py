@@ -10,7 +10,7 @@ from misfm.signals import Interrupted
 
 
 class Recorded:
-    """Stages that write down what was done."""
+    """Parts that write down what was done."""
 
     def __init__(self, fail=(), stop_at=None):
         self.results, self.dropped, self.threads = {}, [], {}
@@ -23,10 +23,10 @@ class Recorded:
             self.alive += change
             self.most = max(self.most, self.alive)
 
-    def _enter(self, stage, item):
-        self.threads.setdefault(stage, set()).add(threading.current_thread().name)
-        if (stage, item) in self.fail:
-            raise DataError(f"{item} fails to {stage}")
+    def _enter(self, part, item):
+        self.threads.setdefault(part, set()).add(threading.current_thread().name)
+        if (part, item) in self.fail:
+            raise DataError(f"{item} fails to {part}")
 
     def read(self, item):
         self._enter("read", item)
@@ -53,34 +53,34 @@ class Recorded:
 
 
 def test_each_part_has_its_thread_and_no_more_than_three_things_are_there():
-    stages = Recorded()
-    Overlapped(stages).run(range(20))
-    assert stages.results == {item: 10 * item for item in range(20)}
-    assert stages.most <= 3
-    assert {name.rsplit("_", 1)[0] for name in stages.threads["read"]} == {"reader"}
-    assert {name.rsplit("_", 1)[0] for name in stages.threads["write"]} == {"writer"}
-    assert stages.threads["compute"] == {"MainThread"}
+    parts = Recorded()
+    Overlapped(parts).run(range(20))
+    assert parts.results == {item: 10 * item for item in range(20)}
+    assert parts.most <= 3
+    assert {name.rsplit("_", 1)[0] for name in parts.threads["read"]} == {"reader"}
+    assert {name.rsplit("_", 1)[0] for name in parts.threads["write"]} == {"writer"}
+    assert parts.threads["compute"] == {"MainThread"}
 
 
 @pytest.mark.parametrize("room", [True, False])
 def test_a_failure_is_of_its_thing_alone(room):
-    stages = Recorded(fail={("read", 1), ("compute", 3), ("write", 4), ("read", 5)})
-    Overlapped(stages, lambda read: room).run(range(6))
-    failed = {item: str(result) for item, result in stages.results.items() if isinstance(result, DataError)}
+    parts = Recorded(fail={("read", 1), ("compute", 3), ("write", 4), ("read", 5)})
+    Overlapped(parts, lambda read: room).run(range(6))
+    failed = {item: str(result) for item, result in parts.results.items() if isinstance(result, DataError)}
     assert failed == {
         1: "1 fails to read",
         3: "3 fails to compute",
         4: "4 fails to write",
         5: "5 fails to read",
     }
-    assert (stages.results[0], stages.results[2]) == (0, 20)
+    assert (parts.results[0], parts.results[2]) == (0, 20)
 
 
 def test_a_stop_ends_it_and_what_was_written_is_noted():
-    stages = Recorded(stop_at=2)
+    parts = Recorded(stop_at=2)
     with pytest.raises(Interrupted):
-        Overlapped(stages).run(range(9))
-    assert set(stages.results) | set(stages.dropped) == {0, 1}
+        Overlapped(parts).run(range(9))
+    assert set(parts.results) | set(parts.dropped) == {0, 1}
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("reader", "writer"))]
 
 

@@ -200,7 +200,7 @@ def pool(workers: int = 0, scheduler: str | None = None) -> Iterator[Pool]:
             raise
 
 
-class Stages(Protocol[Thing, Read, Made, Written]):
+class Parts(Protocol[Thing, Read, Made, Written]):
     """What is done with each of many things, in this order. A DataError is of that thing alone."""
 
     def read(self, item: Thing) -> Read:
@@ -223,15 +223,15 @@ class Overlapped(Generic[Item, Read, Made, Result]):
     """Computes one thing while the next is read and the one before is written; never more than these three.
 
     Args:
-        stages: what is done.
+        parts: what is done.
         has_room: whether there is memory to read ahead, given what is computed meanwhile; else the next is
             read when that is done.
     """
 
     def __init__(
-        self, stages: Stages[Item, Read, Made, Result], has_room: Callable[[Read], bool] = lambda read: True
+        self, parts: Parts[Item, Read, Made, Result], has_room: Callable[[Read], bool] = lambda read: True
     ) -> None:
-        self._stages = stages
+        self._parts = parts
         self._has_room = has_room
         self._writing: tuple[Item, Made, Future[Result]] | None = None
 
@@ -244,7 +244,7 @@ class Overlapped(Generic[Item, Read, Made, Result]):
             finally:
                 ahead.shutdown(wait=False, cancel_futures=True)
                 if self._writing is not None and self._writing[2].cancel():
-                    self._stages.drop(self._writing[1])
+                    self._parts.drop(self._writing[1])
                 elif self._writing is not None:
                     self.note(wait=True)
 
@@ -258,24 +258,24 @@ class Overlapped(Generic[Item, Read, Made, Result]):
         except DataError as error:
             result = error
         self._writing = None
-        self._stages.done(item, result)
+        self._parts.done(item, result)
 
     def _run(self, items: Iterator[Item], ahead: ThreadPoolExecutor, behind: ThreadPoolExecutor) -> None:
         def submit(item: Item) -> Future[Read]:
-            return ahead.submit(self._stages.read, item)
+            return ahead.submit(self._parts.read, item)
 
         for item, reading, following in _with_next(items, submit):
             try:
                 read = reading.result()
                 if self._has_room(read):
                     following()
-                made = self._stages.compute(item, read)
+                made = self._parts.compute(item, read)
                 del read
             except DataError as error:
-                self._stages.done(item, error)
+                self._parts.done(item, error)
                 continue
             self.note(wait=True)
-            self._writing = item, made, behind.submit(self._stages.write, item, made)
+            self._writing = item, made, behind.submit(self._parts.write, item, made)
             del made
 
 

@@ -376,14 +376,14 @@ def test_whatever_is_wrong_with_one_scan_the_others_are_predicted(
     save(folder / "odd.nii.gz", some_voxels((13, 14, 16)))
     os.mkfifo(folder / "pipe.nii.gz")
     (folder / os.fsdecode(b"caf\xe9.nii.gz")).write_bytes((folder / "good.nii.gz").read_bytes())
-    label = Predictor.predict
+    label = Predictor.label
 
-    def fail_once(self, volume, **options):
-        if volume.shape == (16, 14, 13):
+    def fail_once(self, prepared, **options):
+        if prepared.upright.shape == (16, 14, 13):
             raise OverflowError("cannot convert float infinity to integer")
-        return label(self, volume, **options)
+        return label(self, prepared, **options)
 
-    monkeypatch.setattr(Predictor, "predict", fail_once)
+    monkeypatch.setattr(Predictor, "label", fail_once)
     done = run_command(
         "predict", "--run", finetuned, "--input", folder, "--output", tmp_path / "out", "--json"
     )

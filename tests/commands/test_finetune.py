@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ from misfm.commands.twins import finetune_twins
 from misfm.config import FinetuneSettings, PretrainSettings
 from misfm.data.dataset import Dataset
 from misfm.data.dataset_fingerprint import DatasetFingerprint
+from misfm.data.intensity import Normalisation
+from misfm.data.record import Record
 from misfm.errors import ConfigError, DataError, WeightsError
 from misfm.planning.fill_defaults import fill_defaults
 from misfm.planning.splits import choose_cases
@@ -246,17 +247,31 @@ def test_volumes_smaller_than_the_patch_are_padded_and_that_is_said(
     assert "4 of 4 volumes are smaller than the (60, 60, 60) voxels read for a patch, such as" in caplog.text
 
 
-ONE = {"channels": 1, "channel_names": (), "channel_kinds": ("ct",)}
-"""What volumes say of their channels."""
+def volume(number, fingerprint, labels=None):
+    """What a store says of a volume."""
+    return Record(
+        id=str(number),
+        case=str(number),
+        source=f"{number}.nii.gz",
+        channels=1,
+        shape=(8, 8, 8),
+        spacing=(1.0, 1.0, 1.0),
+        rows=((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0), (0.0, 0.0, 0.0, 1.0)),
+        kind="ct",
+        normalisation=(Normalisation(lower=-1000.0, upper=1000.0, shift=0.0, scale=1.0),),
+        lowest=(-1000.0,),
+        labels=labels,
+        fingerprint=fingerprint,
+    )
 
 
 def test_pretraining_holds_out_at_least_one_volume():
     settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
-    volumes = [SimpleNamespace(fingerprint=str(i), labels=None, **ONE) for i in range(40)]
+    volumes = [volume(i, str(i)) for i in range(40)]
     training, held_out = split_records(volumes, settings)
     assert len(held_out) == 2
-    assert sorted(int(volume.fingerprint) for volume in training + held_out) == list(range(40))
-    assert split_records(volumes, settings) == (training, held_out)
+    assert sorted(int(volume.fingerprint) for volume in [*training, *held_out]) == list(range(40))
+    assert [[*part] for part in split_records(volumes, settings)] == [[*training], [*held_out]]
     assert len(split_records(volumes[:2], settings)[1]) == 1
     with pytest.raises(DataError, match=r"holds 1 volume\(s\); pretraining needs at least two"):
         split_records(volumes[:1], settings)
@@ -264,7 +279,7 @@ def test_pretraining_holds_out_at_least_one_volume():
 
 def test_volumes_made_of_one_scan_stay_on_one_side():
     settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
-    volumes = [SimpleNamespace(fingerprint=str(i // 3), labels=None, **ONE) for i in range(60)]
+    volumes = [volume(i, str(i // 3)) for i in range(60)]
     training, held_out = split_records(volumes, settings)
     assert {volume.fingerprint for volume in training}.isdisjoint(volume.fingerprint for volume in held_out)
     assert len(training) == 57
@@ -274,8 +289,8 @@ def test_volumes_made_of_one_scan_stay_on_one_side():
 
 def test_people_and_generated_anatomy_are_on_both_sides():
     settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
-    people = [SimpleNamespace(fingerprint=f"p{i // 3}", labels=(46, 50), **ONE) for i in range(12)]
-    others = [SimpleNamespace(fingerprint=str(i), labels=(0, 1), **ONE) for i in range(200)]
+    people = [volume(f"p{i}", f"p{i // 3}", (46, 50)) for i in range(12)]
+    others = [volume(i, str(i), (0, 1)) for i in range(200)]
     training, held_out = split_records([*others, *people], settings)
     for part, number in ((training, 9), (held_out, 3)):
         assert len([volume for volume in part if volume.labels[1] == 50]) == number
@@ -284,9 +299,7 @@ def test_people_and_generated_anatomy_are_on_both_sides():
 
 def test_a_scan_with_many_labels_is_no_label_map_of_people():
     settings = PretrainSettings(recipe="none", store="s", training=TrainingSettings(steps=1))
-    volumes = [
-        SimpleNamespace(fingerprint=str(i), labels=(0, 104 if i == 3 else 4), **ONE) for i in range(40)
-    ]
+    volumes = [volume(i, str(i), (0, 104 if i == 3 else 4)) for i in range(40)]
     assert len(split_records(volumes, settings)[1]) == 2  # one of them alone would be refused
 
 

@@ -136,7 +136,8 @@ def test_ignored_voxels_and_partial_labels_of_regions(finetune_settings, tmp_pat
 
 def test_values_with_a_gap_are_values_of_masks(finetune_settings, run_command, tmp_path):
     folder = write_brats(tmp_path / "d", labels=LABELS)
-    scores = finetune(finetune_settings(f"dataset={folder}", *TINY), tmp_path / "run")
+    longer = ("training.steps=60", "training.validate_every=60")
+    scores = finetune(finetune_settings(f"dataset={folder}", *TINY, *longer), tmp_path / "run")
     assert list(scores["mean"]) == ["necrosis", "oedema", "enhancing", "all"]
     info = read(tmp_path / "run" / "weights.safetensors")[1]
     assert info.label_values == ((0,), (1,), (2,), (4,))

@@ -331,8 +331,8 @@ def test_no_voxels_travel_from_workers(tmp_path, scans):
         with pytest.raises(DataError, match=r"is not there: give a --store in a folder .* workers share"):
             store.add(entry)
         prepare_scan(scan, NATIVE, files)
-        assert len(list((tmp_path / "s" / ".staged").iterdir())) == 1
-    assert not (tmp_path / "s" / ".staged").exists()
+        assert len(list((tmp_path / "s" / ".parked").iterdir())) == 1
+    assert not (tmp_path / "s" / ".parked").exists()
     assert store.faults() == []
 
 

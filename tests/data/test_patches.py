@@ -76,7 +76,7 @@ def test_a_batch_is_a_function_of_seed_and_index(store, kind):
 
 
 def test_unlabelled_batches_have_the_documented_axes(store):
-    patches, valid, origin, spacing, labels, hidden = unlabelled(store, num_patches=3)[0]
+    patches, valid, origin, spacing, labels, hidden, *_ = unlabelled(store, num_patches=3)[0]
     assert patches.shape == (2, 3, 1, 8, 8, 8)
     assert patches.dtype == torch.float32
     assert valid.shape == (2, 3, 2, 3)
@@ -170,7 +170,7 @@ def test_what_was_removed_is_said_only_where_a_volume_was_anonymised(tmp_path, s
     assert (first.anonymised, second.anonymised) == (True, False)
     seen = 0
     for index in range(10):
-        _, valid, origin, spacing, labels, hidden = unlabelled(masked, patch_size=(8, 8, 25))[index]
+        _, valid, origin, spacing, labels, hidden, *_ = unlabelled(masked, patch_size=(8, 8, 25))[index]
         assert labels is None
         assert (hidden.dtype, hidden.shape) == (torch.bool, (2, 2, 8, 8, 25))
         for place in np.ndindex(2, 2):

@@ -6,8 +6,8 @@ from models.test_contract import EXAMPLES
 
 from misfm.losses import segmentation_loss
 from misfm.pretext import PRETEXTS
-from misfm.testing import pretexts
-from misfm.testing.pretexts import Trial
+from misfm.testing import trial as trials
+from misfm.testing.trial import Trial, takes
 
 ONE_OF_EACH_KIND = [example for example in EXAMPLES if "-" not in example.name]
 """Names with a dash are sizes of another network."""
@@ -44,9 +44,9 @@ def kinds_of_batches(trial):
 def test_a_pretext_task_reaches_all_but_a_decoder_that_it_leaves_alone(name, example, monkeypatch):
     task = PRETEXTS.get(name)()
     network = (example.name, dict(example.options), example.patch_sizes[0])
-    if not pretexts.takes(task, *network):
+    if not takes(task, *network):
         pytest.skip("a task that does not take this network")
-    monkeypatch.setattr(pretexts, "NETWORKS", (network,))
+    monkeypatch.setattr(trials, "NETWORKS", (network,))
     trial = Trial(task)
     model = trial.model().train()
     every = {name for name, _ in model.named_parameters()}

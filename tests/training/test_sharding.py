@@ -74,6 +74,7 @@ def trained(name, saved=None, first=0, *, twice=False):
     optimizer = build_optimizer(model, OptimizerSettings(lr=1e-3))
     average = WeightAverage(model, 0.5)
     if saved is not None:
+        saved = copy.deepcopy(saved)  # the optimiser goes on in the tensors that it is given
         model.load_state_dict(shares(saved[0], model.state_dict()))
         optimizer.load_state_dict(optimizer_shares(saved[1], optimizer))
         average.restore(shares(saved[2], average.values))

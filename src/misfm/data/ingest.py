@@ -138,8 +138,8 @@ def ingest(
         pool(workers, scheduler) as workplace,
     ):
         # On a cluster no voxels pass the scheduler: workers leave files in the store's folder.
-        staged_in = VolumeFiles(Path(store_path).absolute() / "volumes") if workplace.is_cluster else None
-        prepared = partial(prepare_scan, settings=settings, staged_in=staged_in)
+        parked_in = VolumeFiles(Path(store_path).absolute() / "volumes") if workplace.is_cluster else None
+        prepared = partial(prepare_scan, settings=settings, parked_in=parked_in)
         released = {(one.source, one.stamp) for one in store.released()}
         scans = [replace(scan, is_released=(scan.source, scan.stamp) in released) for scan in scans]
         known = []
@@ -290,18 +290,18 @@ def prepare(
 
 
 def prepare_scan(
-    scan: ScanSource, settings: IngestSettings, staged_in: VolumeFiles | None = None
+    scan: ScanSource, settings: IngestSettings, parked_in: VolumeFiles | None = None
 ) -> Entry | Refusal:
     """The entry of a scan, or why it cannot be used; runs in the workers.
 
     Raises:
-        DataError: its files cannot be staged, which is no fault of the scan.
+        DataError: its files cannot be parked, which is no fault of the scan.
     """
     result = _read_scan(scan, settings)
     if isinstance(result, Refusal):
         return result
     result = replace(result, memory=most_bytes_so_far())
-    return staged_in.stage(result) if staged_in else result
+    return parked_in.park(result) if parked_in else result
 
 
 def _read_scan(scan: ScanSource, settings: IngestSettings) -> Entry | Refusal:

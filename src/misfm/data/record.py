@@ -114,15 +114,15 @@ class Entry:
     """A volume on its way into a store.
 
     Attributes:
-        record: what it is; with ``checks`` once its files are staged.
-        image: compressed (C, D, H, W) voxels; empty, as all others, once they are staged.
+        record: what it is; with ``checks`` once its files are parked.
+        image: compressed (C, D, H, W) voxels; empty, as all others, once they are parked.
         label: compressed (1, D, H, W) label map, if any.
         anchors: (N, 3) int16 coordinates of content voxels.
         label_anchors: (N, 4) int16, a label value and coordinates in each row.
         anonymised: compressed (1, D, H, W) mask of what was removed to make the patient unknown, if any.
         notes: what reading its scan had to repair; told, not kept.
         doubt: why it may have been taken for another kind of scan than it is, likewise.
-        staged: where in the store's folder its files are, which a worker wrote; empty where they are here.
+        parked: where in the store's folder its files are, which a worker wrote; empty where they are here.
         memory: bytes that the process which prepared it had at most.
     """
 
@@ -134,7 +134,7 @@ class Entry:
     anonymised: bytes | None = None
     notes: tuple[str, ...] = ()
     doubt: str = ""
-    staged: str = ""
+    parked: str = ""
     memory: int = 0
 
     def checks(self) -> Checks:

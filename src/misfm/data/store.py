@@ -99,9 +99,9 @@ class Store:
         with locks.hold(path / ".lock", f"Another process adds to the store {path}.", waiting=waiting):
             store = cls.create(path, settings, pseudonymous=pseudonymous)
             remove_leftovers(path / "volumes")
-            store._files.clear_staging()
+            store._files.clear_parking()
             yield store
-            store._files.clear_staging()
+            store._files.clear_parking()
             store.records()  # leaves columns to those who read, where there are many
 
     @classmethod
@@ -194,7 +194,7 @@ class Store:
         return record
 
     def discard(self, entry: Entry) -> None:
-        """Remove what a worker staged of an entry that will not be added."""
+        """Remove what a worker parked of an entry that will not be added."""
         self._files.discard(entry)
 
     def records(self) -> Records:

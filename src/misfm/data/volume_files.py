@@ -47,18 +47,18 @@ class VolumeFiles:
     def __init__(self, folder: Path, source: RemoteFolder | None = None) -> None:
         self.folder = folder
         self.source = source
-        self.staging = folder.with_name(".staged")
+        self.parking = folder.with_name(".parked")
 
     def write(self, entry: Entry) -> Record:
-        """Write all files of a volume, each atomically, or adopt those that were staged.
+        """Write all files of a volume, each atomically, or adopt those that were parked.
 
         Returns:
             Its record, with checksums.
 
         Raises:
-            DataError: the disk is full, the folder cannot be written, or nothing was staged there.
+            DataError: the disk is full, the folder cannot be written, or nothing was parked there.
         """
-        if entry.staged:
+        if entry.parked:
             self._adopt(entry)
             return entry.record
         record = entry.record.model_copy(update={"checks": entry.checks()})
@@ -66,7 +66,7 @@ class VolumeFiles:
             write_bytes(path, content)
         return record
 
-    def stage(self, entry: Entry) -> Entry:
+    def park(self, entry: Entry) -> Entry:
         """Write all files of a volume to where no reader looks, for another process that adds it.
 
         Returns:
@@ -75,22 +75,22 @@ class VolumeFiles:
         Raises:
             DataError: the disk is full or the folder cannot be written.
         """
-        folder = self.staging / secrets.token_hex(8)
+        folder = self.parking / secrets.token_hex(8)
         make_folder(folder)
         for path, content in self._contents(entry):
             write_synced(folder / path.name, content)
         record = entry.record.model_copy(update={"checks": entry.checks()})
-        rest = replace(entry, record=record, image=b"", label=None, anonymised=None, staged=folder.name)
+        rest = replace(entry, record=record, image=b"", label=None, anonymised=None, parked=folder.name)
         return replace(rest, anchors=entry.anchors[:0], label_anchors=entry.label_anchors[:0])
 
     def discard(self, entry: Entry) -> None:
-        """Remove what was staged of an entry that will not be added."""
-        if entry.staged:
-            shutil.rmtree(self.staging / entry.staged, ignore_errors=True)
+        """Remove what was parked of an entry that will not be added."""
+        if entry.parked:
+            shutil.rmtree(self.parking / entry.parked, ignore_errors=True)
 
-    def clear_staging(self) -> None:
-        """Remove whatever is staged: all of it is nobody's where nobody adds to the store."""
-        shutil.rmtree(self.staging, ignore_errors=True)
+    def clear_parking(self) -> None:
+        """Remove whatever is parked: all of it is nobody's where nobody adds to the store."""
+        shutil.rmtree(self.parking, ignore_errors=True)
 
     def _contents(self, entry: Entry) -> list[tuple[Path, bytes]]:
         """The files of an entry."""
@@ -103,9 +103,9 @@ class VolumeFiles:
         ]
 
     def _adopt(self, entry: Entry) -> None:
-        """Move staged files to where readers look; on shared disks they may appear a while after they were
+        """Move parked files to where readers look; on shared disks they may appear a while after they were
         written."""
-        folder, until = self.staging / entry.staged, time.monotonic() + _PATIENCE
+        folder, until = self.parking / entry.parked, time.monotonic() + _PATIENCE
         while not folder.exists() and time.monotonic() < until:
             time.sleep(0.1)
         record = entry.record

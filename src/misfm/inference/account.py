@@ -50,9 +50,9 @@ class Account:
 
     def label_here(self, jobs: Sequence[Job]) -> None:
         """Label cases in this process: the next is read and the last written while one is computed."""
-        stages = _Here(self, self._work)
+        parts = _Here(self, self._work)
         try:
-            stages.overlapped.run(self._open(jobs))
+            parts.overlapped.run(self._open(jobs))
         finally:
             self._predictions.remember()
 

@@ -27,11 +27,11 @@ class _Rehearsal(world.World):
     """One of several processes, of which one after the other runs up to where it waits for the others.
 
     Attributes:
-        settled: what all of them had in each exchange so far.
+        exchanged: what all of them had in each exchange so far.
         own: what this one has had.
     """
 
-    settled: list[list[Tensor]] = field(default_factory=list)
+    exchanged: list[list[Tensor]] = field(default_factory=list)
     own: list[Tensor] = field(default_factory=list)
 
     def total(self, x: Tensor) -> Tensor:
@@ -45,9 +45,9 @@ class _Rehearsal(world.World):
     def _exchanged(self, x: Tensor) -> list[Tensor]:
         number = len(self.own)
         self.own.append(x)
-        if number == len(self.settled):
+        if number == len(self.exchanged):
             raise _Paused
-        return self.settled[number]
+        return self.exchanged[number]
 
 
 def rehearsed(function: Callable[[int], Mapping[str, float]], size: int) -> list[Mapping[str, float]]:

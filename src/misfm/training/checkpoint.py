@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -187,8 +187,6 @@ def restore(
     """
     try:
         if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
-            from misfm.training.sharding import shares_of
-
             checkpoint = shares_of(checkpoint, model, optimizer, average)
         model.load_state_dict(checkpoint.model)
         if checkpoint.step:
@@ -217,3 +215,31 @@ def check_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
             for value in saved["state"].get(number, {}).values():
                 if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
                     raise ValueError("another shape")
+
+
+def shares_of(
+    checkpoint: Checkpoint,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+) -> Checkpoint:
+    """Return this rank's shares of the tensors of a checkpoint; all ranks have to ask, with the same one.
+
+    Args:
+        checkpoint: with whole tensors.
+        model: as shared out, that is to take them, as are the following.
+        optimizer: of it.
+        average: of its weights.
+
+    Raises:
+        ValueError: a tensor has another shape.
+    """
+    from misfm.training.sharding import optimizer_shares, shares  # of the parts of torch that load slowly
+
+    theirs = checkpoint.average if average is not None else {}
+    return replace(
+        checkpoint,
+        model=shares(checkpoint.model, model.state_dict()),
+        optimizer=optimizer_shares(checkpoint.optimizer, optimizer) if checkpoint.step else {},
+        average=shares(theirs, average.values if average is not None else {}),
+    )

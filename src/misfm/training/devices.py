@@ -166,7 +166,7 @@ def enter(devices: Devices) -> Entered | None:
     if _entered is not None:
         if started.size != _entered.started.size:
             raise ConfigError(
-                f"--devices: this program has begun with {_entered.started.size} processes, and goes on with "
+                f"--devices: this program started with {_entered.started.size} processes, and goes on with "
                 "as many."
             )
         return _entered

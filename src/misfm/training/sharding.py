@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -26,8 +26,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from misfm import world
 from misfm.models import Backbone
 from misfm.models.blocks import blocks_of
-from misfm.training.checkpoint import Checkpoint
-from misfm.training.ema import WeightAverage
 
 Value = TypeVar("Value")
 
@@ -83,39 +81,13 @@ def gathered(state: Value) -> Value:
     if isinstance(state, DTensor):
         whole = state.full_tensor()
         return whole.cpu() if world.is_leader() else whole[:0].cpu()  # type: ignore[return-value]
-    if isinstance(state, Checkpoint):
+    if is_dataclass(state) and not isinstance(state, type):
         return replace(state, **gathered(vars(state)))
     if isinstance(state, Mapping):
         return type(state)({name: gathered(value) for name, value in state.items()})  # type: ignore[call-arg]
     if isinstance(state, list | tuple):
         return type(state)(gathered(value) for value in state)
     return state
-
-
-def shares_of(
-    checkpoint: Checkpoint,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None,
-) -> Checkpoint:
-    """Return this rank's shares of the tensors of a checkpoint; all ranks have to ask, with the same one.
-
-    Args:
-        checkpoint: with whole tensors.
-        model: as shared out, that is to take them, as are the following.
-        optimizer: of it.
-        average: of its weights.
-
-    Raises:
-        ValueError: a tensor has another shape.
-    """
-    theirs = checkpoint.average if average is not None else {}
-    return replace(
-        checkpoint,
-        model=shares(checkpoint.model, model.state_dict()),
-        optimizer=optimizer_shares(checkpoint.optimizer, optimizer) if checkpoint.step else {},
-        average=shares(theirs, average.values if average is not None else {}),
-    )
 
 
 def shares(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
