@@ -1,7 +1,6 @@
 """What a prediction is computed in: 16 bits where the device is fast at them, and 32 where it is not.
 
-Label maps in 16 bits are those in 32 but for a few voxels, mostly at the border of a label; how many is
-measured by ``benchmarks/prediction.py``.
+In how many voxels label maps in 16 bits differ from those in 32 is measured by ``benchmarks/prediction.py``.
 """
 
 from __future__ import annotations
