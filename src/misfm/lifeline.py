@@ -11,10 +11,11 @@ import os
 import secrets
 import selectors
 import socket
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from misfm import signals
@@ -25,6 +26,10 @@ END, BYE = 255, 254
 GRACE = 3.0
 """Seconds that a process waits for the leader to end first, so that this one has the last word."""
 TOKEN_BYTES = 16
+PARENT = "MISFM_LEADER_PID"
+"""Variable of the environment: which process has started this one."""
+GLANCE = 0.2
+"""Seconds between two looks whether those that are still to meet are there."""
 Door = tuple[int, bytes]
 """The leader's port, and what to say there."""
 
@@ -173,6 +178,37 @@ def connect(
             else:  # somebody else's
                 peer.close()
         return Lifeline(peers, rank, size)
+
+
+@contextmanager
+def watched_meeting(children: Sequence[subprocess.Popen[bytes]], size: int) -> Iterator[None]:
+    """End this process where one of those that misfm has started ends before all have met.
+
+    Only then is there a :class:`Lifeline`; meanwhile the main thread waits deep in a library.
+
+    Args:
+        children: that this process has started, rank 1 the first.
+        size: how many processes there are.
+    """
+    met = threading.Event()
+    parent = "" if children else os.environ.get(PARENT, "")
+
+    def watch() -> None:
+        while not met.wait(GLANCE):
+            if parent.isdecimal() and os.getppid() != int(parent):
+                os._exit(1)
+            for rank, child in enumerate(children, 1):
+                if child.poll() is None or met.is_set():
+                    continue
+                if child.returncode < 0 and not signals.requested():  # else it has said so itself
+                    print(lost(rank, size), file=sys.stderr, flush=True)
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="meeting").start()
+    try:
+        yield
+    finally:
+        met.set()
 
 
 def listening(address: str) -> socket.socket:

@@ -78,6 +78,20 @@ def test_where_one_is_killed_all_end_with_one_sentence(endless, killed):
     assert RunFolder(out).has_checkpoint
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="finds children in /proc")
+@pytest.mark.parametrize("killed", ["leader", "other"])
+def test_where_one_is_killed_before_all_have_met_all_end(tmp_path, store, tiny_pretraining, killed):
+    options = ("pretrain", "--store", store, "--out", tmp_path / "run", *tiny_pretraining)
+    process = start(*MISFM, *options, "--devices", 2)
+    while not (others := others_of(process)):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid if killed == "leader" else others[0], signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]  # until the last of them has closed its standard error
+    assert said.count("Process 1 of 2 was killed") == (killed == "other")
+    assert "Traceback" not in said
+
+
 def test_torchrun_starts_a_world(tmp_path, store, tiny_pretraining):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
     options = ("pretrain", "--store", store, "--out", tmp_path / "run", *tiny_pretraining)

@@ -180,10 +180,11 @@ def enter(devices: Devices) -> Entered | None:
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // started.local_size))
-    meet(started, address, port, "nccl" if device.type == "cuda" else "gloo")
-    ours = world.World(started.rank, started.size, dist.new_group(backend="gloo", timeout=LONG))
-    with world.member(ours):
-        line = lifeline.connect(started.rank, started.size, address, world.from_leader)
+    with lifeline.watched_meeting(children, started.size):
+        meet(started, address, port, "nccl" if device.type == "cuda" else "gloo")
+        ours = world.World(started.rank, started.size, dist.new_group(backend="gloo", timeout=LONG))
+        with world.member(ours):
+            line = lifeline.connect(started.rank, started.size, address, world.from_leader)
     _entered = Entered(started, ours, line, children, devices.strategy)
     atexit.register(leave, _entered)
     if not started.rank:
@@ -312,6 +313,7 @@ def start_others(started: Started, place: dict[str, str]) -> list[subprocess.Pop
     program = ["-m", module.name] if module is not None else [os.path.abspath(sys.argv[0])]
     command = [sys.executable, *program, *sys.argv[1:]]
     known = {"WORLD_SIZE": str(started.size), "NODE_RANK": "0", "MISFM_NODES": "1"}
+    known[lifeline.PARENT] = str(os.getpid())
     return [
         subprocess.Popen(command, env={**place, **known, "LOCAL_RANK": str(rank)})
         for rank in range(1, started.size)
