@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from misfm.errors import ConfigError, DataError
-from misfm.parallel import Overlapped, Where
+from misfm.parallel import Overlapped, Where, pool
 from misfm.signals import Interrupted
 
 
@@ -92,3 +92,8 @@ def test_devices_are_workers_of_their_own():
     for wrong in (Where(devices=3), Where(devices="none"), Where(workers=2, devices=2)):
         with pytest.raises(ConfigError, match="--devices"):
             wrong.num_workers(2)
+
+
+def test_a_scheduler_that_is_not_there_is_a_sentence():
+    with pytest.raises(ConfigError, match="no Dask scheduler at 'nonsense'"), pool(scheduler="nonsense"):
+        pass

@@ -157,6 +157,23 @@ def check_workers(count: int, option: str) -> None:
         )
 
 
+def _client(scheduler: str) -> Any:
+    """Return a client of the scheduler at an address.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from distributed import Client
+
+    try:
+        return Client(scheduler, timeout=30)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--scheduler: there is no Dask scheduler at '{scheduler}' ({error}); `dask scheduler` says "
+            "where it listens, such as tcp://host:8786."
+        ) from error
+
+
 @contextmanager
 def pool(workers: int = 0, scheduler: str | None = None) -> Iterator[Pool]:
     """Open a place to work in.
@@ -177,7 +194,7 @@ def pool(workers: int = 0, scheduler: str | None = None) -> Iterator[Pool]:
     with ExitStack() as stack:
         cluster = None
         if scheduler is not None:
-            client = stack.enter_context(Client(scheduler, timeout=30))
+            client = stack.enter_context(_client(scheduler))
         else:
             with withheld():
                 cluster = LocalCluster(
