@@ -22,7 +22,9 @@ from misfm.training.run import RunFolder
 
 def spawn(*arguments, threads=1):
     """Start a command in a process group of its own, as ``scancel`` and ``docker stop`` find it."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    # Clusters of earlier tests may have left the second of them behind, and torch takes the less of both.
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    environment = {**os.environ, **counts, "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-m", "misfm", *map(str, arguments)]
     return subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -41,6 +41,7 @@ def folder(tmp_path):
         ({"labels": {"background": 0, "liver": 10**12}}, "the value 1000000000000; labels are whole numbers"),
         ({"labels": {str(i): f"label {i}" for i in range(40_000)}}, "names 40,000 labels"),
         ({"channel_names": {}}, "must hold 'channel_names'"),
+        ({"channel_names": [1]}, "must hold 'channel_names'"),
         ({"channel_names": {"²": "CT"}}, "must hold 'channel_names'"),
         ({"file_ending": "/../../x"}, "gives file_ending as '/../../x'; write one such as '.nii.gz'"),
         ({"file_ending": ""}, "gives file_ending as ''"),

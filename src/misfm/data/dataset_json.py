@@ -45,7 +45,7 @@ def parse_channels(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
         if not 0 < len(names) <= MOST_CHANNELS:
             raise ValueError("none, or too many")
         return names
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path} must hold 'channel_names' as nnU-Net wants them.") from error
 
 
